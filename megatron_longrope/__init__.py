@@ -1,0 +1,1 @@
+"""LongRoPE context extension on megatron-core."""

@@ -1,0 +1,17 @@
+"""Strict typed configs, lengths, YAML recipes and dotted overrides."""
+
+from megatron_longrope.config.base import StrictConfig, build_config
+from megatron_longrope.config.lengths import Length, format_length, parse_length
+from megatron_longrope.config.recipe_file import apply_overrides, parse_yaml, read_yaml, write_yaml
+
+__all__ = [
+    "Length",
+    "StrictConfig",
+    "apply_overrides",
+    "build_config",
+    "format_length",
+    "parse_length",
+    "parse_yaml",
+    "read_yaml",
+    "write_yaml",
+]

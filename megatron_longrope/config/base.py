@@ -1,0 +1,45 @@
+"""The base of every config: frozen, typed, no unknown keys; and its errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from megatron_longrope.errors import InputError
+
+
+class StrictConfig(BaseModel):
+    """A frozen pydantic model that refuses unknown keys and non-finite floats."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=StrictConfig)
+
+
+def build_config(kind: type[ConfigT], values: Mapping[str, Any], source: str = "config") -> ConfigT:
+    """Returns `values` as a validated `kind`; raises InputError that names the first wrong key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        if first["type"] == "extra_forbidden":
+            rule = f"unknown key in {source}; known here: {', '.join(_known_keys(kind, first['loc'][:-1]))}"
+        else:
+            rule = f"{first['msg']} (in {source})"
+        more = len(error.errors()) - 1
+        raise InputError(path, first["input"], rule + (f"; {more} more" if more else "")) from error
+
+
+def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields at `path` below `kind`, where that place is a config itself."""
+    current: Any = kind
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        annotation = field.annotation if field is not None else None
+        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        current = inner[0] if inner else annotation
+    return sorted(getattr(current, "model_fields", {}))

@@ -1,0 +1,75 @@
+"""YAML 1.2 recipes and dotted overrides, read into plain dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from megatron_longrope.errors import InputError
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML 1.2 file (`2e-5` is a number, `off` a word)."""
+    if not path.is_file():
+        raise InputError("recipe", path, "no such file")
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Returns the mapping in YAML `text`; `source` names it in errors."""
+    try:
+        values = _yaml().load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError("recipe", source, f"not valid YAML at line {line}: {error.problem}") from error
+    except YAMLError as error:
+        raise InputError("recipe", source, f"not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise InputError("recipe", source, "a recipe is a mapping of keys to values")
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns `values` with every `key.sub=value` of `overrides` set; values are read as YAML."""
+    result = _deep_copy(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError("--set", override, "an override is written key.sub=value")
+        *parents, last = key.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise InputError("--set", override, f"{parent} is a value, not a group of keys")
+        place[last] = _scalar(text, override)
+    return result
+
+
+def write_yaml(values: Mapping[str, Any], path: Path) -> None:
+    """Writes `values` as YAML 1.2, atomically."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        _yaml().dump(dict(values), stream)
+    partial.replace(path)
+
+
+def _scalar(text: str, override: str) -> Any:
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise InputError("--set", override, "the value is not valid YAML") from error
+
+
+def _deep_copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _deep_copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    return yaml
