@@ -1,0 +1,61 @@
+"""Factor sets as JSON files: versioned, written atomically, validated on reading."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_longrope.config import build_config
+from megatron_longrope.errors import InputError
+from megatron_longrope.rope.factors import FactorSet, RopeFactors
+
+FORMAT = "longrope-factors"
+VERSION = 1
+
+
+def write_factors(path: Path | str, factors: FactorSet | RopeFactors) -> None:
+    """Writes `factors` to `path` as JSON: whole or not at all; every float is read back bit for bit."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(factors_to_json(factors), indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_factors(path: Path | str) -> FactorSet:
+    """Returns the factor set in `path`; raises InputError that names what is wrong with it."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("factors", path, "no such file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError("factors", path, f"not a whole JSON file: {error}") from error
+    except _NotFiniteError as error:
+        raise InputError("factors", path, f"holds {error}; factors are finite numbers") from error
+    return factors_from_json(values, str(path))
+
+
+def factors_to_json(factors: FactorSet | RopeFactors) -> dict[str, Any]:
+    """Returns what a factors file holds, as plain JSON values."""
+    factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
+    return {"format": FORMAT, "version": VERSION, **factor_set.model_dump(mode="json")}
+
+
+def factors_from_json(values: object, source: str) -> FactorSet:
+    """Returns the factor set of a parsed factors file; `source` names it in the InputError raised for a wrong one."""
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise InputError("factors", source, f'not a factors file: it has no "format": "{FORMAT}"')
+    if values.get("version") != VERSION:
+        raise InputError("version", values.get("version"), f"this release reads version {VERSION} ({source})")
+    return build_config(FactorSet, {k: v for k, v in values.items() if k not in ("format", "version")}, source)
+
+
+class _NotFiniteError(ValueError):
+    """NaN or an infinity, which Python's JSON reader would let through."""
+
+
+def _refuse_constant(name: str) -> float:
+    raise _NotFiniteError(name)
