@@ -1,0 +1,43 @@
+# Each target sets up .venv by itself. PYTHON=… chooses the interpreter it is made with.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do command -v $$name && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGING := pyproject.toml setup.py constraints.txt
+# One thread per test process: gloo tests start several, and two pytest workers share the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SERIAL_TESTS := $(wildcard tests/distributed tests/e2e)
+
+.PHONY: demo test test-gpu lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/longrope demo --run-dir runs/demo
+
+test: $(VENV)/.installed-dev
+	status=0; \
+	$(PYTEST) -n 2 tests/unit || status=1; \
+	$(PYTEST) $(SERIAL_TESTS) || status=1; \
+	exit $$status
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu tests
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.12 found; give one with PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: $(PACKAGING) | $(BIN)/pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(PACKAGING) | $(BIN)/pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/.installed
