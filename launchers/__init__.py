@@ -1,0 +1,1 @@
+"""The `longrope` command and what starts it on many processes: thin, no algorithm lives here."""

@@ -1,0 +1,1 @@
+"""One module per subcommand; each exports its click command or group as `command`."""

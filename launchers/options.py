@@ -1,0 +1,109 @@
+"""Options and parameter types that several subcommands share, and the writer behind `--json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from megatron_longrope.config import parse_length
+from megatron_longrope.errors import InputError
+
+CallableT = TypeVar("CallableT", bound=Callable[..., Any])
+
+
+class LengthType(click.ParamType):
+    """A length in tokens: 262144, 256k or 2M."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Returns tokens; raises InputError that names the option."""
+        return parse_length(value, _option_name(param))
+
+
+class LengthsType(click.ParamType):
+    """Lengths in tokens, separated by commas: 2k,8k,16k."""
+
+    name = "lengths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Returns tokens, in the order given; raises InputError for a wrong length or one given twice."""
+        if isinstance(value, tuple):
+            return value
+        lengths = tuple(parse_length(part, _option_name(param)) for part in str(value).split(","))
+        if len(set(lengths)) < len(lengths):
+            raise InputError(_option_name(param), value, "a length is given twice")
+        return lengths
+
+
+LENGTH = LengthType()
+LENGTHS = LengthsType()
+
+
+def json_option(command: CallableT) -> CallableT:
+    """Adds `--json FILE`, passed as `json_path: Path | None`; `write_json` writes it."""
+    return click.option(
+        "--json",
+        "json_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=None,
+        metavar="FILE",
+        help="Write a machine-readable result here.",
+    )(command)
+
+
+def set_option(command: CallableT) -> CallableT:
+    """Adds `--set key.sub=value`, repeatable, passed as `overrides: tuple[str, ...]` for `config.apply_overrides`."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY.SUB=VALUE",
+        help="Override one key of the recipe; the value is read as YAML. Repeatable.",
+    )(command)
+
+
+def write_json(path: Path, payload: Mapping[str, Any]) -> None:
+    """Writes `payload` as JSON, atomically; numbers that are not finite become null, as JSON has no word for them.
+
+    Raises InputError when the folder does not exist or cannot be written to.
+    """
+    text = json.dumps(_finite(payload), indent=2, allow_nan=False, default=_plain) + "\n"
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError("--json", path, f"cannot be written: {error.strerror}") from error
+
+
+def _option_name(param: click.Parameter | None) -> str:
+    if param is None:
+        return "length"
+    return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, NumPy scalars and arrays as Python numbers."""
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
