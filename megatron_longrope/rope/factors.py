@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
 from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.rope.geometry import RopeGeometry
+
+if TYPE_CHECKING:
+    from typing import Self
 
 MAX_ATTENTION_FACTOR = 10.0
 """Beyond it q·k would be multiplied by more than 100: no published method comes near."""
@@ -30,8 +33,8 @@ class FactorOrigin(StrictConfig):
 class RopeFactors(StrictConfig):
     """Pair i turns by n·θ_i for n < start_tokens and by n·θ_i/λ_i from there on (LongRoPE, arXiv 2402.13753, eq. 2).
 
-    `rescale` holds λ, one per pair. cos and sin are multiplied by `attention_factor` t, so q·k by t². Lengths are tokens.
-    `hf_inverse_frequencies` are transformers' own float32 frequencies [head_dim/2] where λ came from one of its
+    `rescale` holds λ, one per pair. cos and sin are multiplied by `attention_factor` t, so q·k by t². Lengths are in
+    tokens. `hf_inverse_frequencies` are transformers' own float32 frequencies [head_dim/2] where λ came from one of its
     formulas whose rounding λ alone cannot repeat; only `angle_precision=hf` reads them.
     """
 

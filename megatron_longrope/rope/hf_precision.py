@@ -25,7 +25,7 @@ def float32_linear_frequencies(base: float, head_dim: int, factor: float) -> tup
 def float32_dynamic_frequencies(
     base: float, head_dim: int, factor: float, original_length: int, length: int
 ) -> tuple[float, ...]:
-    """dynamic: a new base; transformers makes it from a Python number at rest, from a float32 tensor beyond the window."""
+    """dynamic: a new base, which transformers computes in float32 for inputs beyond the window, in float64 before."""
     seq_len: int | Tensor = torch.tensor(length) if length > original_length else original_length
     ratio = (factor * seq_len / original_length) - (factor - 1)
     new_base = base * ratio ** (head_dim / (head_dim - 2))

@@ -1,0 +1,63 @@
+"""Factor sets to the rotary settings of a Hugging Face config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_longrope.errors import InputError
+from megatron_longrope.rope.factors import FactorSet, RopeFactors
+
+_RULE = "transformers' longrope cannot carry it"
+
+
+def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
+    """Returns what to merge into a `config.json` so that transformers 4 and 5 turn as `factors` do.
+
+    Keys: max_position_embeddings, rope_theta, rope_scaling (generation 4), rope_parameters (generation 5), and with
+    scaling original_max_position_embeddings. A set with one range is served at every length (short = long). Raises
+    InputError for what `longrope` has no place for: start tokens, other ranges than up to and beyond the original
+    length, two attention factors.
+    """
+    factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
+    geometry = factor_set.geometry
+    pieces: dict[str, Any] = {"max_position_embeddings": factor_set.target_length, "rope_theta": geometry.base}
+    if all(entry.factors.is_identity for entry in factor_set.ranges):
+        default = {"rope_type": "default", "rope_theta": geometry.base}
+        return pieces | {"rope_scaling": None, "rope_parameters": default}
+    settings = _longrope_settings(factor_set)
+    return pieces | {
+        "original_max_position_embeddings": geometry.original_length,
+        "rope_scaling": settings,
+        "rope_parameters": settings | {"rope_theta": geometry.base},
+    }
+
+
+def _longrope_settings(factor_set: FactorSet) -> dict[str, Any]:
+    short, long = _short_and_long(factor_set)
+    for factors in (short, long):
+        if factors.start_tokens:
+            raise InputError(
+                "start_tokens", factors.start_tokens, f"{_RULE}: it has no start positions left as they were"
+            )
+    if short.attention_factor != long.attention_factor:
+        both = f"{short.attention_factor:g} and {long.attention_factor:g}"
+        raise InputError("attention_factor", both, f"{_RULE}: it has one for short and long inputs")
+    window = factor_set.geometry.original_length
+    return {
+        "rope_type": "longrope",
+        "short_factor": list(short.rescale),
+        "long_factor": list(long.rescale),
+        "original_max_position_embeddings": window,
+        "attention_factor": long.attention_factor,
+        "factor": factor_set.target_length / window,
+    }
+
+
+def _short_and_long(factor_set: FactorSet) -> tuple[RopeFactors, RopeFactors]:
+    if len(factor_set.ranges) > 2:
+        raise InputError("ranges", len(factor_set.ranges), f"{_RULE}: it has two, up to the original length and beyond")
+    short, long = factor_set.ranges[0], factor_set.ranges[-1]
+    window = factor_set.geometry.original_length
+    if short is not long and short.up_to != window:
+        raise InputError("up_to", short.up_to, f"{_RULE}: it changes factors at the original length, {window}")
+    return short.factors, long.factors

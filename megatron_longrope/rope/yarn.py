@@ -1,0 +1,77 @@
+"""YaRN (arXiv 2309.00071): fast pairs kept, slow ones interpolated, a ramp between, and an attention temperature."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, model_validator
+
+from megatron_longrope.rope.factors import MAX_ATTENTION_FACTOR, RopeFactors
+from megatron_longrope.rope.geometry import RopeGeometry
+from megatron_longrope.rope.hf_precision import float32_yarn_frequencies
+from megatron_longrope.rope.interpolation import RopeMethod
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class Yarn(RopeMethod):
+    """Pairs that turn more than `beta_fast` times in the window keep λ = 1, fewer than `beta_slow` times get λ = s.
+
+    `attention_factor` None: 0.1·ln s + 1, or with both `mscale` keys (DeepSeek) the quotient of two such terms.
+    `truncate` widens the ramp to whole pairs, as transformers does by default.
+    """
+
+    name: ClassVar[str] = "yarn"
+    scale: float = Field(ge=1)
+    beta_fast: float = Field(default=32, gt=0)
+    beta_slow: float = Field(default=1, gt=0)
+    attention_factor: float | None = Field(default=None, gt=0, le=MAX_ATTENTION_FACTOR)
+    mscale: float | None = Field(default=None, ge=0)
+    mscale_all_dim: float | None = Field(default=None, ge=0)
+    truncate: bool = True
+
+    @model_validator(mode="after")
+    def _check_betas(self) -> Self:
+        if self.beta_fast <= self.beta_slow:
+            raise ValueError(f"beta_fast is larger than beta_slow, got {self.beta_fast} and {self.beta_slow}")
+        return self
+
+    def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
+        """Returns 1/λ_i = (1-r_i) + r_i/s with the ramp r, whatever the length."""
+        low, high = self.correction_range(geometry)
+        ramp = (min(max((i - low) / (high - low), 0.0), 1.0) for i in range(geometry.num_pairs))
+        return self._factors(
+            geometry,
+            tuple(1.0 / ((1.0 - r) + r / self.scale) for r in ramp),
+            round(self.scale * geometry.original_length),
+            attention_factor=self.temperature(),
+            hf_inverse_frequencies=float32_yarn_frequencies(geometry.base, geometry.head_dim, self.scale, (low, high)),
+        )
+
+    def correction_range(self, geometry: RopeGeometry) -> tuple[float, float]:
+        """Returns the pair indices between which the ramp goes from 0 to 1; they differ."""
+        low, high = (self._pair_with_turns(turns, geometry) for turns in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, geometry.head_dim - 1)
+        return (low, high + 0.001) if low == high else (low, high)
+
+    def temperature(self) -> float:
+        """Returns the attention factor t."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return _mscale(self.scale, self.mscale) / _mscale(self.scale, self.mscale_all_dim)
+        return _mscale(self.scale, 1.0)
+
+    @staticmethod
+    def _pair_with_turns(turns: float, geometry: RopeGeometry) -> float:
+        """Returns i, as a real number, where base^(-2i/d)·L = 2π·turns."""
+        window_turns = geometry.original_length / (turns * 2 * math.pi)
+        return (geometry.head_dim * math.log(window_turns)) / (2 * math.log(geometry.base))
+
+
+def _mscale(scale: float, weight: float) -> float:
+    return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
