@@ -1,0 +1,1 @@
+"""From text to packed token datasets: readers, tokenizer training, filtering, packing, writing."""

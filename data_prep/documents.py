@@ -1,0 +1,93 @@
+"""Documents on their way into a dataset: as text, then as tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_longrope.data import TextTokenizer
+from megatron_longrope.errors import InputError
+
+_BATCH = 64
+"""Documents encoded at once: enough for all cores, few enough for memory."""
+
+
+@dataclass(frozen=True)
+class TextDocument:
+    """A document and the name it is known by."""
+
+    name: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+
+@dataclass(frozen=True)
+class TokenDocument:
+    """A document as `tokens` [tokens] of integers; `sha256` identifies what it was made from."""
+
+    name: str
+    tokens: np.ndarray
+    sha256: str
+
+    @classmethod
+    def generated(cls, name: str, tokens: np.ndarray) -> TokenDocument:
+        """Returns a document that never was text, identified by its tokens as little-endian int64."""
+        return cls(name, tokens, hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest())
+
+
+@dataclass(frozen=True)
+class FilterReport:
+    """Names of the documents left out, by reason."""
+
+    empty: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] = ()
+
+
+def filter_documents(
+    documents: Iterable[TextDocument], drop_duplicates: bool = False
+) -> tuple[list[TextDocument], FilterReport]:
+    """Returns the documents that have text, and what was left out; on demand each text once, the first of its kind."""
+    kept: list[TextDocument] = []
+    empty: list[str] = []
+    duplicates: list[str] = []
+    seen: set[str] = set()
+    for document in documents:
+        checksum = document.sha256
+        if not document.text:
+            empty.append(document.name)
+        elif drop_duplicates and checksum in seen:
+            duplicates.append(document.name)
+        else:
+            kept.append(document)
+        seen.add(checksum)
+    return kept, FilterReport(tuple(empty), tuple(duplicates))
+
+
+def tokenize(
+    documents: Iterable[TextDocument], tokenizer: TextTokenizer, add_bos: bool = False, end_token: int | None = None
+) -> list[TokenDocument]:
+    """Returns every document as tokens: what the tokenizer itself makes of it, `add_bos` first, `end_token` last.
+
+    Raises InputError where a document has no tokens.
+    """
+    result = []
+    remaining = iter(documents)
+    while batch := list(itertools.islice(remaining, _BATCH)):
+        encoded = tokenizer.encode_documents([document.text for document in batch], add_bos)
+        result += [_token_document(d, tokens, end_token) for d, tokens in zip(batch, encoded, strict=True)]
+    return result
+
+
+def _token_document(document: TextDocument, tokens: np.ndarray, end_token: int | None) -> TokenDocument:
+    if len(tokens) == 0:
+        raise InputError("document", document.name, "the tokenizer makes no token of it")
+    if end_token is not None:
+        tokens = np.append(tokens, end_token)
+    return TokenDocument(document.name, tokens, document.sha256)

@@ -1,0 +1,59 @@
+"""Text documents from files: one per text file, one per line of a JSON Lines file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_prep.documents import TextDocument
+from megatron_longrope.errors import InputError
+
+
+def read_text_files(paths: Iterable[str | Path]) -> Iterator[TextDocument]:
+    """Yields each file as one document named by its path; raises InputError where it is absent or not UTF-8."""
+    for path in paths:
+        yield TextDocument(str(path), _read_utf8(Path(path)))
+
+
+def read_jsonl(path: str | Path, text_field: str = "text", name_field: str = "id") -> Iterator[TextDocument]:
+    """Yields each line's `text_field` as one document, named by `name_field` or else by file and line number.
+
+    Raises InputError with the line's number where a line is not a JSON object with that field.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError("--jsonl", path, "no such file")
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield _document(line, f"{file.name}:{number}", text_field, name_field)
+
+
+def _document(line: bytes, place: str, text_field: str, name_field: str) -> TextDocument:
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError("--jsonl", place, f"not UTF-8 at byte {error.start} of the line") from error
+    except ValueError as error:
+        raise InputError("--jsonl", place, f"not valid JSON: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get(text_field), str):
+        raise InputError("--jsonl", place, f'every line is an object with a string in "{text_field}"')
+    text = values[text_field]
+    if not _encodable(text):
+        raise InputError("--jsonl", place, "its text holds half a surrogate pair, which no UTF-8 text can")
+    return TextDocument(str(values.get(name_field, place)), text)
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _read_utf8(path: Path) -> str:
+    if not path.is_file():
+        raise InputError("--text", path, "no such file")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError("--text", path, f"not UTF-8: byte 0x{content[error.start]:02x} at {error.start}") from error

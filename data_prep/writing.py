@@ -1,0 +1,130 @@
+"""Writing token datasets: `.bin`, `.idx` and `.json`, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data_prep.documents import TokenDocument
+from data_prep.packing import PackingPlan, plan_packing
+from megatron_longrope.data.index_file import TokenIndex, token_dtype, write_index
+from megatron_longrope.data.manifest import (
+    DatasetCounts,
+    DatasetManifest,
+    DocumentRecord,
+    TokenizerIdentity,
+    file_sha256,
+)
+from megatron_longrope.data.packed import dataset_files
+from megatron_longrope.errors import InputError
+
+
+def write_packed(
+    prefix: str | Path,
+    documents: Sequence[TokenDocument],
+    sequence_length: int,
+    tokenizer: TokenizerIdentity,
+    vocab_size: int,
+    min_piece: int = 1,
+) -> DatasetManifest:
+    """Packs `documents` into rows of at most `sequence_length` tokens, writes them, and returns the manifest.
+
+    Raises InputError where nothing is left to write or a token is outside the vocabulary.
+    """
+    plan = plan_packing([len(document.tokens) for document in documents], sequence_length, min_piece)
+    rows = [
+        [documents[piece.document].tokens[piece.start : piece.start + piece.length] for piece in row]
+        for row in plan.rows
+    ]
+    return _write(Path(prefix), "packed", rows, documents, tokenizer, vocab_size, plan, min_piece)
+
+
+def write_documents(
+    prefix: str | Path, documents: Sequence[TokenDocument], tokenizer: TokenizerIdentity, vocab_size: int
+) -> DatasetManifest:
+    """Writes `documents` whole, one row each, and returns the manifest; raises InputError as `write_packed` does."""
+    rows = [[document.tokens] for document in documents]
+    return _write(Path(prefix), "documents", rows, documents, tokenizer, vocab_size, None, 1)
+
+
+def _write(
+    prefix: Path,
+    kind: Literal["packed", "documents"],
+    rows: Sequence[Sequence[np.ndarray]],
+    documents: Sequence[TokenDocument],
+    tokenizer: TokenizerIdentity,
+    vocab_size: int,
+    plan: PackingPlan | None,
+    min_piece: int,
+) -> DatasetManifest:
+    if not rows:
+        raise InputError("documents", len(documents), "nothing to write: no document, or none with a piece long enough")
+    _check_tokens(documents, vocab_size)
+    files = dataset_files(prefix)
+    partial_bin, partial_idx, partial_json = partials = [path.with_name(path.name + ".partial") for path in files]
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    index = _index(rows, token_dtype(vocab_size))
+    try:
+        _write_tokens(partial_bin, rows, index.dtype)
+        with partial_idx.open("wb") as stream:
+            write_index(stream, index)
+        manifest = DatasetManifest(
+            kind=kind,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            sequence_length=plan.sequence_length if plan else None,
+            min_piece=min_piece,
+            counts=_counts(index, plan),
+            documents=tuple(DocumentRecord(name=d.name, sha256=d.sha256, tokens=len(d.tokens)) for d in documents),
+            bin_sha256=file_sha256(partial_bin),
+            idx_sha256=file_sha256(partial_idx),
+        )
+        partial_json.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n", encoding="utf-8")
+        _publish(partials, files)
+    finally:
+        for path in partials:
+            path.unlink(missing_ok=True)
+    return manifest
+
+
+def _publish(partials: Sequence[Path], files: Sequence[Path]) -> None:
+    """Renames all three, the manifest last; an older manifest goes first, so that none ever describes other tokens."""
+    files[-1].unlink(missing_ok=True)
+    for partial, final in zip(partials, files, strict=True):
+        os.replace(partial, final)
+
+
+def _check_tokens(documents: Sequence[TokenDocument], vocab_size: int) -> None:
+    for document in documents:
+        if len(document.tokens) == 0:
+            raise InputError("document", document.name, "has no tokens")
+        if int(document.tokens.min()) < 0 or int(document.tokens.max()) >= vocab_size:
+            raise InputError("document", document.name, f"has a token outside 0…{vocab_size - 1}")
+
+
+def _index(rows: Sequence[Sequence[np.ndarray]], dtype: np.dtype) -> TokenIndex:
+    lengths = np.array([len(piece) for row in rows for piece in row], dtype=np.int32)
+    return TokenIndex(dtype, lengths, np.concatenate(([0], np.cumsum([len(row) for row in rows]))))
+
+
+def _write_tokens(path: Path, rows: Iterable[Iterable[np.ndarray]], dtype: np.dtype) -> None:
+    with path.open("wb") as stream:
+        for row in rows:
+            for piece in row:
+                stream.write(piece.astype(dtype).tobytes())
+
+
+def _counts(index: TokenIndex, plan: PackingPlan | None) -> DatasetCounts:
+    return DatasetCounts(
+        rows=index.num_documents,
+        pieces=len(index.lengths),
+        tokens=index.num_tokens,
+        unused=plan.unused if plan else 0,
+        left_out=sum(piece.length for piece in plan.left_out) if plan else 0,
+        left_out_pieces=len(plan.left_out) if plan else 0,
+    )

@@ -1,0 +1,153 @@
+"""Packed rows as tensors, and the deterministic order in which training sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_longrope.data.packed import PackedDataset
+from megatron_longrope.errors import InputError
+
+
+@dataclass(frozen=True)
+class DocumentBatch:
+    """Documents laid end to end; attention and positions restart at each.
+
+    tokens, labels, positions: [total] int64; loss_mask: [total] float32, 1 where a label counts;
+    cu_seqlens: [documents + 1] int32, where each document starts, padding included; max_length: tokens of the
+    longest document, padding included. A label is the next token of the same document: its last position has none.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    positions: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_length: int
+
+    @classmethod
+    def from_documents(cls, pieces: Sequence[np.ndarray], pad_to_multiple: int = 1) -> DocumentBatch:
+        """Returns `pieces`, each [tokens] of integers, as one batch.
+
+        Every piece is padded at its end, with masked zeros, to a multiple of `pad_to_multiple` of its own, so that
+        context parallelism can cut each in equal chunks. Labels are shifted before any such cut.
+        """
+        if not pieces or min(len(piece) for piece in pieces) == 0:
+            raise InputError("documents", len(pieces), "a batch needs one document or more, none of them empty")
+        if pad_to_multiple < 1:
+            raise InputError("pad_to_multiple", pad_to_multiple, "must be 1 or more")
+        lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
+        padded = -(-lengths // pad_to_multiple) * pad_to_multiple
+        starts = np.concatenate(([0], np.cumsum(padded)))
+        total = int(starts[-1])
+        tokens, labels = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
+        loss_mask = np.zeros(total, dtype=np.float32)
+        for piece, start, length in zip(pieces, starts[:-1], lengths, strict=True):
+            tokens[start : start + length] = piece
+            labels[start : start + length - 1] = piece[1:]
+            loss_mask[start : start + length - 1] = 1.0
+        positions = np.arange(total, dtype=np.int64) - np.repeat(starts[:-1], padded)
+        return cls(
+            tokens=torch.from_numpy(tokens),
+            labels=torch.from_numpy(labels),
+            loss_mask=torch.from_numpy(loss_mask),
+            positions=torch.from_numpy(positions),
+            cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
+            max_length=int(padded.max()),
+        )
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    def to(self, device: torch.device | str) -> DocumentBatch:
+        """Returns the batch with its tensors on `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+        return DocumentBatch(**moved)
+
+
+class PackedBatches:
+    """Endless training steps over the rows of a dataset, the same for any number of ranks.
+
+    Epochs follow each other without a gap; each is a permutation of all rows drawn from (seed, epoch). A step takes
+    the next `rows_per_step` rows of that stream over all ranks, and rank r of n gets those at r, r + n, r + 2n, …
+    of them, as micro-batches of `micro_batch_rows` rows. `next()` returns this rank's micro-batches of one step.
+
+    >>> batches = PackedBatches(dataset, rows_per_step=32, data_parallel_rank=0, data_parallel_size=4, seed=1)
+    >>> micro_batches = next(batches)   # 8 DocumentBatch
+    """
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        rows_per_step: int,
+        data_parallel_rank: int = 0,
+        data_parallel_size: int = 1,
+        seed: int = 0,
+        micro_batch_rows: int = 1,
+        pad_to_multiple: int = 1,
+    ) -> None:
+        if rows_per_step < 1 or micro_batch_rows < 1 or rows_per_step % (data_parallel_size * micro_batch_rows):
+            rule = f"must be a multiple of {data_parallel_size} ranks × {micro_batch_rows} rows per micro-batch"
+            raise InputError("rows_per_step", rows_per_step, rule)
+        if not 0 <= data_parallel_rank < data_parallel_size:
+            raise InputError("data_parallel_rank", data_parallel_rank, f"must be below {data_parallel_size}")
+        if seed < 0:
+            raise InputError("seed", seed, "must be 0 or more")
+        self.dataset = dataset
+        self.rows_per_step = rows_per_step
+        self.data_parallel_rank, self.data_parallel_size = data_parallel_rank, data_parallel_size
+        self.seed = seed
+        self.micro_batch_rows = micro_batch_rows
+        self.pad_to_multiple = pad_to_multiple
+        self.step = 0
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
+
+    def __iter__(self) -> Iterator[list[DocumentBatch]]:
+        return self
+
+    def __next__(self) -> list[DocumentBatch]:
+        rows = self.step_rows(self.step)[self.data_parallel_rank :: self.data_parallel_size]
+        self.step += 1
+        groups = [rows[i : i + self.micro_batch_rows] for i in range(0, len(rows), self.micro_batch_rows)]
+        return [self._batch(group) for group in groups]
+
+    def step_rows(self, step: int) -> list[int]:
+        """Returns the row numbers of one global step, over all ranks."""
+        first = step * self.rows_per_step
+        return [self._row_at(place) for place in range(first, first + self.rows_per_step)]
+
+    @property
+    def epoch(self) -> float:
+        """How often the dataset has been gone through so far."""
+        return self.step * self.rows_per_step / self.dataset.num_rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` needs to go on exactly here; JSON-able, equal on all ranks."""
+        return {"step": self.step, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to the step in `state`; raises InputError where data, seed or step size were others."""
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise InputError(name, value, f"this run's data position was saved with {state.get(name)}")
+        self.step = int(state["step"])
+
+    def _identity(self) -> dict[str, Any]:
+        checksum = self.dataset.manifest.bin_sha256
+        return {"seed": self.seed, "rows_per_step": self.rows_per_step, "dataset_sha256": checksum}
+
+    def _row_at(self, place: int) -> int:
+        epoch, index = divmod(place, self.dataset.num_rows)
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.dataset.num_rows))
+        return int(self._order[1][index])
+
+    def _batch(self, rows: Sequence[int]) -> DocumentBatch:
+        pieces = [piece for row in rows for piece in self.dataset.row(row)]
+        return DocumentBatch.from_documents(pieces, self.pad_to_multiple)

@@ -1,0 +1,116 @@
+"""Tokenizers from a `tokenizer.json`: text in, token ids out, the same ids transformers gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from megatron_longrope.data.manifest import TokenizerIdentity, file_sha256
+from megatron_longrope.errors import InputError
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer, its identity, and the special tokens it adds by itself.
+
+    `add_bos` and `add_eos` are what a `tokenizer_config.json` says outright; where it says nothing both are None and
+    the post-processor inside `tokenizer.json` decides (transformers' rule).
+    """
+
+    backend: Tokenizer
+    identity: TokenizerIdentity
+    vocab_size: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
+        """Returns [tokens] int64: with the special tokens this tokenizer adds by itself, or without any."""
+        plain = self._explicit or not add_special_tokens
+        ids = self.backend.encode(text, add_special_tokens=not plain).ids
+        return self._finish(ids, add_special_tokens)
+
+    def encode_documents(self, texts: Sequence[str], add_bos: bool = False) -> list[np.ndarray]:
+        """Returns whole documents, each [tokens] int64; `add_bos` puts a BOS first where the tokenizer did not.
+
+        Texts are spread over the cores. Raises InputError where a BOS is asked of a tokenizer that has none.
+        """
+        if add_bos and self.bos_id is None:
+            raise InputError("--add-bos", self.identity.name, "this tokenizer names no bos_token")
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=not self._explicit)
+        documents = [self._finish(encoding.ids, True) for encoding in encodings]
+        return [self._with_bos(ids) for ids in documents] if add_bos else documents
+
+    def encode_document(self, text: str, add_bos: bool = False) -> np.ndarray:
+        """Returns one whole document as `encode_documents` does, [tokens] int64."""
+        return self.encode_documents([text], add_bos)[0]
+
+    def decode(self, ids: np.ndarray) -> str:
+        """Returns the text of [tokens] ids, special tokens included."""
+        return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    @property
+    def _explicit(self) -> bool:
+        return self.add_bos is not None or self.add_eos is not None
+
+    def _finish(self, ids: list[int], add_special_tokens: bool) -> np.ndarray:
+        if self._explicit and add_special_tokens:
+            first = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+            last = [self.eos_id] if self.add_eos and self.eos_id is not None else []
+            ids = first + ids + last
+        return np.array(ids, dtype=np.int64)
+
+    def _with_bos(self, ids: np.ndarray) -> np.ndarray:
+        return ids if len(ids) and ids[0] == self.bos_id else np.concatenate(([self.bos_id], ids)).astype(np.int64)
+
+
+def load_tokenizer(path: str | Path) -> TextTokenizer:
+    """Returns the tokenizer in a folder, or in a `tokenizer.json` itself; no code from the folder is ever run.
+
+    Raises InputError where there is none, or where it cannot be read.
+    """
+    place = Path(path)
+    file = place / "tokenizer.json" if place.is_dir() else place
+    if not file.is_file():
+        raise InputError("tokenizer", path, "no tokenizer.json there")
+    try:
+        backend = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for every kind of malformed file
+        raise InputError("tokenizer", file, f"cannot be read: {str(error).splitlines()[0]}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    config = _read_config(file.with_name("tokenizer_config.json"))
+    return TextTokenizer(
+        backend=backend,
+        identity=TokenizerIdentity(name=file.resolve().parent.name or file.name, sha256=file_sha256(file)),
+        vocab_size=1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1),
+        bos_id=_token_id(backend, config.get("bos_token")),
+        eos_id=_token_id(backend, config.get("eos_token")),
+        add_bos=config.get("add_bos_token"),
+        add_eos=config.get("add_eos_token"),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError("tokenizer", path, f"not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError("tokenizer", path, "not a JSON object")
+    return values
+
+
+def _token_id(backend: Tokenizer, token: str | dict[str, Any] | None) -> int | None:
+    """The id of a token given as text or, as older configs do, as {"content": text}."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return backend.token_to_id(text) if text else None
