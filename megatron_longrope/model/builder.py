@@ -1,0 +1,157 @@
+"""The one place where a model is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.functional import silu
+
+from megatron_longrope.errors import InputError
+from megatron_longrope.model.core_attention import DocumentAttention
+from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
+from megatron_longrope.model.norm import RMSNorm
+from megatron_longrope.model.shape import ModelShape
+from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeFactors, RopeGeometry
+from megatron_longrope.runtime import ParallelLayout, Runtime
+
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass
+class LongRopeModel:
+    """This process's share of a model, and the factors in force."""
+
+    shape: ModelShape
+    runtime: Runtime
+    stage: LongRopeGPT
+    factor_set: FactorSet
+    angle_precision: AnglePrecision = "float64"
+
+    def set_factors(self, factors: FactorSet | RopeFactors) -> None:
+        """Puts λ, n̂ and temperature in force together, for the next batch on. Raises InputError for another geometry."""
+        factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
+        for part in factor_set.ranges:
+            if part.factors.head_dim != self.shape.head_dim:
+                raise InputError("factors.head_dim", part.factors.head_dim, f"the model's is {self.shape.head_dim}")
+            if part.factors.base != self.shape.rope_base:
+                raise InputError("factors.base", part.factors.base, f"the model's is {self.shape.rope_base}")
+        self.factor_set = factor_set
+
+    def set_output(self, kind: OutputKind) -> None:
+        """Chooses what the last stage returns."""
+        self.stage.output_kind = kind
+
+    @property
+    def geometry(self) -> RopeGeometry:
+        return RopeGeometry(
+            base=self.shape.rope_base, head_dim=self.shape.head_dim, original_length=self.shape.context_length
+        )
+
+
+def build_model(
+    shape: ModelShape,
+    runtime: Runtime,
+    *,
+    dtype: torch.dtype = torch.float32,
+    recompute: Recompute = "none",
+    initialize: bool = True,
+    angle_precision: AnglePrecision = "float64",
+) -> LongRopeModel:
+    """Returns this process's stage on its device, unscaled; `initialize=False` leaves weights for a checkpoint to fill.
+
+    Raises InputError where the layout cannot cut this shape.
+    """
+    layout = runtime.layout
+    layout.check_model(num_layers=shape.num_layers, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
+                       ffn_hidden_size=shape.ffn_hidden_size)  # fmt: skip
+    config = transformer_config(shape, layout, dtype=dtype, recompute=recompute, initialize=initialize,
+                                on_cpu=runtime.device.type == "cpu")  # fmt: skip
+    stage = LongRopeGPT(
+        config=config,
+        transformer_layer_spec=layer_spec(),
+        vocab_size=shape.padded_vocab_size,
+        max_sequence_length=shape.context_length,
+        pre_process=runtime.is_first_stage,
+        post_process=runtime.is_last_stage,
+        share_embeddings_and_output_weights=shape.tie_embeddings,
+        position_embedding_type="rope",
+        pg_collection=runtime.groups,
+        real_vocab_size=shape.vocab_size,
+    )
+    stage.to(runtime.device)
+    model = LongRopeModel(shape, runtime, stage, _unscaled(shape), angle_precision)
+    return model
+
+
+def layer_spec() -> ModuleSpec:
+    """Returns megatron-core's local layer specification with our norm and core attention in it."""
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer = spec.submodules
+    layer.input_layernorm = RMSNorm
+    layer.pre_mlp_layernorm = RMSNorm
+    layer.self_attention.submodules.core_attention = DocumentAttention
+    return spec
+
+
+def transformer_config(
+    shape: ModelShape,
+    layout: ParallelLayout,
+    *,
+    dtype: torch.dtype,
+    recompute: Recompute,
+    initialize: bool,
+    on_cpu: bool,
+) -> TransformerConfig:
+    """Returns megatron-core's config of a Llama of this shape under this layout."""
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_kv_heads,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        init_method_std=shape.initializer_range,
+        tensor_model_parallel_size=layout.tensor_parallel,
+        sequence_parallel=layout.sequence_parallel,
+        pipeline_model_parallel_size=layout.pipeline_parallel,
+        context_parallel_size=layout.context_parallel,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=False,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",  # no experts here, but its default refuses variable lengths
+        calculate_per_token_loss=True,
+        use_cpu_initialization=on_cpu,
+        perform_initialization=initialize,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        **_recompute_settings(recompute),
+    )
+
+
+def _recompute_settings(recompute: Recompute) -> dict[str, Any]:
+    if recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {"recompute_granularity": "selective"} if recompute == "selective" else {}
+
+
+def _unscaled(shape: ModelShape) -> FactorSet:
+    geometry = RopeGeometry(base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length)
+    return FactorSet.single(NoScaling().factors(geometry))

@@ -1,0 +1,152 @@
+"""Running a model through megatron-core's schedules: one step for training, scores for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megatron_longrope.data.batches import DocumentBatch
+from megatron_longrope.errors import InputError
+from megatron_longrope.model.builder import LongRopeModel
+from megatron_longrope.model.gpt import OutputKind
+from megatron_longrope.model.packed import packed_params
+
+Tokens = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class DocumentScores:
+    """What the model makes of one document: entry i concerns token i + 1 given tokens ≤ i."""
+
+    nll: NDArray[np.float32]
+    """Nats [tokens − 1]."""
+    correct: NDArray[np.bool_]
+    """Whether the token is the arg-max [tokens − 1]; ties go to the lowest id."""
+
+
+def run_stage(model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch) -> Tensor:
+    """Runs one micro-batch through `stage` (bare or wrapped for data parallelism) under the factors in force."""
+    device = model.runtime.device
+    packed = packed_params(batch, model.factor_set, model.angle_precision, device)
+    output: Tensor = stage(
+        input_ids=batch.tokens[None].to(device),
+        position_ids=batch.positions[None].to(device),
+        attention_mask=None,
+        labels=batch.labels[None].to(device),
+        packed_seq_params=packed,
+    )
+    return output
+
+
+def score_documents(
+    model: LongRopeModel, documents: Sequence[Tokens], *, max_batch_tokens: int = 16384
+) -> list[DocumentScores]:
+    """Returns each document's scores, the same on every rank of the model-parallel group.
+
+    Neighbouring documents share a forward pass up to `max_batch_tokens` (a longer one goes alone) if the same factors
+    serve them. Raises InputError for a document of fewer than two tokens or with a token the model has no row for.
+    """
+    for index, document in enumerate(documents):
+        _check_document(model, document, index)
+    batches = _share_passes(model, documents, max_batch_tokens)
+    outputs = _forward_only(model, [_to_batch(model, batch) for batch in batches], "scores")
+    scores: list[DocumentScores] = []
+    for batch, output in zip(batches, outputs, strict=True):
+        scores += _split_scores(model, batch, output)
+    return scores
+
+
+def document_logits(model: LongRopeModel, document: Tokens) -> NDArray[np.float32]:
+    """Returns logits [tokens, vocab_size] on every rank: for comparisons over short inputs."""
+    _check_document(model, document, 0)
+    (output,) = _forward_only(model, [_to_batch(model, [document])], "logits")
+    return output[: len(document)].astype(np.float32)
+
+
+def _check_document(model: LongRopeModel, document: Tokens, index: int) -> None:
+    if len(document) < 2:
+        raise InputError(f"documents[{index}]", f"{len(document)} tokens", "a document needs at least 2 tokens")
+    if int(document.max()) >= model.shape.vocab_size or int(document.min()) < 0:
+        raise InputError(f"documents[{index}]", f"token {int(document.max())}",
+                         f"the model's vocabulary has {model.shape.vocab_size} entries: wrong tokenizer?")  # fmt: skip
+
+
+def _share_passes(model: LongRopeModel, documents: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
+    """Groups neighbours that the same factors serve, up to `max_tokens` a group."""
+    batches: list[list[Tokens]] = []
+    room, serving = 0, None
+    for document in documents:
+        factors = model.factor_set.for_length(len(document))
+        if factors is not serving or len(document) > room:
+            batches.append([])
+            room, serving = max_tokens, factors
+        batches[-1].append(document)
+        room -= len(document)
+    return batches
+
+
+def _to_batch(model: LongRopeModel, documents: Sequence[Tokens]) -> DocumentBatch:
+    return DocumentBatch.from_documents(documents, pad_to_multiple=model.runtime.layout.sequence_divisor)
+
+
+@torch.no_grad()
+def _forward_only(
+    model: LongRopeModel, batches: Sequence[DocumentBatch], kind: OutputKind
+) -> list[NDArray[np.floating[Any]]]:
+    """Returns the last stage's output for each batch, on every pipeline stage."""
+    was_training, was_kind = model.stage.training, model.stage.output_kind
+    model.stage.eval()
+    model.set_output(kind)
+    try:
+        outputs = get_forward_backward_func()(
+            forward_step_func=_scoring_step(model),
+            data_iterator=iter(batches),
+            model=[model.stage],
+            num_microbatches=len(batches),
+            seq_length=batches[0].tokens.numel(),
+            micro_batch_size=1,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+    finally:
+        model.stage.train(was_training)
+        model.set_output(was_kind)
+    return _from_last_stage(model, outputs)
+
+
+def _scoring_step(model: LongRopeModel) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
+    def step(batches: Iterator[DocumentBatch], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+        output = run_stage(model, stage, next(batches))
+        return output, lambda result, non_loss_data: result.float().cpu().numpy()
+
+    return step
+
+
+def _from_last_stage(model: LongRopeModel, outputs: list[Any]) -> list[NDArray[np.floating[Any]]]:
+    group = model.runtime.groups.pp
+    if group.size() == 1:
+        return outputs
+    box = [outputs]
+    dist.broadcast_object_list(box, src=dist.get_process_group_ranks(group)[-1], group=group)
+    return box[0]
+
+
+def _split_scores(
+    model: LongRopeModel, documents: Sequence[Tokens], output: NDArray[np.floating[Any]]
+) -> list[DocumentScores]:
+    """Cuts one pass's [2, total] back into its documents; padding and each last position have no label."""
+    divisor = model.runtime.layout.sequence_divisor
+    scores, start = [], 0
+    for document in documents:
+        stop = start + len(document) - 1
+        scores.append(DocumentScores(output[0, start:stop].astype(np.float32), output[1, start:stop] > 0.5))
+        start += -(-len(document) // divisor) * divisor
+    return scores

@@ -1,0 +1,52 @@
+"""megatron-core's GPT with angles that ride with the batch and a loss that never holds whole logits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor
+
+from megatron_longrope.model.packed import RotaryFromBatch
+from megatron_longrope.model.token_loss import full_logits, scored_tokens, token_losses
+
+OutputKind = Literal["losses", "scores", "logits"]
+
+
+class LongRopeGPT(GPTModel):
+    """One pipeline stage. Its last stage returns, by `output_kind`:
+
+    - `losses`: nats per token [total], differentiable;
+    - `scores`: nats and arg-max hits [2, total];
+    - `logits`: whole logits [total, vocab_size], for comparisons over short inputs.
+    """
+
+    output_kind: OutputKind = "losses"
+
+    def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.real_vocab_size = real_vocab_size
+        self.rotary_pos_emb = RotaryFromBatch()
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, labels: Tensor | None = None, **__: Any) -> Tensor:
+        """Called by GPTModel.forward with the decoder's output [seq share, 1, hidden_size]."""
+        if not self.post_process:
+            return hidden_states
+        assert labels is not None
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden_states, group=group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden_states, group=group)
+        shared = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        hidden, vocab = hidden[:, 0], self.real_vocab_size
+        if self.output_kind == "losses":
+            return token_losses(hidden, weight, labels[0], vocab_size=vocab, group=group)
+        if self.output_kind == "scores":
+            return scored_tokens(hidden, weight, labels[0], vocab_size=vocab, group=group)
+        return full_logits(hidden, weight, vocab_size=vocab, group=group)

@@ -1,0 +1,70 @@
+"""How one model is spread over processes, and every divisibility that has to hold, checked in one place."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import PositiveInt
+
+from megatron_longrope.config import StrictConfig
+from megatron_longrope.errors import InputError
+
+
+class ParallelLayout(StrictConfig):
+    """Sizes of the mesh axes. The data-parallel size is what remains of the world: `data_parallel(world_size)`."""
+
+    tensor_parallel: PositiveInt = 1
+    sequence_parallel: bool = False
+    pipeline_parallel: PositiveInt = 1
+    context_parallel: PositiveInt = 1
+
+    @property
+    def model_parallel(self) -> int:
+        """Processes that hold one copy of the model and share one sequence."""
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    @property
+    def sequence_divisor(self) -> int:
+        """Every sequence is a multiple of this: zigzag halves per context rank, each split again under SP."""
+        if self.context_parallel == 1:
+            return self.tensor_parallel if self.sequence_parallel else 1
+        per_rank = math.lcm(2, self.tensor_parallel) if self.sequence_parallel else 2
+        return self.context_parallel * per_rank
+
+    def data_parallel(self, world_size: int) -> int:
+        """Returns copies of the model that fit `world_size` processes; raises InputError if they do not fill it."""
+        self._divides("processes", world_size, "tensor_parallel·pipeline_parallel·context_parallel",
+                      self.model_parallel)  # fmt: skip
+        return world_size // self.model_parallel
+
+    def check_model(self, *, num_layers: int, num_heads: int, num_kv_heads: int, ffn_hidden_size: int) -> None:
+        """Raises InputError where a model of these sizes cannot be cut by this layout."""
+        self._divides("num_layers", num_layers, "pipeline_parallel", self.pipeline_parallel)
+        self._divides("num_heads", num_heads, "tensor_parallel", self.tensor_parallel)
+        self._divides("num_kv_heads", num_kv_heads, "tensor_parallel", self.tensor_parallel)
+        self._divides("ffn_hidden_size", ffn_hidden_size, "tensor_parallel", self.tensor_parallel)
+        if self.sequence_parallel and self.tensor_parallel == 1:
+            raise InputError("sequence_parallel", True, "needs tensor_parallel above 1, got 1")
+        if self.context_parallel > 1:
+            raise InputError("context_parallel", self.context_parallel,
+                             "this release has no context-parallel attention yet; use 1")  # fmt: skip
+
+    def check_sequence(self, length: int) -> None:
+        """Raises InputError where a sequence of `length` tokens cannot be cut by this layout."""
+        if length % self.sequence_divisor:
+            raise InputError(
+                "sequence_length", length,
+                f"context_parallel={self.context_parallel} with tensor_parallel={self.tensor_parallel} "
+                f"needs a sequence length divisible by {self.sequence_divisor}",
+            )  # fmt: skip
+
+    def check_batch(self, rows_per_step: int, micro_batch_rows: int, data_parallel: int) -> int:
+        """Returns micro-batches per step and rank; raises InputError where a global batch does not divide."""
+        self._divides("rows_per_step", rows_per_step, "micro_batch_rows·data_parallel",
+                      micro_batch_rows * data_parallel)  # fmt: skip
+        return rows_per_step // (micro_batch_rows * data_parallel)
+
+    @staticmethod
+    def _divides(field: str, value: int, by: str, divisor: int) -> None:
+        if value % divisor:
+            raise InputError(field, value, f"must be divisible by {by}={divisor}")
