@@ -47,7 +47,7 @@ class LongRopeGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """Runs the command line and exits: 0 done, 1 failed, 2 bad input, 75 interrupted but resumable."""
         extra.pop("standalone_mode", None)
         with _sigterm_as_interrupt():

@@ -1,0 +1,52 @@
+"""`longrope doctor`: what this machine has, what is missing, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launchers.options import json_option, write_json
+from megatron_longrope.errors import LongRopeError
+
+if TYPE_CHECKING:
+    from megatron_longrope.runtime.machine_report import Finding
+
+
+@click.command()
+@json_option
+@click.pass_context
+def command(ctx: click.Context, json_path: Path | None) -> None:
+    """Look at this machine: interpreter, packages, GPUs, launchers.
+
+    Exits with 0 if the main job, extending a model, can run here, with 1 if something essential is missing.
+    """
+    try:
+        from megatron_longrope.runtime import machine_report
+    except (ImportError, OSError) as error:  # a torch that does not load is the first thing to say
+        raise LongRopeError(f"nothing can run: {error}") from error
+    findings = machine_report.machine_report()
+    able = machine_report.can_run_main_job(findings)
+    Console().print(_table(findings))
+    click.echo(
+        "The main job can run here." if able else "The main job cannot run here: something essential is missing."
+    )
+    if json_path is not None:
+        write_json(json_path, {"can_run": able, "findings": [asdict(finding) for finding in findings]})
+    ctx.exit(0 if able else 1)
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    """Returns one row per finding; what an absence costs stands where something is absent."""
+    table = Table("", "what", "seen", "what its absence costs", show_lines=False)
+    for finding in findings:
+        mark = Text("yes", "green") if finding.present else Text("NO" if finding.essential else "no", "red")
+        cost = "" if finding.present else finding.cost_of_absence
+        table.add_row(mark, Text(finding.name), Text(finding.detail), Text(cost))
+    return table

@@ -1,0 +1,24 @@
+"""Options that take several values in a row, as shells expand them: `--text *.py`."""
+
+from __future__ import annotations
+
+import click
+
+
+class ListOptionsCommand(click.Command):
+    """A command without arguments of its own, where `--text a b` means `--text a --text b` for repeatable options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeats the option's name before each further value, then parses as click does."""
+        repeatable = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        expanded: list[str] = []
+        option, num_values = "", 0
+        for arg in args:
+            if arg.startswith("-") and len(arg) > 1:
+                option, num_values = arg if arg in repeatable else "", 0
+            elif option:
+                num_values += 1
+                if num_values > 1:
+                    expanded.append(option)
+            expanded.append(arg)
+        return super().parse_args(ctx, expanded)

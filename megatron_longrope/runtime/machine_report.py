@@ -1,0 +1,218 @@
+"""What this machine has for our work, what is missing, and what each absence costs: the probes behind `doctor`.
+
+Every probe looks and reports; none changes anything, and an absent package is a finding, not an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from packaging.specifiers import SpecifierSet
+
+# The ranges stand in pyproject.toml too; a test holds them together.
+SUPPORTED_PYTHON = SpecifierSet(">=3.10,<3.13")
+SUPPORTED_TORCH = SpecifierSet(">=2.9")
+SUPPORTED_MEGATRON_CORE = SpecifierSet(">=0.16.1,<0.17")
+SUPPORTED_TRANSFORMER_ENGINE = SpecifierSet(">=2.9,<2.12")
+REQUIRED_PACKAGES = (
+    "click", "jinja2", "matplotlib", "numpy", "packaging", "psutil", "pydantic", "rich", "ruamel.yaml", "safetensors",
+    "tokenizers", "transformers",
+)  # fmt: skip
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for: whether it is there and usable, what was seen, and what follows where it is not.
+
+    Without an `essential` one the main job, extending a model, cannot run at all.
+    """
+
+    name: str
+    present: bool
+    detail: str
+    cost_of_absence: str
+    essential: bool = False
+
+
+def machine_report() -> list[Finding]:
+    """Returns every finding, the essential ones first."""
+    probes: Sequence[Callable[[], Finding]] = (
+        python, torch_package, megatron_core, python_packages, gloo, cuda, nccl, transformer_engine, flash_attention,
+        apex, mpi, slurm, cores, memory,
+    )  # fmt: skip
+    return [probe() for probe in probes]
+
+
+def can_run_main_job(findings: Sequence[Finding]) -> bool:
+    """Returns whether nothing essential is missing."""
+    return all(finding.present for finding in findings if finding.essential)
+
+
+def python() -> Finding:
+    """The interpreter."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    cost = "Nothing runs: take one of the supported versions."
+    return _in_range("Python", version, SUPPORTED_PYTHON, cost)
+
+
+def torch_package() -> Finding:
+    """torch, and what it was built for."""
+    built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+    finding = _in_range("torch", torch.__version__, SUPPORTED_TORCH, "Nothing runs: install a supported torch.")
+    return Finding(finding.name, finding.present, f"{finding.detail}; {built_for}", finding.cost_of_absence, True)
+
+
+def megatron_core() -> Finding:
+    """megatron-core; the CPU platform is made for, and tested against, these versions only."""
+    cost = "Nothing that touches a model runs: pip install -c constraints.txt megatron-core."
+    return _in_range("megatron-core", installed_version("megatron-core"), SUPPORTED_MEGATRON_CORE, cost)
+
+
+def python_packages() -> Finding:
+    """The other packages every command may need."""
+    missing = [name for name in REQUIRED_PACKAGES if installed_version(name) is None]
+    detail = "missing: " + ", ".join(missing) if missing else f"transformers {installed_version('transformers')}, …"
+    cost = "Some commands stop at the first use: pip install -c constraints.txt -e ."
+    return Finding("Python packages", not missing, detail, cost, essential=True)
+
+
+def gloo() -> Finding:
+    """The backend of process groups on CPUs: essential where there is no GPU."""
+    present = torch.distributed.is_available() and torch.distributed.is_gloo_available()
+    cost = "No process groups on CPUs: without a GPU nothing runs."
+    essential = not torch.cuda.is_available()
+    return Finding("gloo", present, "in torch" if present else "not in this torch", cost, essential)
+
+
+def cuda() -> Finding:
+    """CUDA, with each device's name, memory and compute capability."""
+    cost = "Everything runs on the CPU: right, but fit for small models and some ten thousand tokens only."
+    if not torch.cuda.is_available():
+        seen = "no usable device or driver" if torch.version.cuda else "this torch is a CPU build"
+        return Finding("CUDA", False, seen, cost)
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    described = [f"{d.name} ({d.total_memory / _GIB:.0f} GiB, sm{d.major}{d.minor})" for d in devices]
+    detail = "; ".join(f"{described.count(text)} × {text}" for text in dict.fromkeys(described))
+    return Finding("CUDA", True, f"{torch.version.cuda}: {detail}", cost)
+
+
+def nccl() -> Finding:
+    """The backend of process groups on GPUs."""
+    present = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    detail = "not in this torch"
+    if present:
+        detail = ".".join(map(str, torch.cuda.nccl.version()))
+    return Finding("NCCL", present, detail, "No job on GPUs: on CPUs gloo does its work.")
+
+
+def transformer_engine() -> Finding:
+    """NVIDIA's Transformer Engine, within the range this megatron-core works with, and loadable."""
+    cost = "No FP8 and no fused layers: torch's own attention and norms serve, equal up to rounding."
+    version = installed_version("transformer-engine") or installed_version("transformer-engine-torch")
+    finding = _in_range("Transformer Engine", version, SUPPORTED_TRANSFORMER_ENGINE, cost, essential=False)
+    return _loadable(finding, "transformer_engine.pytorch") if finding.present else finding
+
+
+def flash_attention() -> Finding:
+    """The flash-attn package, which Transformer Engine can use."""
+    cost = "Transformer Engine attends with cuDNN's kernels instead; torch's own flash kernels are not affected."
+    version = installed_version("flash-attn")
+    finding = Finding("flash-attn", version is not None, version or "not installed", cost)
+    return _loadable(finding, "flash_attn") if finding.present else finding
+
+
+def apex() -> Finding:
+    """NVIDIA's Apex, told apart from the unrelated package of that name by its optimizers and compiled kernels."""
+    cost = "Transformer Engine's fused Adam does its work; where that is absent too, torch's: slower, not different."
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return Finding("Apex", False, "not installed", cost)
+    places = [Path(place) for place in spec.submodule_search_locations or ()]
+    if not any((place / "optimizers").is_dir() for place in places):
+        return Finding("Apex", False, "the installed `apex` is an unrelated package, not NVIDIA's", cost)
+    if importlib.util.find_spec("amp_C") is None:
+        return Finding("Apex", False, "installed without its compiled kernels (amp_C)", cost)
+    return Finding("Apex", True, installed_version("apex") or "installed", cost)
+
+
+def mpi() -> Finding:
+    """An MPI runtime and its Python binding, for data preparation on several machines."""
+    binding, starter = installed_version("mpi4py"), find_program("mpiexec")
+    detail = f"mpi4py {binding or 'missing'}, mpiexec {starter or 'missing'}"
+    cost = "Data preparation stays on one machine: pip install mpi4py mpich."
+    return Finding("MPI", bool(binding and starter), detail, cost)
+
+
+def slurm() -> Finding:
+    """The two Slurm programs our jobs use."""
+    missing = [name for name in ("sbatch", "srun") if find_program(name) is None]
+    detail = "missing: " + ", ".join(missing) if missing else str(find_program("sbatch"))
+    cost = "`longrope launch slurm` prints a job but cannot submit it from here; torchrun serves a single machine."
+    return Finding("Slurm", not missing, detail, cost)
+
+
+def cores() -> Finding:
+    """CPU cores this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Finding("CPU cores", count >= 2, str(count), "The demonstration takes twice its time on one core.")
+
+
+def memory() -> Finding:
+    """Main memory this process may use, in GiB: the machine's, or the container's where that is less."""
+    machine = psutil.virtual_memory()
+    limit = container_memory_limit()
+    total = min(machine.total, limit) if limit is not None else machine.total
+    detail = f"{total / _GIB:.1f} GiB, {min(machine.available, total) / _GIB:.1f} GiB of it free"
+    return Finding("Memory", total >= 4 * _GIB, detail, "With less than 4 GiB the demonstration may not fit.")
+
+
+def installed_version(distribution: str) -> str | None:
+    """Returns the version of an installed distribution, None where it is absent."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def find_program(name: str) -> str | None:
+    """Returns the path of a program, looked for beside this interpreter first, as pip puts `mpiexec` there."""
+    beside = Path(sys.executable).parent
+    return shutil.which(name, path=str(beside)) or shutil.which(name)
+
+
+def container_memory_limit(path: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
+    """Returns the memory limit of this control group in bytes; None where there is none."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _in_range(name: str, version: str | None, supported: SpecifierSet, cost: str, essential: bool = True) -> Finding:
+    if version is None:
+        return Finding(name, False, "not installed", cost, essential)
+    present = supported.contains(version, prereleases=True)
+    rule = f"supported: {supported}" if present else f"outside the supported {supported}"
+    return Finding(name, present, f"{version} ({rule})", cost, essential)
+
+
+def _loadable(finding: Finding, module: str) -> Finding:
+    """Returns `finding`, absent after all where `module` cannot be loaded (built for another torch, no driver)."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = f"{finding.detail}, but does not load: {' '.join(str(error).split())[:120]}"
+        return Finding(finding.name, False, reason, finding.cost_of_absence, finding.essential)
+    return finding
