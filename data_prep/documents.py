@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,17 +71,26 @@ def filter_documents(
 
 
 def tokenize(
-    documents: Iterable[TextDocument], tokenizer: TextTokenizer, add_bos: bool = False, end_token: int | None = None
+    documents: Iterable[TextDocument],
+    tokenizer: TextTokenizer,
+    add_bos: bool = False,
+    end_token: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenDocument]:
     """Returns every document as tokens: what the tokenizer itself makes of it, `add_bos` first, `end_token` last.
 
-    Raises InputError where a document has no tokens.
+    `on_progress` is called now and then with how many documents and tokens are done. Raises InputError where a
+    document has no tokens.
     """
-    result = []
+    result: list[TokenDocument] = []
+    num_tokens = 0
     remaining = iter(documents)
     while batch := list(itertools.islice(remaining, _BATCH)):
         encoded = tokenizer.encode_documents([document.text for document in batch], add_bos)
         result += [_token_document(d, tokens, end_token) for d, tokens in zip(batch, encoded, strict=True)]
+        num_tokens += sum(map(len, encoded))
+        if on_progress is not None:
+            on_progress(len(result), num_tokens)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,9 +66,8 @@ class DocumentBatch:
 
     def to(self, device: torch.device | str) -> DocumentBatch:
         """Returns the batch with its tensors on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-        return DocumentBatch(**moved)
+        names = ("tokens", "labels", "loss_mask", "positions", "cu_seqlens")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 class PackedBatches:

@@ -12,7 +12,8 @@ from pydantic import Field
 from megatron_longrope.config import Length, StrictConfig, build_config
 from megatron_longrope.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
+_CHUNK_BYTES = 1 << 20
 
 
 class TokenizerIdentity(StrictConfig):
@@ -80,5 +81,8 @@ def read_manifest(path: Path) -> DatasetManifest:
 
 def file_sha256(path: Path) -> str:
     """Returns the hexadecimal sha256 of a file's bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -46,7 +46,10 @@ class TextTokenizer:
             raise InputError("--add-bos", self.identity.name, "this tokenizer names no bos_token")
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=not self._explicit)
         documents = [self._finish(encoding.ids, True) for encoding in encodings]
-        return [self._with_bos(ids) for ids in documents] if add_bos else documents
+        if add_bos:
+            bos = np.array([self.bos_id], dtype=np.int64)
+            documents = [d if len(d) and d[0] == bos[0] else np.concatenate((bos, d)) for d in documents]
+        return documents
 
     def encode_document(self, text: str, add_bos: bool = False) -> np.ndarray:
         """Returns one whole document as `encode_documents` does, [tokens] int64."""
@@ -66,9 +69,6 @@ class TextTokenizer:
             last = [self.eos_id] if self.add_eos and self.eos_id is not None else []
             ids = first + ids + last
         return np.array(ids, dtype=np.int64)
-
-    def _with_bos(self, ids: np.ndarray) -> np.ndarray:
-        return ids if len(ids) and ids[0] == self.bos_id else np.concatenate(([self.bos_id], ids)).astype(np.int64)
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
