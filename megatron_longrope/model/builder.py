@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
 
@@ -73,7 +73,7 @@ def build_model(
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
     stage = LongRopeGPT(
         config=config,
-        transformer_layer_spec=layer_spec(),
+        transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel),
         vocab_size=shape.padded_vocab_size,
         max_sequence_length=shape.context_length,
         pre_process=runtime.is_first_stage,
@@ -88,14 +88,14 @@ def build_model(
     return model
 
 
-def layer_spec() -> ModuleSpec:
-    """Returns megatron-core's local layer specification with our norm and core attention in it."""
+def block_spec(num_layers: int) -> TransformerBlockSubmodules:
+    """Returns megatron-core's local specification of one stage's layers, with our norm and core attention in it."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = RMSNorm
     layer.pre_mlp_layernorm = RMSNorm
     layer.self_attention.submodules.core_attention = DocumentAttention
-    return spec
+    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
 
 
 def transformer_config(
