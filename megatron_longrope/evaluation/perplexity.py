@@ -1,0 +1,159 @@
+"""Perplexity from the first token and by sliding window; by position in the context, and over its last quarter.
+
+Sums of negative log-likelihood and counts of predictions are kept apart and divided once, at the very end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation.documents import EvaluationDocument, Tokens, check_documents
+from megatron_longrope.evaluation.rows import EvaluationLabels, PerplexityRow, PositionRow
+from megatron_longrope.evaluation.spread import spread
+from megatron_longrope.model import LongRopeModel, score_documents
+
+DEFAULT_BATCH_TOKENS = 16384
+"""Short documents share a forward pass up to this many tokens."""
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Windows of `window` tokens that start every `stride` tokens; the last one ends with the document.
+
+    Each token is scored once, by the first window that holds it: with all before it in the first window, later with
+    window − stride to window − 1 tokens of context. Raises InputError unless 1 ≤ stride < window.
+    """
+
+    window: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride < self.window:
+            raise InputError("sliding", f"{self.window}:{self.stride}", "WINDOW:STRIDE needs 1 <= stride < window")
+
+    def spans(self, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yields (start, stop, new) in tokens: the window tokens[start:stop] scores tokens[new:stop]."""
+        new = 1  # the first token of a document is never predicted
+        for start in range(0, length, self.stride):
+            stop = min(start + self.window, length)
+            yield start, stop, new
+            new = stop
+            if stop == length:
+                return
+
+
+@dataclass(frozen=True)
+class PerplexityMeasurement:
+    """Rows of one method at one length: per document, and per position bucket over all documents."""
+
+    rows: list[PerplexityRow]
+    positions: list[PositionRow]
+
+
+def measure_perplexity(
+    model: LongRopeModel,
+    documents: Sequence[EvaluationDocument],
+    length: int,
+    labels: EvaluationLabels,
+    *,
+    sliding: SlidingWindow | None = None,
+    bucket_tokens: int | None = None,
+    max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> PerplexityMeasurement:
+    """Returns the rows over each document's first `length` tokens (length − 1 predictions), under the factors in force.
+
+    Documents are spread over the data-parallel groups; every rank returns the same. Position buckets are
+    `bucket_tokens` wide (by default a sixteenth of `length`). Raises InputError for a document shorter than `length`.
+    """
+    check_documents(documents, [length])
+    losses = token_losses(model, [document.prefix(length) for document in documents], sliding, max_batch_tokens)
+    rows = [_row(document, nll, length, labels, sliding) for document, nll in zip(documents, losses, strict=True)]
+    width = bucket_tokens if bucket_tokens is not None else max(1, length // 16)
+    return PerplexityMeasurement(rows, _position_rows(losses, length, labels, width))
+
+
+def token_losses(
+    model: LongRopeModel,
+    documents: Sequence[Tokens],
+    sliding: SlidingWindow | None = None,
+    max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> list[NDArray[np.float64]]:
+    """Returns nats [tokens − 1] per document: entry i is of token i + 1; the same on every rank.
+
+    The units of work do not depend on the number of ranks, so neither does any bit of the result.
+    """
+    protocol = sliding or SlidingWindow(max(map(len, documents), default=2) + 1, 1)
+    pieces = [(index, span) for index, tokens in enumerate(documents) for span in protocol.spans(len(tokens))]
+    inputs = [documents[index][start:stop] for index, (start, stop, _) in pieces]
+    units = _units(inputs, max_batch_tokens)
+    scored = spread(model.runtime, units, lambda unit: _score(model, unit, max_batch_tokens))
+    losses = [np.full(len(tokens) - 1, np.nan) for tokens in documents]
+    flat = (nll for unit in scored for nll in unit)
+    for (index, (start, stop, new)), nll in zip(pieces, flat, strict=True):
+        losses[index][new - 1 : stop - 1] = nll[new - start - 1 :]
+    return losses
+
+
+def last_quarter(length: int) -> slice:
+    """Returns which of the length − 1 predictions fall on the last quarter of the context (at least one)."""
+    return slice(length - 1 - max(1, length // 4), length - 1)
+
+
+def _units(inputs: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
+    """Groups neighbours up to `max_tokens`: what one data-parallel group scores at a time."""
+    units: list[list[Tokens]] = []
+    room = 0
+    for tokens in inputs:
+        if len(tokens) > room or not units:
+            units.append([])
+            room = max_tokens
+        units[-1].append(tokens)
+        room -= len(tokens)
+    return units
+
+
+def _score(model: LongRopeModel, unit: Sequence[Tokens], max_batch_tokens: int) -> list[NDArray[np.float64]]:
+    scores = score_documents(model, unit, max_batch_tokens=max_batch_tokens)
+    return [score.nll.astype(np.float64) for score in scores]
+
+
+def _row(
+    document: EvaluationDocument,
+    nll: NDArray[np.float64],
+    length: int,
+    labels: EvaluationLabels,
+    sliding: SlidingWindow | None,
+) -> PerplexityRow:
+    quarter = nll[last_quarter(length)]
+    return PerplexityRow(
+        labels=labels,
+        length=length,
+        document=document.name,
+        tokens=len(nll),
+        nll_sum=float(nll.sum()),
+        last_quarter_tokens=len(quarter),
+        last_quarter_nll_sum=float(quarter.sum()),
+        window=sliding.window if sliding else None,
+        stride=sliding.stride if sliding else None,
+    )
+
+
+def _position_rows(
+    losses: Sequence[NDArray[np.float64]], length: int, labels: EvaluationLabels, width: int
+) -> list[PositionRow]:
+    """Sums over all documents per bucket of the predicted token's position; position 0 is never predicted."""
+    if width < 1:
+        raise InputError("bucket_tokens", width, "must be 1 token or more")
+    total = np.sum(losses, axis=0)
+    rows = []
+    for start in range(0, length, width):
+        stop = min(start + width, length)
+        part = total[max(start, 1) - 1 : stop - 1]
+        if len(part):
+            rows.append(PositionRow(labels, length, start, stop, len(part) * len(losses), float(part.sum())))
+    return rows
