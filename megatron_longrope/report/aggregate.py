@@ -1,0 +1,160 @@
+"""Sums over documents, then one division: the numbers that the tables and plots show."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from megatron_longrope.errors import InputError
+from megatron_longrope.report.records import MAX_LOSS, PasskeyRow, PerplexityRow, PositionRow
+
+
+@dataclass
+class Total:
+    """Running sums of one cell: nats, predicted tokens, and the documents they came from."""
+
+    nll_sum: float = 0.0
+    tokens: int = 0
+    documents: set[str] = field(default_factory=set)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(Σnll / Σtokens); inf where that leaves the range of a float."""
+        loss = self.nll_sum / self.tokens
+        return math.exp(loss) if loss < MAX_LOSS else math.inf
+
+
+@dataclass(frozen=True, order=True)
+class Series:
+    """What one curve or table row stands for."""
+
+    model: str
+    method: str
+    temperature: str = "own"
+
+
+@dataclass
+class PerplexityGrid:
+    """Perplexity of every series at every length, over all documents."""
+
+    cells: dict[Series, dict[int, Total]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """All lengths in tokens, ascending."""
+        return sorted({length for row in self.cells.values() for length in row})
+
+    @property
+    def models(self) -> list[str]:
+        """Models in the order base, extended, control, then by name."""
+        return sorted({series.model for series in self.cells}, key=model_order)
+
+    def value(self, series: Series, length: int) -> float | None:
+        """Perplexity of one cell, None where nothing was scored."""
+        total = self.cells.get(series, {}).get(length)
+        return None if total is None else total.perplexity
+
+    def of_model(self, model: str) -> list[Series]:
+        """The model's series, in the order of methods."""
+        return sorted(
+            (s for s in self.cells if s.model == model), key=lambda s: (*method_order(s.method), s.temperature)
+        )
+
+    def uneven_lengths(self) -> list[int]:
+        """Lengths at which some series were scored on other documents than the rest: not comparable there."""
+        sets: dict[int, set[frozenset[str]]] = defaultdict(set)
+        for row in self.cells.values():
+            for length, total in row.items():
+                sets[length].add(frozenset(total.documents))
+        return sorted(length for length, kinds in sets.items() if len(kinds) > 1)
+
+
+def perplexity_grid(rows: Iterable[PerplexityRow]) -> PerplexityGrid:
+    """Returns exp(Σnll/Σtokens) per (model, method, temperature) and length.
+
+    A document scored twice alike counts once; scored twice with different results it raises InputError.
+    """
+    seen: dict[tuple[Series, int, str], PerplexityRow] = {}
+    cells: dict[Series, dict[int, Total]] = defaultdict(lambda: defaultdict(Total))
+    for row in rows:
+        series = Series(row.model, row.method, row.temperature)
+        earlier = seen.setdefault((series, row.length, row.document), row)
+        if earlier is not row:
+            _require_same(earlier, row)
+            continue
+        total = cells[series][row.length]
+        total.nll_sum += row.nll_sum
+        total.tokens += row.tokens
+        total.documents.add(row.document)
+    return PerplexityGrid({series: dict(row) for series, row in cells.items()})
+
+
+def _require_same(earlier: PerplexityRow, row: PerplexityRow) -> None:
+    same = earlier.tokens == row.tokens and math.isclose(earlier.nll_sum, row.nll_sum, rel_tol=1e-6)
+    if not same:
+        what = f"{row.model}/{row.method}/{row.temperature}, {row.length} tokens"
+        raise InputError("document", row.document, f"was scored twice with different results ({what})")
+
+
+def position_curves(rows: Iterable[PositionRow]) -> dict[Series, list[tuple[int, int, Total]]]:
+    """Returns per (model, method) the buckets (start, end, sums), ascending; documents are summed."""
+    cells: dict[Series, dict[tuple[int, int], Total]] = defaultdict(lambda: defaultdict(Total))
+    for row in rows:
+        total = cells[Series(row.model, row.method)][row.bucket_start, row.bucket_end]
+        total.nll_sum += row.nll_sum
+        total.tokens += row.tokens
+    return {
+        series: [(start, end, buckets[start, end]) for start, end in sorted(buckets)]
+        for series, buckets in sorted(cells.items(), key=lambda item: series_order(item[0]))
+    }
+
+
+def passkey_grids(rows: Iterable[PasskeyRow]) -> dict[Series, dict[tuple[int, float], tuple[int, int]]]:
+    """Returns per (model, method): (length, depth) → (correct, trials), summed over rows."""
+    grids: dict[Series, dict[tuple[int, float], tuple[int, int]]] = defaultdict(dict)
+    for row in rows:
+        if row.correct > row.trials:
+            raise InputError("correct", row.correct, f"more exact matches than trials ({row.trials}) in a passkey row")
+        grid = grids[Series(row.model, row.method)]
+        correct, trials = grid.get((row.length, row.depth), (0, 0))
+        grid[row.length, row.depth] = (correct + row.correct, trials + row.trials)
+    return dict(sorted(grids.items(), key=lambda item: series_order(item[0])))
+
+
+def best_so_far(values: Iterable[tuple[float, bool]]) -> list[float]:
+    """Returns the running minimum over (perplexity, completed); a stopped candidate never becomes the best."""
+    best, curve = math.inf, []
+    for value, completed in values:
+        if completed and value < best:
+            best = value
+        curve.append(best)
+    return curve
+
+
+_MODELS = ("base", "extended", "control")
+_METHODS = ("none", "pi", "ntk", "dynamic-ntk", "yarn", "llama3", "longrope")
+
+
+def model_order(model: str) -> tuple[int, str]:
+    """Sort key of models: base, extended, control, then the rest by name."""
+    return (_MODELS.index(model) if model in _MODELS else len(_MODELS), model)
+
+
+def method_order(method: str) -> tuple[int, str]:
+    """Sort key of methods: none first, the searched factors last, unknown ones before them by name."""
+    family = method_family(method)
+    if family == _METHODS[-1]:
+        return (len(_METHODS), method)
+    return (_METHODS.index(family) if family in _METHODS else len(_METHODS) - 1, method)
+
+
+def series_order(series: Series) -> tuple[int | str, ...]:
+    """Sort key of series: by model, then by method."""
+    return (*model_order(series.model), *method_order(series.method), series.temperature)
+
+
+def method_family(method: str) -> str:
+    """The method a name belongs to: `yarn:2` and `YaRN` are yarn, `dynamic_ntk` is dynamic-ntk."""
+    return method.partition(":")[0].lower().replace("_", "-")

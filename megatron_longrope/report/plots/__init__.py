@@ -1,0 +1,17 @@
+"""The report's plots: each function turns records into panels of inline SVG with their legends."""
+
+from megatron_longrope.report.plots.curves import length_panels, position_panels
+from megatron_longrope.report.plots.factors import factor_panels
+from megatron_longrope.report.plots.loss import loss_panels
+from megatron_longrope.report.plots.panel import LegendEntry, Panel
+from megatron_longrope.report.plots.search import search_panels
+
+__all__ = [
+    "LegendEntry",
+    "Panel",
+    "factor_panels",
+    "length_panels",
+    "loss_panels",
+    "position_panels",
+    "search_panels",
+]

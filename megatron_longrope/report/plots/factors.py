@@ -1,0 +1,138 @@
+"""Rescale factors λ of every method against the wavelength of the pair they stretch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from matplotlib.axes import Axes
+
+from megatron_longrope.report.aggregate import method_family, method_order
+from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, highlight, legend_entry, mark_length
+from megatron_longrope.report.records import MAX_LOSS, FactorFile, FactorRange, Factors
+from megatron_longrope.report.style import length_axis, log_value_axis, method_look, short_length
+
+
+@dataclass(frozen=True)
+class NamedFactors:
+    """Factors with the file they came from and the label they go by; `is_last`: they serve the longest inputs."""
+
+    source: str
+    label: str
+    factors: Factors
+    is_last: bool
+
+    @property
+    def variable(self) -> str:
+        """The CSS variable of the method's colour."""
+        return method_look(self.factors.origin.method).variable
+
+    @property
+    def span(self) -> str:
+        """Smallest and largest λ, or the one value all pairs have."""
+        ends = dict.fromkeys(f"{value:.4g}" for value in (min(self.factors.rescale), max(self.factors.rescale)))
+        return " – ".join(ends)
+
+    @property
+    def is_monotone(self) -> bool:
+        """Whether λ never decreases from pair to pair."""
+        rescale = self.factors.rescale
+        return all(a <= b for a, b in zip(rescale, rescale[1:], strict=False))
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the recorded score (nats per token) on the data it was searched on."""
+        score = self.factors.origin.score
+        return None if score is None or score > MAX_LOSS else math.exp(score)
+
+
+def wavelengths(factors: Factors) -> list[float]:
+    """Returns 2π·base^(2i/d), in tokens, of every rotary pair i before rescaling."""
+    return [2 * math.pi * factors.base ** (2 * i / factors.head_dim) for i in range(len(factors.rescale))]
+
+
+def factors_by_target(files: Mapping[str, FactorFile]) -> dict[int, list[NamedFactors]]:
+    """Returns target length → the distinct factors of the sets made for it, baselines first.
+
+    A set with a range for short inputs stands whole under the target of its longest range, and is read first: the same
+    short factors in a file of their own are not shown again.
+    """
+    by_target: dict[int, list[NamedFactors]] = {}
+    seen: set[tuple[object, ...]] = set()
+    for source, file in sorted(files.items(), key=lambda item: (-len(item[1].ranges), item[0])):
+        for entry in file.ranges:
+            factors, is_last = entry.factors, entry is file.ranges[-1]
+            key = (factors.target_length, factors.origin.method, factors.rescale)
+            key += (factors.start_tokens, factors.attention_factor)
+            if key not in seen:
+                seen.add(key)
+                group = by_target.setdefault(file.ranges[-1].factors.target_length, [])
+                group.append(NamedFactors(source, _label(entry, is_last), factors, is_last))
+    return {target: _labelled(by_target[target]) for target in sorted(by_target)}
+
+
+def _label(entry: FactorRange, is_last: bool) -> str:
+    name = method_look(entry.factors.origin.method).label
+    return name if is_last or entry.up_to is None else f"{name}, inputs to {short_length(entry.up_to)}"
+
+
+def _labelled(group: list[NamedFactors]) -> list[NamedFactors]:
+    """Baselines first; a label that several sets share gets its file's name added."""
+    counts = Counter(item.label for item in group)
+    named = [replace(i, label=f"{i.label} · {i.source}") if counts[i.label] > 1 else i for i in group]
+    return sorted(named, key=lambda item: (*method_order(item.factors.origin.method), not item.is_last, item.source))
+
+
+def factor_panels(files: Mapping[str, FactorFile]) -> list[Panel]:
+    """Returns one panel per target length."""
+    return [_panel(target, group) for target, group in factors_by_target(files).items()]
+
+
+def _panel(target: int, group: list[NamedFactors]) -> Panel:
+    window = group[0].factors.original_length
+    scale = target / window
+    title = (
+        f"Factors for {short_length(target)} ({scale:g}× the window)" if target != window else "Factors for the window"
+    )
+    description = f"Rescale factors against wavelength, {len(group)} sets for {short_length(target)} tokens"
+    svg = draw(f"factors-{target}", description, lambda axes: _paint(axes, target, window, group))
+    return Panel(title, svg, tuple(_legend(item, index, group) for index, item in enumerate(group)))
+
+
+def _paint(axes: Axes, target: int, window: int, group: list[NamedFactors]) -> None:
+    for index, item in enumerate(group):
+        method = item.factors.origin.method
+        look = method_look(method)
+        axes.plot(
+            wavelengths(item.factors),
+            item.factors.rescale,
+            color=look.light,
+            marker=look.marker,
+            markevery=(index % 4, 4),  # staggered, so that curves on top of one another stay visible
+            linestyle=_dashes(index, group),
+            **highlight(method_family(method) == "longrope"),
+        )
+    waves = [wave for item in group for wave in wavelengths(item.factors)]
+    values = [value for item in group for value in item.factors.rescale]
+    length_axis(axes, min(waves), max(*waves, target), max_ticks=8)
+    log_value_axis(axes, min(*values, 1.0), max(*values, target / window, 1.5))
+    mark_length(axes, window, "window")
+    if target != window:
+        mark_length(axes, target, "target", to_left=target < window)
+    axes.set_xlabel("wavelength of the pair before rescaling (tokens)")
+    axes.set_ylabel("rescale factor λ")
+
+
+def _dashes(index: int, group: list[NamedFactors]) -> str | tuple[int, tuple[int, ...]]:
+    """A second set of the same method in one panel is dashed."""
+    family = method_family(group[index].factors.origin.method)
+    repeat = sum(method_family(item.factors.origin.method) == family for item in group[:index])
+    return "-" if repeat == 0 else (0, (4, 1 + repeat))
+
+
+def _legend(item: NamedFactors, index: int, group: list[NamedFactors]) -> LegendEntry:
+    look = method_look(item.factors.origin.method)
+    bold = method_family(item.factors.origin.method) == "longrope"
+    return legend_entry(look, item.label, dashed=_dashes(index, group) != "-", bold=bold)

@@ -1,0 +1,116 @@
+"""Search convergence: the best perplexity so far, against the baselines the search started from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from megatron_longrope.report.aggregate import best_so_far, method_order
+from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, legend_entry
+from megatron_longrope.report.records import FactorFile, SearchEntry
+from megatron_longrope.report.style import LOOKS, MUTED, OTHER, heading, method_look
+
+SEARCHED = LOOKS["longrope"]
+TOP = 1.25  # candidates this much worse than the best say nothing about convergence and would flatten the rest
+GRID_STEP = 0.01  # a search rounds its seeds to this grid
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The best starting point of one method, as evaluated in the search; None for one no factors file explains."""
+
+    method: str | None
+    perplexity: float
+
+
+def search_panels(journals: Mapping[str, Sequence[SearchEntry]], files: Mapping[str, FactorFile]) -> list[Panel]:
+    """Returns one panel per journal that holds a completed evaluation."""
+    panels = []
+    for stage, entries in journals.items():
+        if any(entry.completed and math.isfinite(entry.perplexity) for entry in entries):
+            panels.append(_panel(len(panels), stage, entries, baselines(entries, files)))
+    return panels
+
+
+def baselines(entries: Sequence[SearchEntry], files: Mapping[str, FactorFile]) -> list[Baseline]:
+    """Returns the best seed per method, methods told by the factors file whose λ the seed has (within rounding)."""
+    best: dict[str | None, float] = {}
+    for entry in entries:
+        if entry.origin == "seed" and entry.completed and math.isfinite(entry.perplexity):
+            method = _method_of(entry, files)
+            best[method] = min(entry.perplexity, best.get(method, math.inf))
+    found = [Baseline(method, perplexity) for method, perplexity in best.items()]
+    return sorted(found, key=lambda item: method_order(item.method or "~"))
+
+
+def _method_of(entry: SearchEntry, files: Mapping[str, FactorFile]) -> str | None:
+    for file in files.values():
+        for factors in (item.factors for item in file.ranges):
+            pairs = list(zip(factors.rescale, entry.candidate.rescale, strict=False))
+            if len(pairs) == len(factors.rescale) == len(entry.candidate.rescale) and all(
+                abs(a - b) <= GRID_STEP for a, b in pairs
+            ):
+                return factors.origin.method
+    return None
+
+
+def _panel(index: int, stage: str, entries: Sequence[SearchEntry], lines: list[Baseline]) -> Panel:
+    values = [(entry.perplexity, entry.completed) for entry in entries]
+    curve = best_so_far(values)
+    low = curve[-1]
+    seeds = [line.perplexity for line in lines]
+    high = min(max([value for value in curve if math.isfinite(value)] + seeds), TOP * low)
+    high = low + (high - low) * 1.12 if high > low else low * 1.01
+    name = f"search-{index}"
+    svg = draw(name, f"Search convergence of {stage}", lambda axes: _paint(axes, values, curve, lines, (low, high)))
+    stopped = sum(not entry.completed for entry in entries)
+    caption = f"{len(entries)} evaluations, best {low:.3f}"
+    if stopped:
+        caption += f"; {stopped} stopped early"
+    above = [method_look(line.method or "").label or "a starting point" for line in lines if line.perplexity > high]
+    if above:
+        caption += f"; above the plot: {', '.join(above)}"
+    return Panel(heading(stage), svg, _legend([line for line in lines if line.perplexity <= high]), caption + ".")
+
+
+def _paint(
+    axes: Axes,
+    values: list[tuple[float, bool]],
+    curve: list[float],
+    lines: list[Baseline],
+    limits: tuple[float, float],
+) -> None:
+    low, high = limits
+    for line in lines:
+        look = method_look(line.method) if line.method else OTHER
+        axes.axhline(line.perplexity, color=look.light, linewidth=1.6, linestyle=(0, (5, 2)), zorder=3)
+    shown = [(i, v) for i, (v, completed) in enumerate(values, start=1) if completed and v <= high]
+    axes.plot([i for i, _ in shown], [v for _, v in shown], ".", color=MUTED, markersize=3.2, alpha=0.55, zorder=2)
+    steps = [(i, v) for i, v in enumerate(curve, start=1) if math.isfinite(v)]
+    axes.plot(
+        [i for i, _ in steps],
+        [v for _, v in steps],
+        color=SEARCHED.light,
+        linewidth=2.8,
+        drawstyle="steps-post",
+        zorder=5,
+    )
+    axes.set_ylim(low - 0.06 * (high - low), high)
+    axes.set_xlim(0, len(values) * 1.02 + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("evaluations")
+    axes.set_ylabel("perplexity")
+
+
+def _legend(lines: list[Baseline]) -> tuple[LegendEntry, ...]:
+    best = LegendEntry("Best so far", SEARCHED.variable, "", False, True)
+    dots = LegendEntry("One candidate", "muted", "dot", False, False)
+    known = [legend_entry(method_look(line.method), dashed=True) for line in lines if line.method]
+    named = [LegendEntry(entry.label, entry.variable, "", True) for entry in known]
+    unknown = [LegendEntry("Best unnamed start", OTHER.variable, "", True) for line in lines if line.method is None]
+    return (best, dots, *named, *unknown)

@@ -1,0 +1,187 @@
+"""What the files of a run directory hold, as far as the report reads them: strict about types, deaf to extra keys."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=0)]
+Tokens = Annotated[int, Field(gt=0)]
+Nats = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+MAX_LOSS = 700.0
+"""Nats per token whose exponential still is a float."""
+
+
+class Record(BaseModel):
+    """One row or object of a result file; a wrong type is an error, an unknown key is not."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
+
+
+class PerplexityRow(Record):
+    """One document scored by one method at one length: Σ negative log-likelihood in nats over `tokens` predictions."""
+
+    model: str
+    method: str
+    temperature: str = "own"
+    length: Tokens
+    document: str
+    tokens: Tokens
+    nll_sum: Nats
+
+
+class PositionRow(Record):
+    """Negative log-likelihood of the predictions at positions [bucket_start, bucket_end) of the context."""
+
+    model: str
+    method: str
+    bucket_start: Count
+    bucket_end: Tokens
+    tokens: Tokens
+    nll_sum: Nats
+
+
+class PasskeyRow(Record):
+    """Retrievals tried and exact matches at one context length and one depth (0 = start, 1 = end of the context)."""
+
+    model: str
+    method: str
+    length: Tokens
+    depth: Annotated[float, Field(ge=0, le=1)]
+    trials: Tokens
+    correct: Count
+
+
+class MetricsRow(Record):
+    """One optimizer step; `loss` in nats per token (may be NaN: a diverged run is reported, not hidden)."""
+
+    stage: str
+    step: Count
+    loss: float
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    tokens: Count | None = None
+    seconds: float | None = None
+
+
+class ModelFacts(Record):
+    """The model of a run; everything but its name may be missing."""
+
+    name: str
+    parameters: Count | None = None
+    original_length: Tokens | None = None
+    hidden_size: Tokens | None = None
+
+
+class StageRow(Record):
+    """One pipeline stage and what it cost, in seconds."""
+
+    name: str
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    status: str
+
+
+class Bar(Record):
+    """One acceptance bar with its measured value and whether it was met."""
+
+    id: str
+    text: str
+    value: float | str
+    bound: float | str
+    met: bool
+
+
+class HeldOut(Record):
+    """The documents that no search and no training saw."""
+
+    sha256: str
+    documents: tuple[str, ...] = ()
+
+
+class RunResult(Record):
+    """`result.json`."""
+
+    format: Literal[1]
+    model: ModelFacts | None = None
+    target_length: Tokens | None = None
+    stages: tuple[StageRow, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    held_out: HeldOut | None = None
+    environment: dict[str, str | int | float | None] = {}
+    summary: dict[str, float | str] = {}
+
+
+class FactorOrigin(Record):
+    """Where a factor set came from."""
+
+    method: str
+    score: float | None = None
+
+
+class Factors(Record):
+    """Rescale factors λ (one per rotary pair), kept start positions n̂ and attention temperature t."""
+
+    rescale: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
+    start_tokens: Count = 0
+    attention_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    original_length: Tokens
+    target_length: Tokens
+    base: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+    head_dim: Tokens
+    origin: FactorOrigin
+
+    @model_validator(mode="after")
+    def _one_per_pair(self) -> Factors:
+        if 2 * len(self.rescale) != self.head_dim:
+            raise ValueError(f"head_dim {self.head_dim} needs {self.head_dim // 2} factors, got {len(self.rescale)}")
+        return self
+
+
+class FactorRange(Record):
+    """Factors that serve inputs of up to `up_to` tokens (None: every longer one)."""
+
+    up_to: Tokens | None = None
+    factors: Factors
+
+
+class FactorFile(Record):
+    """A factor set on disk."""
+
+    format: Literal["longrope-factors"]
+    version: Literal[1]
+    ranges: Annotated[tuple[FactorRange, ...], Field(min_length=1)]
+
+
+class SearchCandidate(Record):
+    """One point of a search."""
+
+    rescale: tuple[float, ...]
+    start_tokens: Count = 0
+    attention_factor: float = 1.0
+
+
+class SearchEntry(Record):
+    """One evaluated candidate of a search journal; NaN and infinities are written as words."""
+
+    index: Count
+    origin: str
+    candidate: SearchCandidate
+    nll_sums: tuple[float | Literal["nan", "inf", "-inf"], ...]
+    token_counts: tuple[Tokens, ...]
+    completed: bool
+
+    @property
+    def perplexity(self) -> float:
+        """exp(Σnll / Σtokens) over the documents scored; inf where that is not a finite number."""
+        tokens = sum(self.token_counts)
+        loss = math.fsum(float(value) for value in self.nll_sums) / tokens if tokens else math.inf
+        return math.exp(loss) if loss < MAX_LOSS else math.inf
+
+
+class Rows(Record):
+    """The envelope of every evaluation file."""
+
+    rows: tuple[dict[str, Any], ...]

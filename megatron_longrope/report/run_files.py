@@ -1,0 +1,109 @@
+"""Everything a report needs of a run directory, read once; what is not there is left empty."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from megatron_longrope.config import parse_yaml
+from megatron_longrope.errors import InputError
+from megatron_longrope.report.files import RecordT, as_record, read_json_lines, read_record, read_rows, read_text
+from megatron_longrope.report.records import (
+    FactorFile,
+    MetricsRow,
+    PasskeyRow,
+    PerplexityRow,
+    PositionRow,
+    RunResult,
+    SearchEntry,
+)
+
+T = TypeVar("T")
+JOURNAL_FORMAT = "longrope-search-journal"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The contents of a run directory."""
+
+    name: str
+    config_text: str | None
+    config: dict[str, Any]
+    result: RunResult | None
+    factors: dict[str, FactorFile]
+    journals: dict[str, list[SearchEntry]]
+    metrics: list[MetricsRow]
+    perplexity: list[PerplexityRow]
+    positions: list[PositionRow]
+    passkey: list[PasskeyRow]
+
+    @property
+    def original_length(self) -> int | None:
+        """The model's own window in tokens, from the result or else from the factors."""
+        if self.result and self.result.model and self.result.model.original_length:
+            return self.result.model.original_length
+        return next((file.ranges[0].factors.original_length for file in self.factors.values()), None)
+
+    @property
+    def target_length(self) -> int | None:
+        """The length in tokens the run extends to, from the result or else the longest of the factors."""
+        if self.result and self.result.target_length:
+            return self.result.target_length
+        targets = [entry.factors.target_length for file in self.factors.values() for entry in file.ranges]
+        return max(targets, default=None)
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Returns what is in `run_dir`; raises InputError that names the first damaged file, or that it is no folder."""
+    if not run_dir.is_dir():
+        raise InputError("run directory", run_dir, "no such folder")
+    config_path, result_path = run_dir / "config.yaml", run_dir / "result.json"
+    config_text = read_text(config_path) if config_path.is_file() else None
+    evals = run_dir / "evals"
+    return RunFiles(
+        name=run_dir.resolve().name,
+        config_text=config_text,
+        config=parse_yaml(config_text, str(config_path)) if config_text is not None else {},
+        result=read_record(result_path, RunResult) if result_path.is_file() else None,
+        factors={path.stem: read_record(path, FactorFile) for path in sorted((run_dir / "factors").glob("*.json"))},
+        journals={path.stem: read_journal(path) for path in _single_or_folder(run_dir, "journal", "journals")},
+        metrics=_concatenated(_single_or_folder(run_dir, "metrics", "metrics"), _read_metrics),
+        perplexity=_evaluation_rows(evals, "perplexity*.json", PerplexityRow),
+        positions=_evaluation_rows(evals, "positions*.json", PositionRow),
+        passkey=_evaluation_rows(evals, "passkey*.json", PasskeyRow),
+    )
+
+
+def read_journal(path: Path) -> list[SearchEntry]:
+    """Returns the evaluations of a search journal, in order; every line must match its checksum."""
+    lines = read_json_lines(path)
+    for number, line in enumerate(lines, start=1):
+        text = json.dumps({key: value for key, value in line.items() if key != "crc"}, sort_keys=True)
+        if line.get("crc") != f"{zlib.crc32(text.encode()):08x}":
+            raise InputError("file", path, f"line {number} is damaged: its crc does not match")
+    if not lines or lines[0].get("format") != JOURNAL_FORMAT:
+        raise InputError("file", path, "line 1 is not the header of a search journal")
+    return [as_record(line, SearchEntry, path, f"line {number}") for number, line in enumerate(lines[1:], start=2)]
+
+
+def _read_metrics(path: Path) -> list[MetricsRow]:
+    lines = enumerate(read_json_lines(path), start=1)
+    return [as_record(line, MetricsRow, path, f"line {number}") for number, line in lines]
+
+
+def _single_or_folder(run_dir: Path, file: str, folder: str) -> list[Path]:
+    """`<file>.jsonl` where it exists, and every .jsonl file of `folder`."""
+    single = run_dir / f"{file}.jsonl"
+    return [*([single] if single.is_file() else []), *sorted((run_dir / folder).glob("*.jsonl"))]
+
+
+def _evaluation_rows(folder: Path, pattern: str, kind: type[RecordT]) -> list[RecordT]:
+    return _concatenated(sorted(folder.glob(pattern)), lambda path: read_rows(path, kind))
+
+
+def _concatenated(paths: list[Path], read: Callable[[Path], list[T]]) -> list[T]:
+    return [item for path in paths for item in read(path)]

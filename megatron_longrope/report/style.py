@@ -1,0 +1,152 @@
+"""One look for every plot: colours, markers and names per method, tick labels as people write lengths."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from megatron_longrope.config import format_length
+from megatron_longrope.report.aggregate import Series, method_family
+
+# Plots are drawn in the light values; each becomes a CSS variable of the page, which has dark values too.
+INK, MUTED, GRID, SURFACE = "#1c2430", "#66707f", "#e4e7ec", "#fdfdfe"
+THEME = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Name, CSS variable, colour (light and dark page) and marker of one method."""
+
+    label: str
+    variable: str
+    light: str
+    dark: str
+    marker: str
+
+
+# Okabe & Ito's palette, told apart by colour-blind readers too; every method also has its own marker.
+LOOKS = {
+    "none": Look("No change", "m-none", "#7c8594", "#98a2b3", "s"),
+    "pi": Look("PI", "m-pi", "#56b4e9", "#6cc3f4", "v"),
+    "ntk": Look("NTK-aware", "m-ntk", "#009e73", "#24c598", "^"),
+    "dynamic-ntk": Look("Dynamic NTK", "m-dynamic", "#cc79a7", "#e195c0", "P"),
+    "yarn": Look("YaRN", "m-yarn", "#0072b2", "#3f9fe0", "D"),
+    "llama3": Look("Llama 3", "m-llama3", "#8c5a2b", "#c48f5c", "X"),
+    "longrope": Look("LongRoPE", "m-longrope", "#d55e00", "#ff7f2a", "o"),
+}
+CONTROL = Look("Control (original window)", "m-control", "#e69f00", "#f0b429", "d")
+OTHER = Look("", "m-other", "#4d4d7f", "#a5a5e0", "*")
+MODEL_NAMES = {"base": "Base model", "extended": "Extended model", "control": "Control"}
+
+
+def all_looks() -> list[Look]:
+    """Every look the page's style sheet needs variables for."""
+    return [*LOOKS.values(), CONTROL, OTHER]
+
+
+def method_look(method: str) -> Look:
+    """Returns the look of a method; names that are not ours share one, under their own label."""
+    known = LOOKS.get(method_family(method))
+    _, _, scale = method.partition(":")
+    if known is None:
+        return Look(method, OTHER.variable, OTHER.light, OTHER.dark, OTHER.marker)
+    return (
+        known if not scale else Look(f"{known.label} {scale}×", known.variable, known.light, known.dark, known.marker)
+    )
+
+
+def series_look(series: Series) -> Look:
+    """Returns the look of a curve: the method's, but one of its own for the control model left as it was."""
+    if series.model == "control" and method_family(series.method) == "none":
+        return CONTROL
+    return method_look(series.method)
+
+
+def model_name(model: str) -> str:
+    """Returns what a reader calls a model of the run."""
+    return MODEL_NAMES.get(model, model)
+
+
+def heading(text: str) -> str:
+    """Returns a stage's name as a heading: `search_first` is Search first."""
+    words = text.replace("_", " ").replace("-", " ")
+    return words[:1].upper() + words[1:]
+
+
+def rc_params(salt: str) -> dict[str, Any]:
+    """Returns matplotlib settings; `salt` keeps the ids inside the SVG the same from run to run."""
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "font.family": "DejaVu Sans",
+        "font.size": 12.5,
+        "xtick.labelsize": 12,
+        "ytick.labelsize": 12,
+        "axes.edgecolor": MUTED,
+        "axes.labelcolor": INK,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
+        "text.color": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "xtick.major.size": 3.5,
+        "ytick.major.size": 0,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "lines.linewidth": 1.8,
+        "lines.markersize": 5,
+        "lines.solid_capstyle": "round",
+    }
+
+
+def length_axis(axes: Axes, low: float, high: float, max_ticks: int = 9) -> None:
+    """Makes x a base-2 axis over [low, high] tokens, ticks at powers of two written 256, 1k, 8k."""
+    first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
+    step = max(1, math.ceil((last - first + 1) / max_ticks))
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(low * 0.88, high * 1.14)
+    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(first, last + 1, step)]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: short_length(tokens)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def log_value_axis(axes: Axes, low: float, high: float) -> None:
+    """Makes y logarithmic over [low, high] with round tick values (1, 2, 5 and, over narrow ranges, finer)."""
+    axes.set_yscale("log")
+    pad = (high / low) ** 0.06 if high > low else 1.05
+    low, high = low / pad, high * pad
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(round_ticks(low, high)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Returns 3 to 8 round values in [low, high], evenly spread on a log axis where there is room."""
+    ladders = ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8])
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for ladder in ladders:
+        ticks = [m * 10.0**decade for decade in decades for m in ladder if low <= m * 10.0**decade <= high]
+        if len(ticks) >= 4:
+            return ticks if len(ticks) <= 8 else ticks[:: math.ceil(len(ticks) / 8)]
+    step = 10 ** math.floor(math.log10(high - low))
+    while (high - low) / step < 4:
+        step /= 2
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def short_length(tokens: float) -> str:
+    """Returns 256, 1k, 2M for whole binary multiples, else a plain number."""
+    return format_length(round(tokens)) if tokens >= 1 else f"{tokens:g}"
