@@ -17,10 +17,9 @@ from megatron_longrope.errors import InputError
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer, its identity, and the special tokens it adds by itself.
+    """A tokenizer and its identity. Which special tokens it adds by itself stands in `tokenizer.json`.
 
-    `add_bos` and `add_eos` are what a `tokenizer_config.json` says outright; where it says nothing both are None and
-    the post-processor inside `tokenizer.json` decides (transformers' rule).
+    `add_bos_token` of a `tokenizer_config.json` has no say, as in transformers where there is a `tokenizer.json`.
     """
 
     backend: Tokenizer
@@ -28,14 +27,10 @@ class TextTokenizer:
     vocab_size: int
     bos_id: int | None = None
     eos_id: int | None = None
-    add_bos: bool | None = None
-    add_eos: bool | None = None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
         """Returns [tokens] int64: with the special tokens this tokenizer adds by itself, or without any."""
-        plain = self._explicit or not add_special_tokens
-        ids = self.backend.encode(text, add_special_tokens=not plain).ids
-        return self._finish(ids, add_special_tokens)
+        return np.array(self.backend.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int64)
 
     def encode_documents(self, texts: Sequence[str], add_bos: bool = False) -> list[np.ndarray]:
         """Returns whole documents, each [tokens] int64; `add_bos` puts a BOS first where the tokenizer did not.
@@ -44,8 +39,8 @@ class TextTokenizer:
         """
         if add_bos and self.bos_id is None:
             raise InputError("--add-bos", self.identity.name, "this tokenizer names no bos_token")
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=not self._explicit)
-        documents = [self._finish(encoding.ids, True) for encoding in encodings]
+        encodings = self.backend.encode_batch_fast(list(texts))
+        documents = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         if add_bos:
             bos = np.array([self.bos_id], dtype=np.int64)
             documents = [d if len(d) and d[0] == bos[0] else np.concatenate((bos, d)) for d in documents]
@@ -58,17 +53,6 @@ class TextTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         """Returns the text of [tokens] ids, special tokens included."""
         return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
-
-    @property
-    def _explicit(self) -> bool:
-        return self.add_bos is not None or self.add_eos is not None
-
-    def _finish(self, ids: list[int], add_special_tokens: bool) -> np.ndarray:
-        if self._explicit and add_special_tokens:
-            first = [self.bos_id] if self.add_bos and self.bos_id is not None else []
-            last = [self.eos_id] if self.add_eos and self.eos_id is not None else []
-            ids = first + ids + last
-        return np.array(ids, dtype=np.int64)
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
@@ -93,8 +77,6 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
         vocab_size=1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1),
         bos_id=_token_id(backend, config.get("bos_token")),
         eos_id=_token_id(backend, config.get("eos_token")),
-        add_bos=config.get("add_bos_token"),
-        add_eos=config.get("add_eos_token"),
     )
 
 
