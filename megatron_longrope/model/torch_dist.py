@@ -1,0 +1,170 @@
+"""Megatron's torch_dist format, written without helper processes and read without trusting its pickles."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreLoadPlanner,
+    MCoreSavePlanner,
+    TorchDistLoadShardedStrategy,
+    _replace_sharded_keys_with_state_dict_keys,
+    _replace_state_dict_keys_with_sharded_keys,
+    _restore_dict_types,
+    _unwrap_pyt_sharded_tensor,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata, ReadItem
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+
+from megatron_longrope.errors import InputError, LongRopeError
+from megatron_longrope.model.safe_metadata import FIELD, one_line, read_metadata
+
+COMMON_FILE = "common.pt"
+_FORBIDDEN = re.compile(r"GLOBAL (\S+) was not an allowed global")
+
+
+def save_sharded(state: dict[str, Any], weights: Path) -> None:
+    """Writes megatron's sharded state dict into the empty folder `weights`; every rank calls it."""
+    with _refusing_damage(weights, write=True):
+        dist_checkpointing.save(state, str(weights), sharded_strategy=_InProcessSave("torch_dist", 1))
+
+
+def load_sharded(state: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """Returns megatron's sharded state dict filled from `weights`, whatever layout wrote it; every rank calls it.
+
+    Raises InputError for missing, damaged or hostile files, and for tensors of other names or shapes.
+    """
+    metadata = read_metadata(weights)
+    with _refusing_damage(weights):
+        loaded: dict[str, Any] = dist_checkpointing.load(
+            state, str(weights), sharded_strategy=_SafeLoad(metadata), common_strategy=_SafeCommonLoad()
+        )
+    return loaded
+
+
+def load_tensors(weights: Path, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields (name, whole tensor) as stored, one at a time, in this process alone; no model and no groups needed."""
+    metadata = read_metadata(weights)
+    entries = metadata.state_dict_metadata
+    stored = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    for name in stored if names is None else names:
+        if name not in stored:
+            raise InputError(FIELD, weights, f"has no tensor {name}")
+        target = {name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype)}
+        with _refusing_damage(weights):
+            checkpoint.load(target, storage_reader=_SafeReader(weights, metadata), planner=_SafePlanner(),
+                            no_dist=True)  # fmt: skip
+        yield name, target[name]
+
+
+class _Writer(FileSystemWriter):
+    """torch's own writer, in this process and thread; it leaves no path and no random id in the checkpoint."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
+
+
+class _InProcessSave(SaveShardedStrategy):
+    """megatron-core's own save strategy starts processes for writing; a checkpoint here needs none."""
+
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
+        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
+        checkpoint.save(
+            mcore_to_pyt_state_dict(flat, is_loading=False),
+            storage_writer=_Writer(checkpoint_dir, thread_count=1, sync_files=True),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+    @property
+    def can_handle_sharded_objects(self) -> bool:
+        return True
+
+
+class _SafeReader(FileSystemReader):
+    """Hands out the metadata that was checked, and has no second file to fall back to."""
+
+    def __init__(self, path: str | Path, metadata: Metadata) -> None:
+        super().__init__(path)
+        self._metadata = metadata
+
+    def read_metadata(self) -> Metadata:  # type: ignore[override]
+        return self._metadata
+
+
+class _SafePlanner(MCoreLoadPlanner):
+    """torch's planner unpickles objects stored between the tensors; this one reads plain values and tensors only."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        self.original_state_dict[read_item.dest_index.fqn] = torch.load(value, map_location="cpu", weights_only=True)
+
+
+class _SafeLoad(TorchDistLoadShardedStrategy):
+    def __init__(self, metadata: Metadata) -> None:
+        super().__init__()
+        self._metadata = metadata
+
+    def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> dict[str, Any]:
+        tensors = [value for value in nested_values(sharded_state_dict) if isinstance(value, ShardedTensor)]
+        flat, paths, names = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
+        target = mcore_to_pyt_state_dict(flat, is_loading=True)
+        planner = _SafePlanner(
+            shapes_validation_sharded_tensors=[tensor for tensor in tensors if not tensor.allow_shape_mismatch],
+            allow_shape_mismatch_sharded_tensors={t.key: t for t in tensors if t.allow_shape_mismatch},
+        )
+        checkpoint.load(target, storage_reader=_SafeReader(checkpoint_dir, self._metadata), planner=planner)
+        unwrapped = {name: _unwrap_pyt_sharded_tensor(value) for name, value in target.items()}
+        loaded: dict[str, Any] = _replace_sharded_keys_with_state_dict_keys(unwrapped, paths, names)
+        _restore_dict_types(loaded, sharded_state_dict)
+        return loaded
+
+
+class _SafeCommonLoad(TorchCommonLoadStrategy):
+    """Says weights_only itself: without that an environment variable could switch it off."""
+
+    def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
+        path = Path(checkpoint_dir) / COMMON_FILE
+        if not path.is_file():
+            raise InputError(FIELD, checkpoint_dir, f"not a whole Megatron checkpoint: it has no {COMMON_FILE}")
+        common = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(common, dict):
+            raise InputError(FIELD, path, "damaged: it does not hold a dictionary")
+        return common
+
+
+@contextmanager
+def _refusing_damage(weights: Path, *, write: bool = False) -> Iterator[None]:
+    """Turns what torch and megatron-core raise over a checkpoint's files into one line."""
+    try:
+        yield
+    except CheckpointException as error:  # torch's collection of what each rank met; not an Exception
+        cause = next(iter(error.failures.values()))[0]
+        raise _explained(cause, weights, write) from error
+    except (CheckpointingException, UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+        raise _explained(error, weights, write) from error
+
+
+def _explained(cause: BaseException, weights: Path, write: bool) -> LongRopeError:
+    if isinstance(cause, LongRopeError):
+        return cause
+    if write:
+        return LongRopeError(f"{weights}: the checkpoint could not be written: {one_line(cause)}")
+    forbidden = _FORBIDDEN.search(" ".join(str(cause).split()))
+    if forbidden:
+        return InputError(FIELD, weights, f"refused: a pickle in it asks for {forbidden[1]}, which no checkpoint needs")
+    return InputError(FIELD, weights, f"cannot be read: {one_line(cause)}")
