@@ -48,8 +48,9 @@ def factors_from_json(values: object, source: str) -> FactorSet:
     """Returns the factor set of a parsed factors file; `source` names it in the InputError raised for a wrong one."""
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise InputError("factors", source, f'not a factors file: it has no "format": "{FORMAT}"')
-    if values.get("version") != VERSION:
-        raise InputError("version", values.get("version"), f"this release reads version {VERSION} ({source})")
+    version = values.get("version")
+    if version != VERSION or isinstance(version, bool):
+        raise InputError("version", version, f"this release reads version {VERSION} ({source})")
     return build_config(FactorSet, {k: v for k, v in values.items() if k not in ("format", "version")}, source)
 
 

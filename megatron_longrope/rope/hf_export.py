@@ -20,11 +20,12 @@ def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
     """
     factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
     geometry = factor_set.geometry
-    pieces: dict[str, Any] = {"max_position_embeddings": factor_set.target_length, "rope_theta": geometry.base}
+    longest = max(factor_set.target_length, geometry.original_length)
+    pieces: dict[str, Any] = {"max_position_embeddings": longest, "rope_theta": geometry.base}
     if all(entry.factors.is_identity for entry in factor_set.ranges):
         default = {"rope_type": "default", "rope_theta": geometry.base}
         return pieces | {"rope_scaling": None, "rope_parameters": default}
-    settings = _longrope_settings(factor_set)
+    settings = _longrope_settings(factor_set, longest)
     return pieces | {
         "original_max_position_embeddings": geometry.original_length,
         "rope_scaling": settings,
@@ -32,7 +33,7 @@ def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
     }
 
 
-def _longrope_settings(factor_set: FactorSet) -> dict[str, Any]:
+def _longrope_settings(factor_set: FactorSet, longest: int) -> dict[str, Any]:
     short, long = _short_and_long(factor_set)
     for factors in (short, long):
         if factors.start_tokens:
@@ -49,7 +50,7 @@ def _longrope_settings(factor_set: FactorSet) -> dict[str, Any]:
         "long_factor": list(long.rescale),
         "original_max_position_embeddings": window,
         "attention_factor": long.attention_factor,
-        "factor": factor_set.target_length / window,
+        "factor": longest / window,
     }
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from megatron_longrope.config import StrictConfig
+from megatron_longrope.config import StrictConfig, build_config
 from megatron_longrope.rope.factors import FactorOrigin, FactorRange, FactorSet, RopeFactors
 from megatron_longrope.rope.geometry import RopeGeometry
 from megatron_longrope.rope.hf_precision import float32_dynamic_frequencies, float32_linear_frequencies
@@ -20,7 +20,10 @@ class RopeMethod(StrictConfig, ABC):
 
     @abstractmethod
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
-        """Returns the factors for an input of `length` tokens; None: for the length the method was made for."""
+        """Returns the factors for an input of `length` tokens; None: for the length the method was made for.
+
+        Raises InputError where the settings do not fit the geometry.
+        """
 
     def factor_set(self, geometry: RopeGeometry, length: int | None = None) -> FactorSet:
         """Returns the factors by input length; `length` matters where they follow it without end (dynamic NTK)."""
@@ -34,16 +37,14 @@ class RopeMethod(StrictConfig, ABC):
         attention_factor: float = 1.0,
         hf_inverse_frequencies: tuple[float, ...] | None = None,
     ) -> RopeFactors:
-        return RopeFactors(
-            rescale=rescale,
-            attention_factor=attention_factor,
-            original_length=geometry.original_length,
-            target_length=target_length,
-            base=geometry.base,
-            head_dim=geometry.head_dim,
-            origin=FactorOrigin(method=self.name),
-            hf_inverse_frequencies=hf_inverse_frequencies,
-        )
+        values = {
+            "rescale": rescale,
+            "attention_factor": attention_factor,
+            "target_length": target_length,
+            "origin": FactorOrigin(method=self.name),
+            "hf_inverse_frequencies": hf_inverse_frequencies,
+        }
+        return build_config(RopeFactors, geometry.model_dump() | values, f"factors of {self.name}")
 
 
 class NoScaling(RopeMethod):

@@ -52,7 +52,7 @@ class Llama3(RopeMethod):
         )
 
     def _rescale(self, pair: int, geometry: RopeGeometry) -> float:
-        turns = geometry.original_length * geometry.base ** (-2 * pair / geometry.head_dim) / (2 * math.pi)
+        turns = geometry.original_length * math.pow(geometry.base, -2 * pair / geometry.head_dim) / (2 * math.pi)
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = min(max(kept, 0.0), 1.0)
         return 1.0 / ((1.0 - kept) / self.factor + kept)

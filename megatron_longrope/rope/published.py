@@ -1,0 +1,93 @@
+"""The factor sets Microsoft published for LongRoPE and LongRoPE2, shipped as numbers with their source."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+
+from megatron_longrope.config import Length, StrictConfig
+from megatron_longrope.errors import InputError
+from megatron_longrope.rope.factors import FactorOrigin, RopeFactors
+from megatron_longrope.rope.longrope import longrope_attention_factor
+
+VERSION = 1
+
+
+class PublishedModel(StrictConfig):
+    """A pretrained model factors were published for: rotary base, head_dim, window in tokens, and by which method."""
+
+    model: str
+    method: str
+    source: str
+    base: float
+    head_dim: int
+    original_length: Length
+
+
+class PublishedSet(StrictConfig):
+    """Factors for inputs of `target_length` tokens to `model` after fine-tuning at `fine_tuned_length` tokens."""
+
+    name: str
+    model: str
+    fine_tuned_length: Length
+    target_length: Length
+    rescale: tuple[float, ...]
+
+
+class PublishedFile(StrictConfig):
+    """What presets/published_factors.json holds."""
+
+    format: str
+    version: int
+    sources: dict[str, str]
+    models: dict[str, PublishedModel]
+    sets: tuple[PublishedSet, ...]
+
+    def factors(self, entry: PublishedSet) -> RopeFactors:
+        """Returns the factors of `entry` with everything its model says."""
+        model = self.models[entry.model]
+        return RopeFactors(
+            rescale=entry.rescale,
+            attention_factor=_attention_factor(entry, model.original_length),
+            original_length=model.original_length,
+            target_length=entry.target_length,
+            base=model.base,
+            head_dim=model.head_dim,
+            origin=FactorOrigin(method=model.method, model=model.model, source=self.sources[model.source]),
+        )
+
+
+def published_sets() -> tuple[PublishedSet, ...]:
+    """Returns every published set, by model, fine-tuned length and target length."""
+    return _load().sets
+
+
+def published_names() -> tuple[str, ...]:
+    """Returns the names of all published sets, such as `llama2-7b/2048k-after-256k`."""
+    return tuple(entry.name for entry in published_sets())
+
+
+def published_factors(name: str) -> RopeFactors:
+    """Returns the factors published under `name`; raises InputError for a name that is not there."""
+    for entry in published_sets():
+        if entry.name == name:
+            return _load().factors(entry)
+    raise InputError("factors", name, "not a published set; `longrope factors list` shows them")
+
+
+def _attention_factor(entry: PublishedSet, original_length: int) -> float:
+    """The files hold no temperature: Microsoft's code takes √(1 + ln s / ln L) of the model's longest length.
+
+    A recovery set runs a model that was fine-tuned longer, with the temperature of that fine-tuning.
+    """
+    longest = max(entry.target_length, entry.fine_tuned_length)
+    return longrope_attention_factor(longest / original_length, original_length)
+
+
+@cache
+def _load() -> PublishedFile:
+    text = files("megatron_longrope").joinpath("presets", "published_factors.json").read_text(encoding="utf-8")
+    published = PublishedFile.model_validate(json.loads(text))
+    assert published.version == VERSION, published.version
+    return published
