@@ -67,9 +67,9 @@ def _write(
     _check_tokens(documents, vocab_size)
     files = dataset_files(prefix)
     partial_bin, partial_idx, partial_json = partials = [path.with_name(path.name + ".partial") for path in files]
-    prefix.parent.mkdir(parents=True, exist_ok=True)
     index = _index(rows, token_dtype(vocab_size))
     try:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
         _write_tokens(partial_bin, rows, index.dtype)
         with partial_idx.open("wb") as stream:
             write_index(stream, index)
@@ -86,9 +86,12 @@ def _write(
         )
         partial_json.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n", encoding="utf-8")
         _publish(partials, files)
+    except OSError as error:
+        raise InputError("dataset", prefix, f"cannot be written: {error.strerror}") from error
     finally:
         for path in partials:
-            path.unlink(missing_ok=True)
+            if path.is_file():
+                path.unlink()
     return manifest
 
 

@@ -44,6 +44,8 @@ class DocumentBatch:
         padded = -(-lengths // pad_to_multiple) * pad_to_multiple
         starts = np.concatenate(([0], np.cumsum(padded)))
         total = int(starts[-1])
+        if total > np.iinfo(np.int32).max:
+            raise InputError("documents", len(pieces), f"{total} tokens in one batch; cu_seqlens are 32-bit")
         tokens, labels = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
         loss_mask = np.zeros(total, dtype=np.float32)
         for piece, start, length in zip(pieces, starts[:-1], lengths, strict=True):

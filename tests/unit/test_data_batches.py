@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.documents import TokenDocument
@@ -19,6 +19,7 @@ from megatron_longrope.errors import InputError
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
 
+@settings(deadline=None, max_examples=60)
 @given(lengths=LENGTHS, multiple=st.sampled_from([1, 2, 8, 12]))
 def test_every_document_keeps_its_tokens_labels_and_positions(lengths: list[int], multiple: int) -> None:
     pieces = [np.arange(length) + 100 * i + 1 for i, length in enumerate(lengths)]
@@ -81,6 +82,7 @@ def test_each_epoch_has_every_row_once_in_another_order(dataset: PackedDataset) 
     assert epochs[0] != [row for _ in range(13) for row in _rows(next(other))]
 
 
+@settings(deadline=None, max_examples=60)
 @given(before=st.integers(0, 20))
 def test_a_restored_iterator_goes_on_exactly(dataset: PackedDataset, before: int) -> None:
     batches = PackedBatches(dataset, 3, seed=9)

@@ -174,6 +174,12 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_packed(tmp_path / "file" / "set", documents(), 32, IDENTITY, 300)
+
+
 def test_an_interrupted_rewrite_is_not_taken_for_the_old_set(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import data_prep.writing as writing
 

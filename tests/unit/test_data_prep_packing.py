@@ -7,13 +7,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.packing import best_fit_decreasing, plan_packing
 from megatron_longrope.errors import InputError
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 200), max_size=60),
     sequence_length=st.integers(1, 64),
@@ -41,6 +42,7 @@ def _slow_best_fit(lengths: list[int], capacity: int) -> list[int]:
     return sorted(rooms)
 
 
+@settings(deadline=None, max_examples=60)
 @given(capacity=st.integers(1, 5000), data=st.data())
 def test_best_fit_as_defined(capacity: int, data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(1, capacity), max_size=80))
@@ -58,9 +60,9 @@ def test_documents_that_fit_are_never_cut() -> None:
 
 def test_a_hundred_thousand_pieces_in_seconds() -> None:
     lengths = np.random.default_rng(0).integers(1, 1 << 18, 100_000)
-    started = time.perf_counter()
+    started = time.process_time()
     rows, num_rows = best_fit_decreasing(lengths, 1 << 18)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert np.bincount(rows, weights=lengths).max() <= 1 << 18
     assert num_rows * (1 << 18) < 1.01 * lengths.sum()
 

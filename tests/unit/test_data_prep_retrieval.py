@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -55,6 +55,7 @@ def sentencepiece_like() -> Tokenizer:
     return tokenizer
 
 
+@settings(deadline=None, max_examples=60)
 @given(length=st.integers(150, 3000), depth=st.floats(0, 1), seed=st.integers(0, 2**40))
 def test_pass_keys_are_exact_and_legible(tokenizer: TextTokenizer, length: int, depth: float, seed: int) -> None:
     document = passkey_document(tokenizer, length, depth, seed)
@@ -105,6 +106,7 @@ def test_classic_filler_is_the_sentences(tokenizer: TextTokenizer) -> None:
     assert tokenizer.decode(classic_filler(tokenizer).tokens) == "".join(CLASSIC_SENTENCES)
 
 
+@settings(deadline=None, max_examples=60)
 @given(length=st.integers(200, 2000), seed=st.integers(0, 2**40), questions=st.integers(1, 4))
 def test_key_value_lists_can_be_answered(tokenizer: TextTokenizer, length: int, seed: int, questions: int) -> None:
     document = key_value_document(tokenizer, length, seed, questions)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer, LlamaConfig
@@ -34,6 +34,7 @@ def tokenizer(folder: Path) -> TextTokenizer:
     return load_tokenizer(folder)
 
 
+@settings(deadline=None, max_examples=60)
 @given(text=st.text())
 def test_any_text_comes_back(tokenizer: TextTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
