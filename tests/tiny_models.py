@@ -1,0 +1,115 @@
+"""Random Llama models of transformers, small enough for unit tests, and their weights put into ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_longrope.model import LongRopeModel, ModelShape, build_model
+from megatron_longrope.rope import AnglePrecision, factor_set_from_hf
+from megatron_longrope.runtime import Runtime
+
+WINDOW = 64
+VOCABULARY = 203  # no multiple of 128: the embedding is padded on our side
+
+
+def tiny_hf_model(seed: int = 0, **config: Any) -> Any:
+    """Returns a random float32 LlamaForCausalLM in eval mode; weights are enlarged so that attention is not flat."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": WINDOW,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**(settings | config))).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(6)
+    return model
+
+
+def our_model(
+    hf_model: Any,
+    runtime: Runtime,
+    *,
+    angle_precision: AnglePrecision = "hf",
+    dtype: torch.dtype = torch.float32,
+    scaled: bool = True,
+) -> LongRopeModel:
+    """Returns our model with `hf_model`'s weights and, if `scaled`, the factors its config asks for."""
+    config = hf_model.config.to_dict()
+    model = build_model(ModelShape.from_hf(config), runtime, angle_precision=angle_precision, dtype=dtype)
+    tensors = stage_tensors(model, hf_model.state_dict())
+    with torch.no_grad():
+        for name, parameter in model.stage.named_parameters():
+            assert parameter.shape == tensors[name].shape, name
+            parameter.copy_(tensors[name])
+    if scaled:
+        model.set_factors(factor_set_from_hf(config))
+    return model
+
+
+def stage_tensors(model: LongRopeModel, hf: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what of HF tensors (weights, or gradients by the same names) each parameter of this stage holds here."""
+    return {name: _local_tensor(model, name, hf) for name, _ in model.stage.named_parameters()}
+
+
+def _local_tensor(model: LongRopeModel, name: str, hf: Mapping[str, Tensor]) -> Tensor:
+    size, rank = model.runtime.groups.tp.size(), model.runtime.groups.tp.rank()
+
+    def share(whole: Tensor, dim: int = 0) -> Tensor:
+        return whole.chunk(size, dim)[rank]
+
+    if name.startswith(("embedding", "output_layer")):
+        tied = model.shape.tie_embeddings or name.startswith("embedding")
+        return share(_padded(hf["model.embed_tokens.weight" if tied else "lm_head.weight"], model.shape))
+    if name == "decoder.final_layernorm.weight":
+        return hf["model.norm.weight"]
+    layer = int(name.split(".")[2]) + model.runtime.groups.pp.rank() * len(model.stage.decoder.layers)
+    of = f"model.layers.{layer}."
+    if "linear_qkv" in name:
+        return share(_grouped_qkv(hf, of, model.shape))
+    if "linear_proj" in name:
+        return share(hf[of + "self_attn.o_proj.weight"], 1)
+    if "linear_fc1" in name:
+        return torch.cat([share(hf[of + "mlp.gate_proj.weight"]), share(hf[of + "mlp.up_proj.weight"])])
+    if "linear_fc2" in name:
+        return share(hf[of + "mlp.down_proj.weight"], 1)
+    return hf[of + ("input_layernorm.weight" if "input_layernorm" in name else "post_attention_layernorm.weight")]
+
+
+def _grouped_qkv(hf: Mapping[str, Tensor], of: str, shape: ModelShape) -> Tensor:
+    """Rows [q … q, k, v] for each group of query heads that share a key head."""
+    parts = [
+        hf[f"{of}self_attn.{kind}_proj.weight"].reshape(shape.num_kv_heads, -1, shape.hidden_size) for kind in "qkv"
+    ]
+    return torch.cat(parts, dim=1).reshape(-1, shape.hidden_size)
+
+
+def _padded(weight: Tensor, shape: ModelShape) -> Tensor:
+    return torch.cat([weight, weight.new_zeros(shape.padded_vocab_size - len(weight), weight.shape[1])])
+
+
+def random_documents(*lengths: int, seed: int = 0, vocabulary: int = VOCABULARY) -> list[np.ndarray]:
+    """Returns a document of random tokens for each length."""
+    random = np.random.default_rng(seed)
+    return [random.integers(0, vocabulary, length) for length in lengths]
+
+
+def single_runtime(threads: int = 1) -> Iterator[Runtime]:
+    """Body of a fixture: this process as the whole run."""
+    from megatron_longrope.runtime import start_runtime
+
+    before = torch.get_num_threads()
+    with start_runtime(threads=threads) as runtime:
+        yield runtime
+    torch.set_num_threads(before)
