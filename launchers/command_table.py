@@ -25,7 +25,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "train": CommandEntry("Train or fine-tune a model on a packed dataset.", "torch"),
     "eval": CommandEntry("Evaluate a model: perplexity, passkey, needles.", "torch"),
     "convert": CommandEntry("Convert between Hugging Face and Megatron checkpoints, and verify."),
-    "data": CommandEntry("Pack documents into a token dataset, or inspect one.", "mpi"),
+    "data": CommandEntry("Pack documents into a token dataset, or inspect one."),
     "factors": CommandEntry("List and show factor sets, the published ones and files."),
     "launch": CommandEntry("Start a subcommand with torchrun, Slurm or MPI; prints it, or submits it."),
     "report": CommandEntry("Write the HTML report of a run directory."),

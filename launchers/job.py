@@ -47,8 +47,9 @@ def check_arguments(arguments: Sequence[str], processes: int, spread: str) -> tu
             "ARGS", name, f"not a command to start; one of {', '.join(n for n in COMMANDS if n != 'launch')}"
         )
     if processes > 1 and COMMANDS[name].spread != spread:
-        able = ", ".join(n for n, entry in COMMANDS.items() if entry.spread == spread)
-        raise InputError("ARGS", name, f"does not spread over {processes} processes of this launcher; these do: {able}")
+        able = ", ".join(n for n, entry in COMMANDS.items() if entry.spread == spread) or "none"
+        rule = f"each of {processes} processes would do the whole of it; commands this launcher can spread: {able}"
+        raise InputError("ARGS", name, rule)
     return tuple(arguments)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchers import slurm as slurm_module
+from launchers.command_table import COMMANDS, CommandEntry
 from launchers.job import Job
 from launchers.main import main
 from launchers.mpi import MpiOptions, mpi_job
@@ -97,7 +98,8 @@ def test_one_process_may_run_anything() -> None:
     assert torchrun_job(TorchrunOptions(1), ("convert", "verify")).argv[-2:] == ("convert", "verify")
 
 
-def test_mpi_line_and_its_rules(tmp_path: Path) -> None:
+def test_mpi_line_and_its_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "data", CommandEntry("A command that spreads over MPI.", "mpi"))
     hosts = tmp_path / "my hosts"
     hosts.write_text("node1\n")
     words = shell_words(mpi_job(MpiOptions(4, hosts), ("data", "pack", *HOSTILE)).shell_line())
@@ -108,7 +110,7 @@ def test_mpi_line_and_its_rules(tmp_path: Path) -> None:
         mpi_job(MpiOptions(4, tmp_path / "gone"), ("data",))
     with pytest.raises(InputError, match="--ranks"):
         mpi_job(MpiOptions(0), ("data",))
-    with pytest.raises(InputError, match="these do: data"):
+    with pytest.raises(InputError, match="can spread: data"):
         mpi_job(MpiOptions(2), ("train",))
 
 
