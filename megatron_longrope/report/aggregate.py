@@ -19,6 +19,11 @@ class Total:
     tokens: int = 0
     documents: set[str] = field(default_factory=set)
 
+    def add(self, row: PerplexityRow | PositionRow) -> None:
+        """Adds one row's sums; a sum that was not finite makes the whole infinite."""
+        self.nll_sum += math.inf if row.nll_sum is None else row.nll_sum
+        self.tokens += row.tokens
+
     @property
     def perplexity(self) -> float:
         """exp(Σnll / Σtokens); inf where that leaves the range of a float."""
@@ -28,11 +33,12 @@ class Total:
 
 @dataclass(frozen=True, order=True)
 class Series:
-    """What one curve or table row stands for."""
+    """What one curve or table row stands for; `sliding` is (window, stride), empty without a window."""
 
     model: str
     method: str
     temperature: str = "own"
+    sliding: tuple[int, ...] = ()
 
 
 @dataclass
@@ -47,20 +53,18 @@ class PerplexityGrid:
         return sorted({length for row in self.cells.values() for length in row})
 
     @property
-    def models(self) -> list[str]:
-        """Models in the order base, extended, control, then by name."""
-        return sorted({series.model for series in self.cells}, key=model_order)
+    def groups(self) -> list[tuple[str, tuple[int, ...]]]:
+        """What may be compared, (model, sliding): models in the order base, extended, control, then by name."""
+        return sorted({(s.model, s.sliding) for s in self.cells}, key=lambda group: (group[1], model_order(group[0])))
 
     def value(self, series: Series, length: int) -> float | None:
         """Perplexity of one cell, None where nothing was scored."""
         total = self.cells.get(series, {}).get(length)
         return None if total is None else total.perplexity
 
-    def of_model(self, model: str) -> list[Series]:
-        """The model's series, in the order of methods."""
-        return sorted(
-            (s for s in self.cells if s.model == model), key=lambda s: (*method_order(s.method), s.temperature)
-        )
+    def of_group(self, model: str, sliding: tuple[int, ...] = ()) -> list[Series]:
+        """The model's series of one protocol, in the order of methods."""
+        return sorted((s for s in self.cells if (s.model, s.sliding) == (model, sliding)), key=series_order)
 
     def uneven_lengths(self) -> list[int]:
         """Lengths at which some series were scored on other documents than the rest: not comparable there."""
@@ -79,36 +83,43 @@ def perplexity_grid(rows: Iterable[PerplexityRow]) -> PerplexityGrid:
     seen: dict[tuple[Series, int, str], PerplexityRow] = {}
     cells: dict[Series, dict[int, Total]] = defaultdict(lambda: defaultdict(Total))
     for row in rows:
-        series = Series(row.model, row.method, row.temperature)
+        sliding = (row.window, row.stride) if row.window and row.stride else ()
+        series = Series(row.model, row.method, row.temperature, sliding)
         earlier = seen.setdefault((series, row.length, row.document), row)
         if earlier is not row:
             _require_same(earlier, row)
             continue
         total = cells[series][row.length]
-        total.nll_sum += row.nll_sum
-        total.tokens += row.tokens
+        total.add(row)
         total.documents.add(row.document)
     return PerplexityGrid({series: dict(row) for series, row in cells.items()})
 
 
 def _require_same(earlier: PerplexityRow, row: PerplexityRow) -> None:
-    same = earlier.tokens == row.tokens and math.isclose(earlier.nll_sum, row.nll_sum, rel_tol=1e-6)
-    if not same:
+    first, second = (math.inf if nll_sum is None else nll_sum for nll_sum in (earlier.nll_sum, row.nll_sum))
+    if earlier.tokens != row.tokens or not math.isclose(first, second, rel_tol=1e-6):
         what = f"{row.model}/{row.method}/{row.temperature}, {row.length} tokens"
         raise InputError("document", row.document, f"was scored twice with different results ({what})")
 
 
 def position_curves(rows: Iterable[PositionRow]) -> dict[Series, list[tuple[int, int, Total]]]:
-    """Returns per (model, method) the buckets (start, end, sums), ascending; documents are summed."""
-    cells: dict[Series, dict[tuple[int, int], Total]] = defaultdict(lambda: defaultdict(Total))
+    """Returns per (model, method, temperature) the buckets (start, end, sums) of its longest context, ascending.
+
+    Rows of the same bucket are summed; shorter contexts are left out, whose factors may be others.
+    """
+    by_series: dict[Series, list[PositionRow]] = defaultdict(list)
     for row in rows:
-        total = cells[Series(row.model, row.method)][row.bucket_start, row.bucket_end]
-        total.nll_sum += row.nll_sum
-        total.tokens += row.tokens
-    return {
-        series: [(start, end, buckets[start, end]) for start, end in sorted(buckets)]
-        for series, buckets in sorted(cells.items(), key=lambda item: series_order(item[0]))
-    }
+        by_series[Series(row.model, row.method, row.temperature)].append(row)
+    return {series: _buckets(by_series[series]) for series in sorted(by_series, key=series_order)}
+
+
+def _buckets(rows: list[PositionRow]) -> list[tuple[int, int, Total]]:
+    longest = max(row.length for row in rows)
+    buckets: dict[tuple[int, int], Total] = defaultdict(Total)
+    for row in rows:
+        if row.length == longest:
+            buckets[row.bucket_start, row.bucket_end].add(row)
+    return [(start, end, buckets[start, end]) for start, end in sorted(buckets)]
 
 
 def passkey_grids(rows: Iterable[PasskeyRow]) -> dict[Series, dict[tuple[int, float], tuple[int, int]]]:
@@ -152,7 +163,7 @@ def method_order(method: str) -> tuple[int, str]:
 
 def series_order(series: Series) -> tuple[int | str, ...]:
     """Sort key of series: by model, then by method."""
-    return (*model_order(series.model), *method_order(series.method), series.temperature)
+    return (*model_order(series.model), *method_order(series.method), series.temperature, *series.sliding)
 
 
 def method_family(method: str) -> str:

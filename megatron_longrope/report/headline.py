@@ -61,7 +61,8 @@ def _perplexity_tile(grid: PerplexityGrid) -> Tile | None:
     if extended is None:
         return None
     length = max(grid.cells[extended])
-    untouched = grid.value(_untouched(grid), length) if _untouched(grid) else None
+    base = _untouched(grid)
+    untouched = grid.value(base, length) if base else None
     detail = f"base model, no change: {format_perplexity(untouched)}" if untouched else "extended model"
     return Tile(f"Perplexity at {short_length(length)}", format_perplexity(grid.value(extended, length)), detail)
 
@@ -114,13 +115,13 @@ def _rough(seconds: float) -> str:
 
 def _main(grid: PerplexityGrid, model: str) -> Series | None:
     """The series a model stands for: LongRoPE's, else its first."""
-    own = grid.of_model(model)
+    own = grid.of_group(model)
     searched = [series for series in own if method_family(series.method) == "longrope"]
     return next(iter(searched or own), None)
 
 
 def _untouched(grid: PerplexityGrid) -> Series | None:
-    return next((s for s in grid.of_model("base") if method_family(s.method) == "none"), None)
+    return next((s for s in grid.of_group("base") if method_family(s.method) == "none"), None)
 
 
 def _accuracy(grid: Mapping[tuple[int, float], tuple[int, int]], length: int) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -65,6 +66,7 @@ def page_values(run: RunFiles) -> Mapping[str, Any]:
         "heat_maps": heat_maps(passkey, window),
         "table": perplexity_table(grid) if grid.cells else None,
         "uneven": grid.uneven_lengths(),
+        "has_infinite": any(math.isinf(total.perplexity) for row in grid.cells.values() for total in row.values()),
         "num_documents": len({row.document for row in run.perplexity}),
         "seeds": found_seeds(run.config),
         "config_text": run.config_text,

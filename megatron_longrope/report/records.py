@@ -23,7 +23,10 @@ class Record(BaseModel):
 
 
 class PerplexityRow(Record):
-    """One document scored by one method at one length: Σ negative log-likelihood in nats over `tokens` predictions."""
+    """One document scored by one method at one length: Σ negative log-likelihood in nats over `tokens` predictions.
+
+    The sum is null where it was not a finite number. With `window` and `stride` it is of a sliding window.
+    """
 
     model: str
     method: str
@@ -31,18 +34,22 @@ class PerplexityRow(Record):
     length: Tokens
     document: str
     tokens: Tokens
-    nll_sum: Nats
+    nll_sum: Nats | None
+    window: Tokens | None = None
+    stride: Tokens | None = None
 
 
 class PositionRow(Record):
-    """Negative log-likelihood of the predictions at positions [bucket_start, bucket_end) of the context."""
+    """Negative log-likelihood of the predictions at positions [bucket_start, bucket_end) of a context of `length`."""
 
     model: str
     method: str
+    temperature: str = "own"
+    length: Count = 0
     bucket_start: Count
     bucket_end: Tokens
     tokens: Tokens
-    nll_sum: Nats
+    nll_sum: Nats | None
 
 
 class PasskeyRow(Record):

@@ -47,16 +47,17 @@ class PerplexityTable:
 
 
 def perplexity_table(grid: PerplexityGrid) -> PerplexityTable:
-    """Returns the table of a grid; the lowest perplexity of each model at each length is marked.
+    """Returns the table of a grid; the lowest of each model and protocol at each length is marked.
 
-    What reads the same as the lowest is marked with it, and nothing is where all of the model's rows read the same.
+    What reads the same as the lowest is marked with it, and nothing is where all of them read the same.
     """
     lengths = tuple(grid.lengths)
     groups = []
-    for model in grid.models:
-        best = {length: _best_text(grid, model, length) for length in lengths}
-        rows = tuple(_row(grid, series, lengths, best) for series in grid.of_model(model))
-        groups.append((model_name(model), rows))
+    for model, sliding in grid.groups:
+        members = grid.of_group(model, sliding)
+        best = {length: _best_text(grid, members, length) for length in lengths}
+        suffix = f" · window {format_length(sliding[0])}, stride {format_length(sliding[1])}" if sliding else ""
+        groups.append((model_name(model) + suffix, tuple(_row(grid, s, lengths, best) for s in members)))
     return PerplexityTable(lengths, tuple(groups))
 
 
@@ -113,9 +114,9 @@ def _row(grid: PerplexityGrid, series: Series, lengths: tuple[int, ...], best: M
     return TableRow(series, series_look(series), cells)
 
 
-def _best_text(grid: PerplexityGrid, model: str, length: int) -> str | None:
-    """The lowest perplexity as written, None where no other row of the model is written differently."""
-    values = [grid.value(series, length) for series in grid.of_model(model)]
+def _best_text(grid: PerplexityGrid, members: list[Series], length: int) -> str | None:
+    """The lowest perplexity as written, None where all that is there is written alike."""
+    values = [grid.value(series, length) for series in members]
     present = [value for value in values if value is not None]
     texts = {format_perplexity(value) for value in present}
     return format_perplexity(min(present)) if len(texts) > 1 else None

@@ -26,8 +26,8 @@ def write_fake_run(run_dir: Path) -> Path:
         (run_dir / folder).mkdir(parents=True)
     (run_dir / "config.yaml").write_text("model: demo\ntarget: 8k\nseed: 7\nsearch:\n  seed: 11\n  iterations: 40\n")
     write_json(run_dir / "result.json", _result())
-    _write_factors(run_dir / "factors")
-    _write_journals(run_dir / "journals")
+    write_factors(run_dir / "factors")
+    write_journals(run_dir / "journals")
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _metrics()))
     write_json(run_dir / "evals" / "perplexity.json", {"rows": perplexity_rows()})
     write_json(run_dir / "evals" / "positions.json", {"rows": _position_rows()})
@@ -128,7 +128,8 @@ def _position_rows() -> list[dict[str, Any]]:
             octaves = max(0.0, math.log2(middle / WINDOW))
             nll = 3.0 + 0.9 * math.exp(-middle / 60) + growth * octaves / (2 + 0.4 * octaves)
             tokens = 3 * (end - start)
-            row = {"model": model, "method": method, "bucket_start": start, "bucket_end": end}
+            row = {"model": model, "method": method, "temperature": "own", "length": TARGET}
+            row |= {"bucket_start": start, "bucket_end": end}
             rows.append(row | {"tokens": tokens, "nll_sum": nll * tokens})
     return rows
 
@@ -157,7 +158,8 @@ def _metrics() -> list[dict[str, Any]]:
     return rows
 
 
-def _write_factors(folder: Path) -> None:
+def write_factors(folder: Path) -> None:
+    """Writes the factors files of both stages: baselines, the first search's and the final set."""
     for target, stage in ((FIRST, "first"), (TARGET, "second")):
         for method in ("pi", "ntk", "dynamic-ntk", "yarn"):
             write_json(folder / f"{method}_{stage}.json", factor_file((None, factors_json(method, target))))
@@ -167,11 +169,12 @@ def _write_factors(folder: Path) -> None:
     write_json(folder / "final.json", final)
 
 
-def _write_journals(folder: Path) -> None:
+def write_journals(folder: Path) -> None:
+    """Writes the journals of two real searches of an invented objective."""
     for stage, target in (("search_first", FIRST), ("search_second", TARGET)):
         scale = target / WINDOW
         seeds = [Candidate(*_seed(method, scale)) for method in ("pi", "ntk", "yarn")]
-        settings = EvolutionSettings(population=16, parents=8, mutants=6, crossovers=6, iterations=20)
+        settings = EvolutionSettings(population=16, parents=8, mutants=6, crossovers=6, iterations=12)
         search = EvolutionSearch(SearchSpace.first_stage(PAIRS, scale), settings, seeds, seed=5)
         with Journal.open(folder / f"{stage}.jsonl", search.identity(), {"documents": "abc"}) as journal:
             run_search(search, lambda batch, s=scale: [_score(c, s) for c in batch], journal, batch=8)

@@ -15,6 +15,7 @@ import pytest
 
 from megatron_longrope.errors import InputError
 from megatron_longrope.report import write_report
+from megatron_longrope.report.run_files import read_run
 from tests.unit import report_fake_run as fake
 
 SECTIONS = {
@@ -108,19 +109,21 @@ def test_names_from_files_are_escaped(run_dir: Path) -> None:
     assert page.text.count(hostile) >= 6 and "<script>alert('x')</script>" in page.text
 
 
-def test_same_files_same_page(run_dir: Path, html: str) -> None:
-    assert write_report(run_dir).read_text(encoding="utf-8") == html
-    assert [path.name for path in (run_dir / "report").iterdir()] == ["index.html"]
+def test_same_files_same_page(whole_run: Path, html: str) -> None:
+    assert write_report(whole_run).read_text(encoding="utf-8") == html
+    assert [path.name for path in (whole_run / "report").iterdir()] == ["index.html"]
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_missing_section_becomes_one_line(run_dir: Path, section: str) -> None:
-    for name in SECTIONS[section]:
-        path = run_dir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    page = Page(write_report(run_dir).read_text(encoding="utf-8"))
-    assert {"class": "missing", "id": section} in page.of("p")
-    assert section not in [found["id"] for found in page.of("section")]
+@pytest.mark.parametrize("name", sorted({name for names in SECTIONS.values() for name in names}))
+def test_what_is_missing_becomes_one_line(whole_run: Path, tmp_path: Path, name: str) -> None:
+    source, target = whole_run / name, tmp_path / name
+    target.parent.mkdir(exist_ok=True)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    present = [section for section, names in SECTIONS.items() if name in names]
+    assert [section["id"] for section in page.of("section")] == present
+    notes = [p["id"] for p in page.of("p") if p.get("class") == "missing"]
+    assert notes == [section for section in SECTIONS if section not in present]
 
 
 def test_an_empty_folder_gives_a_page_of_notes(tmp_path: Path) -> None:
@@ -173,10 +176,11 @@ def test_a_changed_number_in_a_journal_is_noticed(run_dir: Path) -> None:
 
 
 def test_a_torn_last_line_is_left_out(run_dir: Path) -> None:
+    whole = read_run(run_dir)
     for name in ("journals/search_first.jsonl", "metrics.jsonl"):
         with (run_dir / name).open("a") as stream:
             stream.write('{"stage": "fine_t')
-    write_report(run_dir)
+    assert read_run(run_dir) == whole
 
 
 def test_report_imports_no_torch() -> None:

@@ -28,29 +28,35 @@ class Frame:
 
 
 def length_panels(grid: PerplexityGrid, window: int | None) -> list[Panel]:
-    """Returns perplexity against length: a panel per model and temperature, all on the same axes."""
-    curves = {s: [(float(n), t.perplexity) for n, t in sorted(row.items())] for s, row in grid.cells.items()}
-    groups: dict[str, list[Series]] = {}
-    for model in _lead_models(curves):
-        own = grid.of_model(model)
-        temperatures = [t for t in TEMPERATURES if any(s.temperature == t for s in own)]
-        for temperature in temperatures:
-            chosen = [s for s in own if s.temperature == temperature or _only_temperature(s, own)]
-            suffix = f" · {TEMPERATURES[temperature]}" if len(temperatures) > 1 else ""
-            groups[f"{model_name(model)}{suffix}"] = chosen + _guests(model, curves)
-    return _panels("length", groups, curves, window, "context length (tokens)")
+    """Returns perplexity against length, scored from the first token on: a panel per model and temperature."""
+    curves = {
+        series: [(float(length), total.perplexity) for length, total in sorted(row.items())]
+        for series, row in grid.cells.items()
+        if not series.sliding
+    }
+    return _panels("length", _groups(curves), curves, window, "context length (tokens)")
 
 
 def position_panels(buckets: Mapping[Series, Sequence[tuple[int, int, Total]]], window: int | None) -> list[Panel]:
-    """Returns perplexity of the predictions at each position, at the middle of their bucket: a panel per model."""
+    """Returns perplexity at each position, drawn at the middle of its bucket: a panel per model and temperature."""
     curves: dict[Series, Points] = {
         series: [((start + end) / 2, total.perplexity) for start, end, total in row] for series, row in buckets.items()
     }
-    groups = {
-        model_name(model): [s for s in curves if s.model == model] + _guests(model, curves)
-        for model in _lead_models(curves)
-    }
-    return _panels("position", groups, curves, window, "position in the context (tokens)")
+    return _panels("position", _groups(curves), curves, window, "position in the context (tokens)")
+
+
+def _groups(curves: Mapping[Series, Points]) -> dict[str, list[Series]]:
+    """Title → members of a panel, one per model and temperature; a method with one temperature stands in both."""
+    groups: dict[str, list[Series]] = {}
+    for model in _lead_models(curves):
+        own = [series for series in sorted(curves, key=series_order) if series.model == model]
+        temperatures = [t for t in TEMPERATURES if any(s.temperature == t for s in own)]
+        temperatures += sorted({s.temperature for s in own} - set(temperatures))
+        for temperature in temperatures:
+            chosen = [s for s in own if s.temperature == temperature or _only_temperature(s, own)]
+            suffix = f" · {TEMPERATURES.get(temperature, temperature)}" if len(temperatures) > 1 else ""
+            groups[f"{model_name(model)}{suffix}"] = chosen + _guests(model, curves)
+    return groups
 
 
 def _lead_models(curves: Mapping[Series, Points]) -> list[str]:

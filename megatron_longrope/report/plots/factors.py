@@ -64,8 +64,13 @@ def factors_by_target(files: Mapping[str, FactorFile]) -> dict[int, list[NamedFa
     for source, file in sorted(files.items(), key=lambda item: (-len(item[1].ranges), item[0])):
         for entry in file.ranges:
             factors, is_last = entry.factors, entry is file.ranges[-1]
-            key = (factors.target_length, factors.origin.method, factors.rescale)
-            key += (factors.start_tokens, factors.attention_factor)
+            key = (
+                factors.target_length,
+                factors.origin.method,
+                factors.rescale,
+                factors.start_tokens,
+                factors.attention_factor,
+            )
             if key not in seen:
                 seen.add(key)
                 group = by_target.setdefault(file.ranges[-1].factors.target_length, [])

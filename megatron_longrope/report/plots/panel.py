@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -73,6 +74,6 @@ def mark_length(axes: Axes, tokens: int, word: str, *, to_left: bool = True) -> 
     )
 
 
-def highlight(is_searched: bool) -> dict[str, float]:
+def highlight(is_searched: bool) -> dict[str, Any]:
     """Returns line settings: the searched method on top and thicker than its baselines."""
     return {"linewidth": 2.8, "zorder": 5} if is_searched else {"linewidth": 1.7, "zorder": 3}

@@ -29,7 +29,7 @@ class Baseline:
 
 def search_panels(journals: Mapping[str, Sequence[SearchEntry]], files: Mapping[str, FactorFile]) -> list[Panel]:
     """Returns one panel per journal that holds a completed evaluation."""
-    panels = []
+    panels: list[Panel] = []
     for stage, entries in journals.items():
         if any(entry.completed and math.isfinite(entry.perplexity) for entry in entries):
             panels.append(_panel(len(panels), stage, entries, baselines(entries, files)))
