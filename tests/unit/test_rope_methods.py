@@ -247,6 +247,16 @@ def test_scale_one_changes_nothing(half: int, window: int) -> None:
         assert method.factors(geometry, window).is_identity, method
 
 
+def test_llama3_at_the_edge_of_its_blend_keeps_transformers_rounding() -> None:
+    """There float32 loses four digits to cancellation: λ is exact and the float32 frequencies are still accepted."""
+    geometry = RopeGeometry(base=88392208.14429675, head_dim=110, original_length=98339)
+    factors = Llama3(factor=417.0209990588916).factors(geometry)
+    assert factors.hf_inverse_frequencies is not None
+    exact = [1 / (geometry.base ** (2 * i / 110) * rescale) for i, rescale in enumerate(factors.rescale)]
+    errors = [abs(a / b - 1) for a, b in zip(factors.hf_inverse_frequencies, exact, strict=True)]
+    assert 1e-5 < max(errors) < 1e-4
+
+
 def test_temperatures() -> None:
     geometry = GEOMETRIES[1]
     assert Yarn(scale=8).factors(geometry).attention_factor == 0.1 * math.log(8) + 1
