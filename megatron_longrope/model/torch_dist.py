@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,7 +30,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata, ReadItem
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta, TensorStorageMetadata
 
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.model.safe_metadata import FIELD, one_line, read_metadata
@@ -58,19 +58,39 @@ def load_sharded(state: dict[str, Any], weights: Path) -> dict[str, Any]:
     return loaded
 
 
-def load_tensors(weights: Path, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields (name, whole tensor) as stored, one at a time, in this process alone; no model and no groups needed."""
-    metadata = read_metadata(weights)
-    entries = metadata.state_dict_metadata
-    stored = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-    for name in stored if names is None else names:
-        if name not in stored:
-            raise InputError(FIELD, weights, f"has no tensor {name}")
-        target = {name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype)}
-        with _refusing_damage(weights):
-            checkpoint.load(target, storage_reader=_SafeReader(weights, metadata), planner=_SafePlanner(),
-                            no_dist=True)  # fmt: skip
-        yield name, target[name]
+class StoredTensors:
+    """The tensors of a checkpoint as they are stored, read one at a time: no model, no process groups."""
+
+    def __init__(self, weights: Path) -> None:
+        self._weights = weights
+        self._metadata = read_metadata(weights)
+        entries = self._metadata.state_dict_metadata
+        self.entries = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+    def read(self, name: str, layer: int | None = None) -> torch.Tensor:
+        """Returns a whole tensor, or row `layer` of one that stacks all layers. Raises InputError for a damaged one."""
+        if name not in self.entries:
+            raise InputError(FIELD, self._weights, f"has no tensor {name}")
+        entry = self.entries[name]
+        size, prefix = (entry.size, 0) if layer is None else (entry.size[1:], 1)
+        tensor = torch.empty(size, dtype=entry.properties.dtype)
+        for chunk in entry.chunks:
+            if layer is not None and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
+                continue
+            part = self._read_chunk(MetadataIndex(name, chunk.offsets), chunk.sizes, tensor.dtype)
+            part = part if layer is None else part[layer - chunk.offsets[0]]
+            where = zip(chunk.offsets[prefix:], chunk.sizes[prefix:], strict=True)
+            tensor[tuple(slice(offset, offset + length) for offset, length in where)] = part
+        return tensor
+
+    def _read_chunk(self, index: MetadataIndex, sizes: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        place = self._metadata.storage_data[index]
+        with _refusing_damage(self._weights), (self._weights / place.relative_path).open("rb") as file:
+            file.seek(place.offset)
+            part = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+        if not isinstance(part, torch.Tensor) or part.shape != sizes or part.dtype != dtype:
+            raise InputError(FIELD, self._weights / place.relative_path, f"{index.fqn} is not what the metadata says")
+        return part
 
 
 class _Writer(FileSystemWriter):

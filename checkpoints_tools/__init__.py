@@ -1,0 +1,1 @@
+"""Hugging Face folders ↔ Megatron checkpoints, with proof: weight maps, import, export, verification, loading."""

@@ -1,0 +1,247 @@
+"""Hugging Face model folders: read with every doubt checked, written whole or not at all. safetensors only."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from checkpoints_tools.weight_map import DERIVED_SUFFIXES
+from megatron_longrope.errors import InputError
+from megatron_longrope.model.checkpoint import HF_FILES, put_in_place
+
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 4 << 30
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_HEADER_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HfFolder:
+    """A folder whose config, index and headers were read and agree; tensors are read one by one."""
+
+    path: Path
+    config: dict[str, Any]
+    files: Mapping[str, Path]
+    """File of each tensor."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a tensor; raises InputError where it is damaged or not finite."""
+        path = self.files[name]
+        try:
+            with safe_open(path, "pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise InputError("model", path, f"{name} cannot be read: {error}") from error
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError("model", path, f"{name} holds NaN or infinity")
+        return tensor
+
+    def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Returns sizes and dtype without reading the tensor."""
+        with safe_open(self.files[name], "pt") as file:
+            part = file.get_slice(name)
+            return tuple(part.get_shape()), _torch_dtype(part.get_dtype(), name, self.path)
+
+    def check_weights(self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]) -> torch.dtype:
+        """Returns the one dtype of all weights, after comparing names and sizes with `expected`.
+
+        A weight in `tied_to` may be there a second time if it equals the one it is tied to. Raises InputError that
+        lists what is missing, unknown, of other sizes or of mixed dtypes.
+        """
+        present = {name for name in self.files if not name.endswith(DERIVED_SUFFIXES)}
+        self._refuse_names("weights are missing", expected.keys() - present)
+        self._refuse_names("unknown weights", present - expected.keys() - tied_to.keys())
+        dtypes = set()
+        for name, sizes in expected.items():
+            found, dtype = self.header(name)
+            if found != sizes:
+                raise InputError("model", self.path, f"{name} has sizes {list(found)}, its config says {list(sizes)}")
+            dtypes.add(dtype)
+        if len(dtypes) > 1:
+            mixed = ", ".join(sorted(str(dtype) for dtype in dtypes))
+            raise InputError("model", self.path, f"weights of mixed dtypes ({mixed}); convert them to one first")
+        for name in present & tied_to.keys():
+            if not bits_equal(self.tensor(name), self.tensor(tied_to[name])):
+                raise InputError("model", self.path, f"tie_word_embeddings, but {name} differs from {tied_to[name]}")
+        return dtypes.pop()
+
+    def _refuse_names(self, what: str, names: Iterable[str]) -> None:
+        some = sorted(names)
+        if some:
+            more = f" and {len(some) - 5} more" if len(some) > 5 else ""
+            raise InputError("model", self.path, f"{what}: {', '.join(some[:5])}{more}")
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Returns whether a folder looks like an HF model: a config, and weights of some kind."""
+    return (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors*"))
+
+
+def open_hf_folder(path: Path | str) -> HfFolder:
+    """Returns the folder, checked; raises InputError that names what is wrong with it."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError("model", path, "no such folder")
+    config = read_config(path)
+    return HfFolder(path, config, _tensor_files(path))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns a folder's config.json; raises InputError where there is none or it is no JSON object."""
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        raise InputError("model", path, f"a model folder without config: it has no {CONFIG_FILE}")
+    return _read_json(file)
+
+
+def bits_equal(a: Tensor, b: Tensor) -> bool:
+    """Returns whether two tensors are the same in sizes, dtype and every bit."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
+
+
+def write_hf_folder(
+    target: Path,
+    config: Mapping[str, Any] | bytes,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    carried_from: Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> int:
+    """Writes a model folder and returns the bytes of its weights; `config` as bytes is written unchanged.
+
+    Raises InputError where `target` holds anything an export does not write.
+    """
+    _refuse_foreign_folder(target)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in HF_FILES:
+        if carried_from is not None and name != CONFIG_FILE and (carried_from / name).is_file():
+            shutil.copyfile(carried_from / name, partial / name)
+    raw = config if isinstance(config, bytes) else (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    (partial / CONFIG_FILE).write_bytes(raw)
+    total = _write_shards(partial, tensors, max_shard_bytes)
+    put_in_place(partial, target)
+    return total
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> int:
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    held_bytes = total = 0
+
+    def flush() -> None:
+        file = folder / f"shard-{len(shards)}"
+        save_file(held, file, metadata={"format": "pt"})
+        file.chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors lets the owner alone read it
+        shards.append(list(held))
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and held_bytes + tensor.nbytes > max_bytes:
+            flush()
+            held_bytes = 0
+        held[name] = tensor.contiguous()
+        held_bytes += tensor.nbytes
+        total += tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / "shard-0").rename(folder / SINGLE_FILE)
+        return total
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"shard-{number}").rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return total
+
+
+def _refuse_foreign_folder(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError("hf_dir", target, "exists and is no folder; it is left alone")
+    written = {*HF_FILES, INDEX_FILE}
+    foreign = sorted(p.name for p in target.iterdir() if p.name not in written and not _OURS.fullmatch(p.name))
+    if foreign:
+        raise InputError("hf_dir", target, f"holds files no export writes ({foreign[0]}); it is left alone")
+
+
+def _tensor_files(path: Path) -> dict[str, Path]:
+    """Returns the file of every tensor, from the index or the single file; what the headers say must agree."""
+    if (path / INDEX_FILE).is_file():
+        return _indexed_files(path)
+    if (path / SINGLE_FILE).is_file():
+        return dict.fromkeys(_names_in(path / SINGLE_FILE), path / SINGLE_FILE)
+    if any(file for pattern in _PICKLES for file in path.glob(pattern)):
+        raise InputError("model", path, "its weights are pickles, which are never read: convert them to safetensors")
+    raise InputError("model", path, f"a model folder without weights: it has no {SINGLE_FILE} and no {INDEX_FILE}")
+
+
+def _indexed_files(path: Path) -> dict[str, Path]:
+    index = path / INDEX_FILE
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError("model", index, "has no weight_map")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
+            raise InputError("model", index, f"{name} lies at {file!r}, which is no safetensors file of this folder")
+    for file in sorted(set(weight_map.values())):
+        if not (path / file).is_file():
+            raise InputError("model", index, f"shard {file} is missing")
+        inside = set(_names_in(path / file))
+        said = {name for name, where in weight_map.items() if where == file}
+        if inside != said:
+            raise InputError("model", path / file, f"{min(inside ^ said)} is not where the index says")
+    return {name: path / file for name, file in weight_map.items()}
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise InputError("model", file, f"damaged or cut short: {' '.join(str(error).split())}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError("model", file, f"not a whole JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError("model", file, "not a JSON object")
+    return values
+
+
+def _torch_dtype(name: str, tensor: str, path: Path) -> torch.dtype:
+    if name not in _HEADER_DTYPES:
+        raise InputError("model", path, f"{tensor} is stored as {name}, which is not supported")
+    return _HEADER_DTYPES[name]
+
+
+def num_bytes(sizes: Iterable[tuple[int, ...]], dtype: torch.dtype) -> int:
+    """Returns the bytes tensors of these sizes take."""
+    return sum(math.prod(s) for s in sizes) * dtype.itemsize

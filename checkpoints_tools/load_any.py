@@ -1,0 +1,127 @@
+"""A model from whatever folder holds one: Hugging Face, a Megatron checkpoint, or a run directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from checkpoints_tools.hf_folder import CONFIG_FILE, is_hf_folder, open_hf_folder
+from checkpoints_tools.import_hf import check_folder, load_hf_weights
+from megatron_longrope.errors import InputError
+from megatron_longrope.model import LongRopeModel, build_model
+from megatron_longrope.model.builder import Recompute
+from megatron_longrope.model.checkpoint import (
+    DESCRIPTION_FILE,
+    hf_folder,
+    is_checkpoint,
+    load_weights,
+    read_description,
+)
+from megatron_longrope.rope import AnglePrecision, FactorSet, factor_set_from_hf
+from megatron_longrope.runtime import Runtime
+
+FolderKind = Literal["hf", "megatron"]
+_RUN_FILES = ("config.yaml", "result.json")
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its own factors in force, and what belongs to it."""
+
+    model: LongRopeModel
+    tokenizer_file: Path | None
+    name: str
+    hf_files: Path | None
+    """Folder with config.json and tokenizer files, for whoever saves the model again."""
+
+
+def load_model(
+    path: Path | str,
+    runtime: Runtime,
+    *,
+    dtype: torch.dtype = torch.float32,
+    angle_precision: AnglePrecision = "float64",
+    recompute: Recompute = "none",
+) -> LoadedModel:
+    """Returns the model in `path`, weights cast to `dtype`, cut by the runtime's layout; every rank calls it.
+
+    Raises InputError for a folder that is none of the three kinds, and for a damaged one.
+    """
+    kind, folder = find_model(path)
+    if kind == "hf":
+        opened = open_hf_folder(folder)
+        shape, _ = check_folder(opened)
+        factor_set = factor_set_from_hf(opened.config)
+        files = folder
+    else:
+        description = read_description(folder)
+        shape, factor_set, files = description.shape, description.factor_set, hf_folder(folder)
+    model = build_model(shape, runtime, dtype=dtype, recompute=recompute, initialize=False,
+                        angle_precision=angle_precision)  # fmt: skip
+    if kind == "hf":
+        load_hf_weights(model, opened)
+    else:
+        load_weights(model, folder)
+    model.set_factors(factor_set)
+    tokenizer = files / _TOKENIZER_FILE
+    return LoadedModel(model, tokenizer if tokenizer.is_file() else None, Path(path).resolve().name,
+                       files if files.is_dir() else None)  # fmt: skip
+
+
+def model_factors(path: Path | str) -> FactorSet:
+    """Returns the factors in force of the model in `path`, without its weights."""
+    kind, folder = find_model(path)
+    if kind == "hf":
+        return factor_set_from_hf(open_hf_folder(folder).config)
+    return read_description(folder).factor_set
+
+
+def find_model(path: Path | str) -> tuple[FolderKind, Path]:
+    """Returns what kind of model folder `path` leads to, by its contents, and where it is.
+
+    In a run directory that is what result.json names as its "checkpoint", else the checkpoint written last.
+    """
+    path = Path(path)
+    if is_checkpoint(path):
+        return "megatron", path
+    if not path.is_dir():
+        raise InputError("model", path, "no such folder")
+    if is_hf_folder(path):
+        return "hf", path
+    if any((path / name).is_file() for name in _RUN_FILES):
+        return find_model(_model_of_run(path))
+    if (path / CONFIG_FILE).is_file():
+        return "hf", path  # reading it says what it lacks
+    raise InputError(
+        "model", path,
+        f"neither a Hugging Face folder ({CONFIG_FILE} and safetensors: this is a model folder without config), "
+        f"nor a Megatron checkpoint ({DESCRIPTION_FILE}), nor a run directory",
+    )  # fmt: skip
+
+
+def _model_of_run(run: Path) -> Path:
+    named = _named_checkpoint(run)
+    if named is not None:
+        return named
+    found = [file.parent for pattern in ("*", "*/*") for file in run.glob(f"checkpoints/{pattern}/{DESCRIPTION_FILE}")]
+    whole = [folder for folder in found if not folder.name.endswith((".partial", ".replaced"))]
+    if not whole:
+        raise InputError("model", run, "a run directory without checkpoints: nothing was trained there yet")
+    return max(whole, key=lambda folder: ((folder / DESCRIPTION_FILE).stat().st_mtime_ns, folder.name))
+
+
+def _named_checkpoint(run: Path) -> Path | None:
+    result = run / "result.json"
+    if not result.is_file():
+        return None
+    try:
+        values = json.loads(result.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError("model", result, f"not a whole JSON file: {error}") from error
+    name = values.get("checkpoint") if isinstance(values, dict) else None
+    return run / name if isinstance(name, str) else None
