@@ -189,3 +189,22 @@ def test_report_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_thin_results_still_make_a_page(tmp_path: Path) -> None:
+    """One length, one step without a finite loss, a search without an evaluation, factors that change nothing."""
+    for folder in ("factors", "evals"):
+        (tmp_path / folder).mkdir()
+    unchanged = fake.factors_json("none", fake.WINDOW)
+    fake.write_json(tmp_path / "factors" / "none.json", fake.factor_file((None, unchanged)))
+    row = {"model": "base", "method": "none", "length": 1, "document": "a", "tokens": 1, "nll_sum": None}
+    fake.write_json(tmp_path / "evals" / "perplexity.json", {"rows": [row]})
+    bucket = {"bucket_start": 0, "bucket_end": 1, "temperature": "odd"}
+    fake.write_json(tmp_path / "evals" / "positions.json", {"rows": [row | bucket | {"nll_sum": 0.0}]})
+    fake.write_json(tmp_path / "evals" / "passkey.json", {"rows": []})
+    fake.write_json(tmp_path / "result.json", {"format": 1})
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "fine_tune", "step": 0, "loss": NaN, "lr": 0.0}\n')
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "∞: the loss was not a finite number" in page.text
+    present = ["factors", "training", "length", "position", "table", "provenance"]
+    assert [section["id"] for section in page.of("section")] == present
