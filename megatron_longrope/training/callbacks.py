@@ -1,0 +1,84 @@
+"""What happens between steps: metrics, progress, checkpoints, an orderly stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+from megatron_longrope.errors import InterruptedRunError
+from megatron_longrope.training.metrics import MetricsFile
+from megatron_longrope.training.trainer import StepReport, Trainer
+
+
+class WriteMetrics:
+    """Writes every step's loss, rate, tokens, gradient norm and seconds to a metrics file, on the main rank."""
+
+    def __init__(self, file: MetricsFile | None) -> None:
+        self.file = file
+
+    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        if self.file is not None:
+            self.file.write(
+                report.step,
+                {
+                    "loss": report.loss,
+                    "lr": report.learning_rate,
+                    "tokens": trainer.state.tokens,
+                    "grad_norm": report.gradient_norm,
+                    "seconds": report.seconds,
+                },
+            )
+
+
+class ReportProgress:
+    """Calls `show(done, total, message)` every `log_every` steps and at the end."""
+
+    def __init__(self, show: Callable[[int, int, str], None]) -> None:
+        self.show = show
+        self._tokens, self._seconds = 0, 0.0
+
+    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        self._tokens += report.tokens
+        self._seconds += report.seconds
+        if report.step % trainer.config.log_every and report.step != trainer.config.steps:
+            return
+        rate = self._tokens / self._seconds
+        message = f"loss {report.loss:.4f}  lr {report.learning_rate:.2e}  {rate:,.0f} tokens/s"
+        self.show(report.step, trainer.config.steps, message)
+        self._tokens, self._seconds = 0, 0.0
+
+
+class SaveCheckpoints:
+    """Calls `save(trainer)` every `checkpoint_every` steps and after the last."""
+
+    def __init__(self, save: Callable[[Trainer], None]) -> None:
+        self.save = save
+
+    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        if report.step % trainer.config.checkpoint_every == 0 or report.step == trainer.config.steps:
+            self.save(trainer)
+
+
+class StopOnSignal:
+    """On SIGTERM or SIGUSR1 (Slurm's warning before its time limit): saves after the step under way, then stops.
+
+    All ranks agree on the step at which they stop.
+    """
+
+    def __init__(self, save: Callable[[Trainer], None]) -> None:
+        self.save = save
+        self._asked = False
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        if not any(trainer.model.runtime.gather(self._asked)):
+            return
+        self.save(trainer)
+        raise InterruptedRunError(f"stopped on a signal after step {report.step}; run the same command again to go on")

@@ -1,0 +1,106 @@
+"""megatron-core's data parallelism and distributed optimizer around a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.training.config import TrainingConfig
+
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""The optimizer's checkpoint format: loadable under any layout."""
+
+
+def wrap_for_training(
+    model: LongRopeModel, config: TrainingConfig
+) -> tuple[DistributedDataParallel, MegatronOptimizer]:
+    """Returns the stage wrapped for data parallelism, and its optimizer with its state in place."""
+    stage_config = model.stage.config
+    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    wrapped = DistributedDataParallel(stage_config, ddp_config, model.stage, pg_collection=model.runtime.groups)
+    optimizer = get_megatron_optimizer(_optimizer_config(model, config), [wrapped], use_gloo_process_groups=False,
+                                       pg_collection=model.runtime.groups)  # fmt: skip
+    stage_config.finalize_model_grads_func = finalize_model_grads
+    stage_config.grad_scale_func = optimizer.scale_loss
+    _initialize_torch_adam(optimizer)
+    return wrapped, optimizer
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
+    """Sets the rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Loads a state; where torch's Adam is at work, gives each parameter a step counter of its own again.
+
+    megatron-core hands every parameter the same counter tensor, which Adam would then advance once per parameter.
+    """
+    optimizer.load_state_dict(state)
+    for part in _parts(optimizer):
+        for values in part.optimizer.state.values():
+            if "step" in values:
+                values["step"] = values["step"].clone()
+
+
+def _optimizer_config(model: LongRopeModel, config: TrainingConfig) -> OptimizerConfig:
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_eps=config.adam_epsilon,
+        clip_grad=config.clip_gradient,
+        bf16=model.stage.config.bf16,
+        params_dtype=model.stage.config.params_dtype,
+        use_distributed_optimizer=True,
+    )
+
+
+def _initialize_torch_adam(optimizer: MegatronOptimizer) -> None:
+    """Gives torch's Adam the state it makes at its first step.
+
+    Where neither Transformer Engine nor Apex is installed megatron-core falls back to torch's Adam, but saves and
+    loads it as if its state existed from the start and held no `step`.
+    """
+    for part in _parts(optimizer):
+        if not isinstance(part.optimizer, torch.optim.Optimizer) or not type(part.optimizer).__module__.startswith(
+            "torch.optim"
+        ):
+            continue
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                part.optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        part._set_main_param_and_optimizer_states = _keeping_step(part)
+
+
+def _keeping_step(part: Any) -> Any:
+    """Returns the part's loader of one parameter's state, told that `step` stays as load_state_dict has set it."""
+    load = part._set_main_param_and_optimizer_states
+
+    def load_keeping_step(model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = part.model_param_group_index_map[model_param]
+        main = part.optimizer.param_groups[group]["params"][order]
+        load(model_param, {**tensors, "step": part.optimizer.state[main]["step"]})
+
+    return load_keeping_step
+
+
+def _parts(optimizer: Any) -> Iterator[Any]:
+    yield from getattr(optimizer, "chained_optimizers", [optimizer])

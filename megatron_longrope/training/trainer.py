@@ -1,0 +1,148 @@
+"""The training loop: a step is a function of the weights, the optimizer and the step's number."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_longrope.data.batches import DocumentBatch, PackedBatches
+from megatron_longrope.errors import LongRopeError
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.model.forward import run_stage
+from megatron_longrope.training.config import TrainingConfig
+from megatron_longrope.training.optimizer import set_learning_rate, wrap_for_training
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. `loss` is nats per predicted token over the global batch, before the update."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+
+
+@dataclass
+class TrainState:
+    """What must survive a kill beside weights and optimizer."""
+
+    step: int = 0
+    tokens: int = 0
+    batches: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.tokens, self.batches = int(state["step"]), int(state["tokens"]), dict(state["batches"])
+
+
+class Callback(Protocol):
+    """Called after each step, on every rank, in the order given; may raise InterruptedRunError to stop."""
+
+    def after_step(self, trainer: Trainer, report: StepReport) -> None: ...
+
+
+class Trainer:
+    """Trains one model on packed rows under the factors in force.
+
+    Random state needs no saving: the seeds of a step are derived from the config's seed and the step's number.
+    """
+
+    def __init__(
+        self,
+        model: LongRopeModel,
+        batches: PackedBatches,
+        config: TrainingConfig,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.model, self.batches, self.config, self.callbacks = model, batches, config, callbacks
+        self.state = TrainState()
+        self.stage, self.optimizer = wrap_for_training(model, config)
+
+    def train(self) -> TrainState:
+        """Runs the steps that are left and returns the final state."""
+        self.model.set_output("losses")
+        self.stage.train()
+        while self.state.step < self.config.steps:
+            report = self.step()
+            for callback in self.callbacks:
+                callback.after_step(self, report)
+        return self.state
+
+    def step(self) -> StepReport:
+        """One optimizer step over one global batch. Raises LongRopeError where the loss is not finite."""
+        started = time.perf_counter()
+        number = self.state.step + 1
+        self._seed(number)
+        rate = self.config.learning_rate_at(number)
+        set_learning_rate(self.optimizer, rate)
+        micro_batches = next(self.batches)
+        loss, tokens = self._forward_backward(micro_batches)
+        if not math.isfinite(loss):
+            raise LongRopeError(f"the loss of step {number} is {loss}: nothing was updated; the last checkpoint is whole")
+        _, gradient_norm, _ = self.optimizer.step()
+        self.state = TrainState(number, self.state.tokens + tokens, self.batches.state_dict())
+        return StepReport(number, loss, float(gradient_norm or 0.0), rate, tokens, time.perf_counter() - started)
+
+    def _forward_backward(self, micro_batches: Sequence[DocumentBatch]) -> tuple[float, int]:
+        self.stage.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        logs = get_forward_backward_func()(
+            forward_step_func=functools.partial(_training_step, self.model),
+            data_iterator=iter(micro_batches),
+            model=[self.stage],
+            num_microbatches=len(micro_batches),
+            seq_length=micro_batches[0].tokens.numel(),
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        return self._global_loss(logs)
+
+    def _global_loss(self, logs: list[dict[str, Tensor]]) -> tuple[float, int]:
+        """Sums nats and tokens over micro-batches and ranks separately, and divides once."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
+        for log in logs:
+            sums += log["sums"]
+        groups = self.model.runtime.groups
+        dist.all_reduce(sums, group=groups.dp_cp)
+        last_stage = dist.get_process_group_ranks(groups.pp)[-1]
+        dist.broadcast(sums, src=last_stage, group=groups.pp)
+        nats, tokens = sums.tolist()
+        return nats / max(tokens, 1.0), int(tokens)
+
+    def _seed(self, step: int) -> None:
+        from megatron.core import tensor_parallel
+
+        seed = (self.config.seed * 1_000_003 + step) % (2**31)
+        torch.manual_seed(seed)
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def _training_step(
+    model: LongRopeModel, batches: Iterator[DocumentBatch], stage: torch.nn.Module
+) -> tuple[Tensor, Callable[..., Any]]:
+    batch = next(batches)
+    output = run_stage(model, stage, batch)
+    mask = batch.loss_mask.to(output.device)
+    return output, functools.partial(_summed_loss, mask)
+
+
+def _summed_loss(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The three values megatron-core needs to divide gradients by the tokens of all ranks, once."""
+    nats = (losses * mask).sum()
+    tokens = mask.sum()
+    return nats, tokens.to(torch.int), {"sums": torch.stack([nats.detach(), tokens]).double()}
