@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -204,15 +205,15 @@ class EvolutionSearch:
             raise InputError("population", self.settings.population, f"must hold the {len(seeds)} different seeds")
         yield from ((genome, "seed") for genome in seeds)
         for index in range(self.settings.population - len(seeds)):
-            yield from self._new(lambda: self._mutant(seeds[index % len(seeds)]), "mutant")  # noqa: B023
+            yield from self._new(partial(self._mutant, seeds[index % len(seeds) :][:1]), "mutant")
 
     def _offspring(self) -> Iterator[tuple[Genome, str]]:
         """Mutants and crossovers of the parents; of the seeds as long as nothing usable has been told."""
         parents = [np.array(member.genome, dtype=np.int64) for member in self._parents] or self._seed_genomes()
         for _ in range(self.settings.mutants):
-            yield from self._new(lambda: self._mutant(parents[self._rng.integers(len(parents))]), "mutant")
+            yield from self._new(partial(self._mutant, parents), "mutant")
         for _ in range(self.settings.crossovers):
-            yield from self._new(lambda: self._cross(parents), "crossover")
+            yield from self._new(partial(self._cross, parents), "crossover")
 
     def _new(self, propose: Callable[[], Genome], origin: str) -> Iterator[tuple[Genome, str]]:
         """One genome never proposed before: by `propose`, else drawn from the whole space, else none."""
@@ -222,12 +223,16 @@ class EvolutionSearch:
                 yield genome, origin if attempt < _RETRIES else "draw"
                 return
 
-    def _mutant(self, parent: Genome) -> Genome:
-        return mutate(self.space, parent, self.settings.mutation_probability, self._rng)
+    def _mutant(self, parents: Sequence[Genome]) -> Genome:
+        return mutate(self.space, self._choose(parents), self.settings.mutation_probability, self._rng)
 
     def _cross(self, parents: Sequence[Genome]) -> Genome:
-        pair = self._rng.choice(len(parents), size=2, replace=len(parents) < 2)
-        return crossover(self.space, parents[pair[0]], parents[pair[1]], self._rng)
+        other = parents[int(self._rng.integers(len(parents)))]
+        return crossover(self._choose(parents), other, self._rng)
+
+    def _choose(self, parents: Sequence[Genome]) -> Genome:
+        """The better of two parents drawn at random (they come best first): a small budget needs the pressure."""
+        return parents[int(self._rng.integers(len(parents), size=2).min())]
 
     def _seed_genomes(self) -> list[Genome]:
         genomes = [self.space.encode(candidate) for candidate in self.seeds]

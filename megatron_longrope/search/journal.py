@@ -2,7 +2,8 @@
 
 Line 1 is a header that fixes the search (searcher, seed, settings, space, seeds) and what it is judged by (a
 fingerprint of the objective). Every line ends with its own CRC-32, so that damage inside a number does not go
-unnoticed. A last line without its end is what a kill leaves behind: it is cut off on reopening. Other damage is refused.
+unnoticed. A last line without its end is what a kill leaves behind: it is cut off on reopening. All other damage is
+refused.
 """
 
 from __future__ import annotations

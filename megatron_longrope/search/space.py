@@ -12,13 +12,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_longrope.errors import InputError
 from megatron_longrope.search.types import Candidate
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Genome = NDArray[np.int64]
 """Indices of one candidate, `[num_pairs + 2]`: λ of each pair, then n̂, then the attention factor."""
@@ -114,9 +117,9 @@ class SearchSpace:
         """Returns the nearest candidate of the space: made non-decreasing (least squares), clipped, then rounded."""
         self._check_length(candidate)
         monotone = _non_decreasing(np.array(candidate.rescale))
-        pairs = np.clip(_nearest(self.values, monotone), self.low[:-2], self.high[:-2])
-        start = _nearest(np.array(self.start_tokens, dtype=float), np.array([float(candidate.start_tokens)]))
-        factor = _nearest(np.array(self.attention_factors), np.array([candidate.attention_factor]))
+        pairs = np.clip(nearest(self.values, monotone), self.low[:-2], self.high[:-2])
+        start = nearest(np.array(self.start_tokens, dtype=float), np.array([float(candidate.start_tokens)]))
+        factor = nearest(np.array(self.attention_factors), np.array([candidate.attention_factor]))
         return self.decode(np.concatenate([pairs, start, factor]))
 
     def encode(self, candidate: Candidate) -> Genome | None:
@@ -187,8 +190,8 @@ def _snap(value: float, step: float) -> float:
     return near if abs(near - value) <= _SAME * value else float(value)
 
 
-def _nearest(allowed: NDArray[np.float64], wanted: NDArray[np.float64]) -> Genome:
-    """Indices of the values of sorted `allowed` nearest to `wanted`; of two as near the lower."""
+def nearest(allowed: NDArray[np.float64], wanted: NDArray[np.float64]) -> Genome:
+    """Indices of the values of sorted `allowed` nearest to `wanted`, shape as `wanted`; of two as near the lower."""
     right = np.clip(np.searchsorted(allowed, wanted), 1, max(len(allowed) - 1, 1))
     left = right - 1
     right = np.minimum(right, len(allowed) - 1)

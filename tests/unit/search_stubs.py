@@ -1,0 +1,35 @@
+"""A stand-in for a model: loss as a smooth, cheap function of a candidate, and small spaces to search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_longrope.search import Candidate, Evaluation, EvolutionSearch, EvolutionSettings, SearchSpace
+
+NUM_PAIRS = 8
+SCALE = 8.0
+SPACE = SearchSpace.first_stage(NUM_PAIRS, SCALE, start_tokens=(0, 1, 2, 4, 8))
+SMALL = EvolutionSettings(population=10, mutants=4, crossovers=4, parents=5, iterations=3)
+SEEDS = (
+    Candidate((SCALE,) * NUM_PAIRS),
+    Candidate(tuple(SCALE ** (np.arange(NUM_PAIRS) / (NUM_PAIRS - 1)))),
+)
+
+
+def stub_evaluation(candidate: Candidate) -> Evaluation:
+    """Two documents of 100 and 50 tokens; the optimum is a logistic step in log λ, n̂ = 4 and t = 1.17."""
+    pairs = np.arange(len(candidate.rescale))
+    target = np.log(9.0) / (1 + np.exp(-(pairs - 3.0)))
+    distance = float(np.mean((np.log(candidate.rescale) - target) ** 2))
+    loss = 2.0 + distance + 3 * (candidate.attention_factor - 1.17) ** 2 + 0.002 * abs(candidate.start_tokens - 4)
+    return Evaluation((100 * loss, 50 * loss), (100, 50))
+
+
+def stub_objective(candidates: Sequence[Candidate]) -> list[Evaluation]:
+    return [stub_evaluation(candidate) for candidate in candidates]
+
+
+def small_search(seed: int = 1, settings: EvolutionSettings = SMALL) -> EvolutionSearch:
+    return EvolutionSearch(SPACE, settings, SEEDS, seed)
