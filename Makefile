@@ -1,5 +1,8 @@
 # Each target sets up .venv by itself. PYTHON=… chooses the interpreter it is made with.
-PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do command -v $$name && break; done)
+# One that runs and has the right version: a version manager's stand-in may do neither.
+SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
+	$$name -c '$(SUITABLE)' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGING := pyproject.toml setup.py constraints.txt
