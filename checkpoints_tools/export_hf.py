@@ -41,9 +41,9 @@ def hf_tensors(megatron_dir: Path, shape: ModelShape) -> Iterator[tuple[str, Ten
 
 def read_weight(stored: StoredTensors, rule: WeightRule, layer: int | None, bound: WeightRule) -> Tensor:
     """Returns one whole Megatron weight; checkpoints keep layers stacked under one name, or each under its own."""
-    if layer is not None and bound.megatron not in stored.entries:
+    if layer is not None and bound.stored not in stored.entries:
         return stored.read(rule.stacked, layer)
-    return stored.read(bound.megatron)
+    return stored.read(bound.stored)
 
 
 def _config(description: CheckpointDescription, factors: FactorSet | None, carried: Path) -> dict[str, Any] | bytes:

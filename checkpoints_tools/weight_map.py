@@ -6,7 +6,7 @@ A kind says how: the tensor functions are pure, and "whole" means as one process
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,20 +27,30 @@ class WeightRule:
     hf: tuple[str, ...]
     kind: Kind
     sizes: tuple[tuple[str, ...], ...]
+    stored_as: str | None = None
+    """Its name in checkpoints, where megatron-core keeps to Transformer Engine's names whatever the layers are."""
 
     @property
     def is_per_layer(self) -> bool:
         return "{layer}" in self.megatron
 
     @property
-    def stacked(self) -> str:
-        """The name of all layers' weights together, as megatron-core's checkpoints keep them."""
-        return self.megatron.replace(".{layer}", "")
+    def stored(self) -> str:
+        """The name in a checkpoint that keeps every layer under its own."""
+        return self.stored_as or self.megatron
 
-    def at(self, layer: int | None) -> WeightRule:
+    @property
+    def stacked(self) -> str:
+        """The name of all layers' weights together, as megatron-core's checkpoints keep them by default."""
+        return self.stored.replace(".{layer}", "")
+
+    def at(self, layer: int) -> WeightRule:
         """Returns the rule of one layer."""
-        return WeightRule(
-            self.megatron.format(layer=layer), tuple(n.format(layer=layer) for n in self.hf), self.kind, self.sizes
+        return replace(
+            self,
+            megatron=self.megatron.format(layer=layer),
+            hf=tuple(name.format(layer=layer) for name in self.hf),
+            stored_as=self.stored.format(layer=layer),
         )
 
     def hf_sizes(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -60,7 +70,13 @@ _EMBEDDING = "model.embed_tokens.weight"
 _OUTPUT = "output_layer.weight"
 LLAMA = (
     WeightRule("embedding.word_embeddings.weight", (_EMBEDDING,), "embedding", (("vocab", "hidden"),)),
-    WeightRule(f"{_M}input_layernorm.weight", (f"{_H}input_layernorm.weight",), "plain", (("hidden",),)),
+    WeightRule(
+        f"{_M}input_layernorm.weight",
+        (f"{_H}input_layernorm.weight",),
+        "plain",
+        (("hidden",),),
+        stored_as=f"{_M}self_attention.linear_qkv.layer_norm_weight",
+    ),
     WeightRule(
         f"{_M}self_attention.linear_qkv.weight",
         tuple(f"{_H}self_attn.{part}_proj.weight" for part in "qkv"),
@@ -70,7 +86,13 @@ LLAMA = (
     WeightRule(
         f"{_M}self_attention.linear_proj.weight", (f"{_H}self_attn.o_proj.weight",), "row", (("hidden", "query"),)
     ),
-    WeightRule(f"{_M}pre_mlp_layernorm.weight", (f"{_H}post_attention_layernorm.weight",), "plain", (("hidden",),)),
+    WeightRule(
+        f"{_M}pre_mlp_layernorm.weight",
+        (f"{_H}post_attention_layernorm.weight",),
+        "plain",
+        (("hidden",),),
+        stored_as=f"{_M}mlp.linear_fc1.layer_norm_weight",
+    ),
     WeightRule(
         f"{_M}mlp.linear_fc1.weight",
         (f"{_H}mlp.gate_proj.weight", f"{_H}mlp.up_proj.weight"),
