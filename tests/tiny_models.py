@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,20 @@ def tiny_hf_model(seed: int = 0, **config: Any) -> Any:
     return model
 
 
+class HfWeights(NamedTuple):
+    """A transformers model without transformers, for processes that are to start quickly."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, hf_model: Any) -> HfWeights:
+        """Returns config and weights of a transformers model; of HfWeights themselves."""
+        if isinstance(hf_model, HfWeights):
+            return hf_model
+        return cls(hf_model.config.to_dict(), {name: t.clone() for name, t in hf_model.state_dict().items()})
+
+
 def our_model(
     hf_model: Any,
     runtime: Runtime,
@@ -45,10 +59,10 @@ def our_model(
     dtype: torch.dtype = torch.float32,
     scaled: bool = True,
 ) -> LongRopeModel:
-    """Returns our model with `hf_model`'s weights and, if `scaled`, the factors its config asks for."""
-    config = hf_model.config.to_dict()
+    """Returns our model with `hf_model`'s weights (or HfWeights) and, if `scaled`, the factors its config asks for."""
+    config, weights = HfWeights.of(hf_model)
     model = build_model(ModelShape.from_hf(config), runtime, angle_precision=angle_precision, dtype=dtype)
-    tensors = stage_tensors(model, hf_model.state_dict())
+    tensors = stage_tensors(model, weights)
     with torch.no_grad():
         for name, parameter in model.stage.named_parameters():
             assert parameter.shape == tensors[name].shape, name

@@ -65,8 +65,8 @@ class ObjectivePart:
 class PerplexityObjective:
     """Scores candidates on a model: called with candidates, it returns their evaluations, the same on every rank.
 
-    Each data-parallel group evaluates its share of the candidates with its own TP×PP. After a call the model keeps the
-    factors of the last candidate its group scored: whoever goes on with the model sets the factors wanted.
+    Each data-parallel group evaluates its share of the candidates with its own TP×PP. After a call the model has the
+    factors of the last candidate asked, on every rank: whoever goes on with the model sets the factors wanted.
 
     An evaluation has an entry per document, parts in order. Token counts are those of the counted predictions. Its
     loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end each part's sums are multiplied by a constant,
@@ -108,17 +108,23 @@ class PerplexityObjective:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """Returns the evaluation of each candidate, in the order asked; all ranks come with the same candidates."""
-        return spread(self.model.runtime, candidates, self.evaluate)
+        evaluations = spread(self.model.runtime, candidates, self.evaluate)
+        if candidates:  # groups ended with different ones; ranks that disagree about factors would go unnoticed
+            self._set_factors(candidates[-1])
+        return evaluations
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
         """Returns the evaluation of one candidate by this rank's own model-parallel group alone."""
-        self.model.set_factors(factors_of(candidate, self.model.geometry, self.target_length, self.origin))
+        self._set_factors(candidate)
         scores = score_documents(self.model, self._documents, max_batch_tokens=self.max_batch_tokens)
         sums = [
             float(score.nll[mask].sum(dtype=np.float64)) * scale
             for score, mask, scale in zip(scores, self._masks, self._scale_of, strict=True)
         ]
         return Evaluation(tuple(sums), tuple(int(mask.sum()) for mask in self._masks))
+
+    def _set_factors(self, candidate: Candidate) -> None:
+        self.model.set_factors(factors_of(candidate, self.model.geometry, self.target_length, self.origin))
 
     def part_losses(self, evaluation: Evaluation) -> list[float]:
         """Returns nats per counted token of each part, from an evaluation this objective made."""
