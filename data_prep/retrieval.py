@@ -1,8 +1,9 @@
-"""Synthetic retrieval documents to train on: a pass key in filler, and lists of keys and values."""
+"""Synthetic retrieval documents to train on: a pass key in filler, lists of keys and values, passages said twice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +13,27 @@ from megatron_longrope.errors import InputError
 
 _TOKENS_PER_QUESTION = 48
 """Room for a line, its question and another line, so that short lists get few questions."""
+_SHORTEST_PASSAGE = 4
+
+
+@dataclass(frozen=True)
+class RetrievalMix:
+    """Shares of the kinds; what is left are pass keys. `text_filler_share` of those hide in the fillers after the first.
+
+    Copies are a random passage said again and again: the plainest task that wants attention by content, on which
+    small models learn it first. Raises InputError for shares that are no shares.
+    """
+
+    key_value_share: float = 0.5
+    copy_share: float = 0.0
+    text_filler_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("key_value_share", "copy_share", "text_filler_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(name, getattr(self, name), "must be between 0 and 1")
+        if self.key_value_share + self.copy_share > 1:
+            raise InputError("copy_share", self.copy_share, "with key_value_share it must not exceed 1")
 
 
 def retrieval_documents(
@@ -21,32 +43,49 @@ def retrieval_documents(
     max_length: int,
     seed: int,
     fillers: Sequence[Filler] = (),
-    key_value_share: float = 0.5,
+    mix: RetrievalMix = RetrievalMix(),
 ) -> list[TokenDocument]:
     """Returns `count` documents of lengths uniform in [`min_length`, `max_length`] tokens, ended by the end token.
 
-    A share of `key_value_share` are key–value lists with 1 to 4 questions, the others hide a pass key at a uniform
-    depth in one of `fillers` (the classic sentences by default). Document i depends on (seed, i) alone. Raises
-    InputError for a share outside 0 … 1 and for lengths too short to hold a question.
+    Key–value lists have 1 to 4 questions; pass keys lie at a uniform depth in one of `fillers` (by default the classic
+    sentences alone). Document i depends on (seed, i) alone. Raises InputError for lengths too short for a question.
     """
-    if not 0 <= key_value_share <= 1:
-        raise InputError("key_value_share", key_value_share, "must be between 0 and 1")
     if not 0 < min_length <= max_length:
         raise InputError("min_length", min_length, f"must lie between 1 and max_length, {max_length}")
     choices = tuple(fillers) or (classic_filler(tokenizer),)
+    return [_document(tokenizer, number, min_length, max_length, seed, choices, mix) for number in range(count)]
+
+
+def _document(
+    tokenizer: TextTokenizer,
+    number: int,
+    min_length: int,
+    max_length: int,
+    seed: int,
+    fillers: Sequence[Filler],
+    mix: RetrievalMix,
+) -> TokenDocument:
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    documents = []
-    for number in range(count):
-        random = np.random.default_rng([seed, number])
-        length = int(random.integers(min_length, max_length + 1)) - len(end)
-        inner_seed = int(random.integers(2**62))
-        if random.random() < key_value_share:
-            kind = "key-value"
-            num_questions = int(random.integers(1, 1 + min(4, max(1, length // _TOKENS_PER_QUESTION))))
-            document = key_value_document(tokenizer, length, inner_seed, num_questions)
-        else:
-            kind, filler = "passkey", choices[int(random.integers(len(choices)))]
-            document = passkey_document(tokenizer, length, float(random.random()), inner_seed, filler)
-        tokens = np.concatenate((document.tokens, np.array(end, dtype=np.int64)))
-        documents.append(TokenDocument.generated(f"{kind}-{seed}-{number}", tokens))
-    return documents
+    random = np.random.default_rng([seed, number])
+    length = int(random.integers(min_length, max_length + 1)) - len(end)
+    inner_seed, kind = int(random.integers(2**62)), random.random()
+    if kind < mix.key_value_share:
+        name = "key-value"
+        num_questions = int(random.integers(1, 1 + min(4, max(1, length // _TOKENS_PER_QUESTION))))
+        tokens = key_value_document(tokenizer, length, inner_seed, num_questions).tokens
+    elif kind < mix.key_value_share + mix.copy_share:
+        name, tokens = "copy", _copy(tokenizer, length, random)
+    else:
+        name, filler = "passkey", fillers[0]
+        if len(fillers) > 1 and random.random() < mix.text_filler_share:
+            filler = fillers[int(random.integers(1, len(fillers)))]
+        tokens = passkey_document(tokenizer, length, float(random.random()), inner_seed, filler).tokens
+    return TokenDocument.generated(f"{name}-{seed}-{number}", np.concatenate((tokens, np.array(end, dtype=np.int64))))
+
+
+def _copy(tokenizer: TextTokenizer, length: int, random: np.random.Generator) -> np.ndarray:
+    """A passage of random tokens, or of random digits, said until [length] tokens are full."""
+    size = int(random.integers(_SHORTEST_PASSAGE, max(_SHORTEST_PASSAGE + 1, length // 2)))
+    digits = np.array([int(tokenizer.encode(str(digit), add_special_tokens=False)[-1]) for digit in range(10)])
+    choices = digits if random.random() < 0.25 else np.arange(2, tokenizer.vocab_size)
+    return np.resize(random.choice(choices, size), length)

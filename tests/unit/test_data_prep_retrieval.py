@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_prep.bpe import train_bpe
-from data_prep.retrieval import retrieval_documents
+from data_prep.retrieval import RetrievalMix, retrieval_documents
 from megatron_longrope.data import (
     TextTokenizer,
     classic_filler,
@@ -131,7 +131,7 @@ def test_key_value_lists_can_be_answered(tokenizer: TextTokenizer, length: int, 
         lambda t: key_value_document(t, 100, 1, num_questions=0),
         lambda t: text_filler(t, [""]),
         lambda t: retrieval_documents(t, 1, 50, 40, 1),
-        lambda t: retrieval_documents(t, 1, 100, 100, 1, key_value_share=2.0),
+        lambda t: retrieval_documents(t, 1, 100, 100, 1, mix=RetrievalMix(key_value_share=2.0)),
     ],
 )
 def test_what_cannot_be_built_is_refused(tokenizer: TextTokenizer, make: Callable[[TextTokenizer], object]) -> None:
@@ -155,3 +155,11 @@ def test_the_saved_tokenizer_builds_the_same_document(tokenizer: TextTokenizer, 
     for other in (loaded, loaded.backend):
         same = passkey_document(other, 300, 0.3, 8).tokens
         assert np.array_equal(same, passkey_document(tokenizer, 300, 0.3, 8).tokens)
+
+
+def test_copies_say_one_passage_again(tokenizer: TextTokenizer) -> None:
+    documents = retrieval_documents(tokenizer, 20, 64, 128, 5, mix=RetrievalMix(key_value_share=0, copy_share=1))
+    for document in documents:
+        tokens = document.tokens[:-1]  # the end token
+        periods = [n for n in range(4, len(tokens) // 2 + 1) if np.array_equal(tokens[n:], tokens[:-n])]
+        assert document.name.startswith("copy-") and periods

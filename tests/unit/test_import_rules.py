@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": set(),
     "report": set(),
     "presets": set(),
-    "model": {"rope", "runtime"},
+    "model": {"rope", "runtime", "data"},  # data: the batch type that both sides of a forward pass share
     "evaluation": {"model", "data", "rope", "runtime", "search.types"},
     "training": {"model", "data", "runtime"},
     "data_prep": {"data"},

@@ -1,0 +1,38 @@
+"""`longrope train RECIPE`: trains a fresh or given model on packed documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from launchers.options import json_option, set_option, write_json
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where everything is kept  [default: runs/NAME]")
+@set_option
+@json_option
+def command(recipe: str, run_dir: Path | None, overrides: tuple[str, ...], json_path: Path | None) -> None:
+    """Train by RECIPE, a YAML file or the name of a shipped one (demo-model), and leave an HF folder.
+
+    Interrupted, the same command goes on after the last checkpoint. Under `longrope launch` all processes train.
+    """
+    from launchers.progress import ProgressLines
+    from megatron_longrope.config import apply_overrides, build_config, read_yaml
+    from megatron_longrope.pipeline.pretraining import TrainRecipe, train_from_recipe
+    from megatron_longrope.presets import recipe_path
+    from megatron_longrope.runtime import start_runtime
+
+    path = recipe_path(recipe)
+    config = build_config(TrainRecipe, apply_overrides(read_yaml(path), overrides), str(path))
+    with start_runtime(config.parallel, seed=config.seed) as runtime:
+        progress = ProgressLines(runtime.is_main)
+        folder = train_from_recipe(
+            config, run_dir or Path("runs") / config.name, runtime, progress.stage, progress.counter()
+        )
+        if runtime.is_main:
+            click.echo(f"model: {folder}")
+            if json_path is not None:
+                write_json(json_path, {"model": str(folder)})

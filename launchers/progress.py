@@ -1,0 +1,68 @@
+"""How long work shows itself: a live bar on a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import click
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class ProgressLines:
+    """Prints stages and steps on the main rank. On a terminal a step overwrites the one before; elsewhere it is a line
+
+    of its own, at most one per 15 seconds and always the last of a stage.
+    """
+
+    def __init__(self, is_main: bool) -> None:
+        self.is_main = is_main
+        self.live = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._last_line = 0.0
+        self._open_line = False
+
+    def stage(self, text: str) -> None:
+        """Says that a stage begins, or that something is under way."""
+        self._say(f"[{self._elapsed()}] {text}", final=True)
+
+    def step(self, done: int, total: int | None, message: str, eta_seconds: float | None = None) -> None:
+        """Says how far a stage is."""
+        share = f"{done}/{total}" if total else str(done)
+        eta = "" if eta_seconds is None else f"  {_clock(eta_seconds)} left"
+        self._say(f"  {share}  {message}{eta}", final=total is not None and done >= total)
+
+    def counter(self) -> Callable[[int, int, str], None]:
+        """Returns a `show(done, total, message)` that adds the time left, from the rate since its first call."""
+        first: list[tuple[float, int]] = []
+
+        def show(done: int, total: int, message: str) -> None:
+            now = time.monotonic()
+            if not first:
+                first.append((now, done))
+            since, begun = first[0]
+            rate = (done - begun) / (now - since) if done > begun else None
+            self.step(done, total, message, (total - done) / rate if rate else None)
+
+        return show
+
+    def _say(self, text: str, final: bool) -> None:
+        if not self.is_main:
+            return
+        now = time.monotonic()
+        if self.live:
+            click.echo(f"\r\x1b[K{text}", nl=final, err=True)
+        elif final or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            click.echo(text, err=True)
+            self._last_line = now
+
+    def _elapsed(self) -> str:
+        return _clock(time.monotonic() - self._started)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,93 @@
+"""The documents of a run in three parts that share none: trained on, searched on, held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_prep.documents import TextDocument, TokenDocument, tokenize
+from data_prep.readers import read_text_files
+from data_prep.stdlib_corpus import split as split_standard_library
+from megatron_longrope.config import format_length
+from megatron_longrope.data import TextTokenizer
+from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation import EvaluationDocument, documents_sha256
+from megatron_longrope.pipeline.recipe import CorpusConfig
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenized documents of a run."""
+
+    train: list[TokenDocument]
+    search: list[EvaluationDocument]
+    held_out: list[EvaluationDocument]
+
+    @property
+    def held_out_sha256(self) -> str:
+        """Identifies the held-out tokens."""
+        return documents_sha256(self.held_out)
+
+    def identity(self) -> dict[str, object]:
+        """Returns what fingerprints a run's documents."""
+        train = [EvaluationDocument(document.name, document.tokens) for document in self.train]
+        return {
+            "train": documents_sha256(train),
+            "search": documents_sha256(self.search),
+            "held_out": self.held_out_sha256,
+        }
+
+
+def load_corpus(config: CorpusConfig, tokenizer: TextTokenizer, target_length: int) -> Corpus:
+    """Returns the documents of `config`, tokenized; raises InputError where too few reach `target_length`."""
+    train, search, held_out = _texts(config, tokenizer, target_length)
+    for name, documents in (("train", train), ("search", search), ("evaluation", held_out)):
+        if not documents:
+            raise InputError(f"corpus.{name}", "none", "at least one document is needed")
+    corpus = Corpus(tokenize(train, tokenizer), _whole(search, tokenizer), _whole(held_out, tokenizer))
+    for part, documents in (("search", corpus.search), ("evaluation", corpus.held_out)):
+        for document in documents:
+            if len(document.tokens) < target_length:
+                raise InputError(
+                    f"corpus.{part}", document.name,
+                    f"has {len(document.tokens)} tokens, fewer than the target length {format_length(target_length)}",
+                )  # fmt: skip
+    return corpus
+
+
+Texts = Sequence[TextDocument]
+
+
+def _texts(config: CorpusConfig, tokenizer: TextTokenizer, target_length: int) -> tuple[Texts, Texts, Texts]:
+    if config.standard_library:
+        split = split_standard_library()
+        return split.train, split.search, split.evaluation
+    if config.documents:
+        return _divide(list(read_text_files(config.documents)), config, tokenizer, target_length)
+    return (
+        list(read_text_files(config.train)),
+        list(read_text_files(config.search)),
+        list(read_text_files(config.evaluation)),
+    )
+
+
+def _divide(
+    documents: Texts, config: CorpusConfig, tokenizer: TextTokenizer, target_length: int
+) -> tuple[Texts, Texts, Texts]:
+    """The first long documents are searched and evaluated on, the rest is trained on."""
+    needed = config.num_search + config.num_evaluation
+    lengths = [len(tokens) for tokens in tokenizer.encode_documents([document.text for document in documents])]
+    long = [document for document, length in zip(documents, lengths, strict=True) if length >= target_length]
+    if len(long) < needed or len(documents) <= needed:
+        raise InputError(
+            "corpus.documents", f"{len(long)} of {len(documents)}",
+            f"reach {format_length(target_length)} tokens; {needed} are needed (num_search + num_evaluation), "
+            "and others to train on",
+        )  # fmt: skip
+    search, held_out = long[: config.num_search], long[config.num_search : needed]
+    taken = {id(document) for document in (*search, *held_out)}
+    return [document for document in documents if id(document) not in taken], search, held_out
+
+
+def _whole(documents: Texts, tokenizer: TextTokenizer) -> list[EvaluationDocument]:
+    return [EvaluationDocument(document.name, document.tokens) for document in tokenize(documents, tokenizer)]

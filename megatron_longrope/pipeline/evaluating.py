@@ -1,0 +1,122 @@
+"""The tables of a run: every method against length, before and after, and passkey retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_longrope.data import TextTokenizer
+from megatron_longrope.evaluation import (
+    EvaluationDocument,
+    EvaluationLabels,
+    PasskeyRow,
+    PerplexityRow,
+    PositionRow,
+    SlidingWindow,
+    baseline_methods,
+    measure_passkey,
+    measure_perplexity,
+    with_attention_factor,
+)
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.pipeline.recipe import EvaluationConfig
+from megatron_longrope.pipeline.searching import second_interpolation
+from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
+
+Announce = Callable[[str], None]
+_DEPTH_DIGITS = 6
+
+
+@dataclass
+class Measurements:
+    """Rows as they come in."""
+
+    perplexity: list[PerplexityRow] = field(default_factory=list)
+    positions: list[PositionRow] = field(default_factory=list)
+    passkey: list[PasskeyRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures one model under many factor sets on the held-out documents."""
+
+    model: LongRopeModel
+    name: str
+    documents: Sequence[EvaluationDocument]
+    tokenizer: TextTokenizer
+    config: EvaluationConfig
+    rows: Measurements
+    announce: Announce = lambda text: None
+
+    @property
+    def window(self) -> int:
+        return self.model.shape.context_length
+
+    def perplexity(self, method: str, factors: FactorSet | RopeFactors, length: int, temperature: str = "own") -> None:
+        """Adds a method's rows at one length, from the first token on."""
+        self.model.set_factors(factors)
+        labels = EvaluationLabels(self.name, method, temperature)
+        bucket = max(1, min(length // 16, self.window // 4))
+        measured = measure_perplexity(self.model, self._documents(), length, labels, bucket_tokens=bucket)
+        self.rows.perplexity += measured.rows
+        self.rows.positions += measured.positions
+
+    def inside_own_window(self, length: int) -> None:
+        """Adds the unscaled model's rows over `length` tokens, seen through a sliding window of its own size."""
+        self.model.set_factors(self._unscaled())
+        sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
+        labels = EvaluationLabels(self.name, "none", "own")
+        self.rows.perplexity += measure_perplexity(
+            self.model, self._documents(), length, labels, sliding=sliding
+        ).rows
+
+    def passkey(self, method: str, factors: FactorSet | RopeFactors) -> None:
+        """Adds a method's rows at every passkey length and depth."""
+        self.model.set_factors(factors)
+        labels = EvaluationLabels(self.name, method)
+        for length in self.config.passkey_lengths:
+            self.announce(f"passkey {self.name} {method} at {length}")
+            depths = [round(depth, _DEPTH_DIGITS) for depth in self.config.passkey_depths]
+            self.rows.passkey += measure_passkey(
+                self.model, self.tokenizer, length, depths, self.config.passkey_trials, labels
+            )
+
+    def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:
+        """Adds every method scaled to `target`, with its own temperature and with the searched one."""
+        methods = baseline_methods(self.model.geometry, target, attention_factor=searched.attention_factor)
+        for method in methods:
+            for length in lengths:
+                self.announce(f"perplexity {self.name} {method.name} ({method.temperature}) at {length}")
+                self.perplexity(method.name, method.factors_at(length), length, method.temperature)
+        for length in lengths:
+            self.perplexity("longrope", searched, length, "searched")
+
+    def second_interpolations(self, tuned: RopeFactors, searched: RopeFactors, length: int) -> None:
+        """Adds PI, NTK and YaRN on top of the fine-tuned factors, with their own temperature and the searched one."""
+        for method in ("pi", "ntk", "yarn"):
+            factors = second_interpolation(method, tuned, length)
+            self.announce(f"perplexity {self.name} second {method} at {length}")
+            self.perplexity(f"second-{method}", factors, length)
+            other = with_attention_factor(FactorSet.single(factors), searched.attention_factor)
+            self.perplexity(f"second-{method}", other, length, "searched")
+
+    def _documents(self) -> Sequence[EvaluationDocument]:
+        return self.documents[: self.config.num_documents]
+
+    def _unscaled(self) -> RopeFactors:
+        return NoScaling().factors(self.model.geometry)
+
+
+def extended_factor_set(
+    steps: Sequence[RopeFactors], recovered: Sequence[tuple[int, RopeFactors]]
+) -> FactorSet:
+    """Returns what serves every input length: recovered sets up to their lengths, then each step's up to its own.
+
+    `steps` are the last fine-tuned factors and those searched beyond, ascending; the last one serves all that is
+    longer.
+    """
+    ranges: list[dict[str, Any]] = [{"up_to": length, "factors": factors} for length, factors in recovered]
+    ranges += [{"up_to": factors.target_length, "factors": factors} for factors in steps[:-1]]
+    ranges.append({"up_to": None, "factors": steps[-1]})
+    return FactorSet.model_validate({"ranges": ranges})

@@ -1,0 +1,76 @@
+"""Fine-tuning under searched factors, and the control that trains as long at the pretrained window."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_longrope.data import PackedBatches, PackedDataset
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.model.checkpoint import save_checkpoint
+from megatron_longrope.pipeline.run_directory import RunDirectory
+from megatron_longrope.rope import FactorSet, RopeFactors
+from megatron_longrope.training import (
+    MetricsFile,
+    ReportProgress,
+    SaveCheckpoints,
+    StopOnSignal,
+    Trainer,
+    TrainingConfig,
+    WriteMetrics,
+    resume_training,
+    save_training,
+)
+
+ShowSteps = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """One training stage of a run: which model, on which rows, where it keeps its state."""
+
+    name: str
+    config: TrainingConfig
+    data: Path
+    directory: RunDirectory
+    hf_files: Path | None
+
+
+def train_model(
+    stage: TrainingStage, model: LongRopeModel, factors: FactorSet | RopeFactors, show: ShowSteps
+) -> dict[str, Any]:
+    """Trains `model` to the end of its stage, from its last checkpoint where there is one.
+
+    Leaves `checkpoints/<name>` (weights without optimizer) and returns steps, tokens and the last loss.
+    """
+    model.set_factors(factors)
+    runtime = model.runtime
+    dataset = PackedDataset(stage.data, vocab_size=model.shape.vocab_size)
+    batches = PackedBatches(
+        dataset,
+        stage.config.rows_per_step,
+        runtime.data_parallel_rank,
+        runtime.data_parallel_size,
+        seed=stage.config.seed,
+        micro_batch_rows=stage.config.micro_batch_rows,
+        pad_to_multiple=runtime.layout.sequence_divisor,
+    )
+    unfinished = stage.directory.training(stage.name)
+
+    def save(trainer: Trainer) -> None:
+        save_training(trainer, unfinished, stage.hf_files)
+
+    trainer = Trainer(model, batches, stage.config)
+    resume_training(trainer, unfinished)
+    metrics = MetricsFile(stage.directory.metrics, stage.name, trainer.state.step) if runtime.is_main else None
+    trainer.callbacks = [WriteMetrics(metrics), ReportProgress(show), SaveCheckpoints(save), StopOnSignal(save)]
+    state = trainer.train()
+    save_checkpoint(model, stage.directory.checkpoint(stage.name), iteration=state.step,
+                    consumed_tokens=state.tokens, hf_files=stage.hf_files)  # fmt: skip
+    if runtime.is_main:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    runtime.barrier()
+    return {"steps": state.step, "tokens": state.tokens}

@@ -1,0 +1,130 @@
+"""`longrope train`: tokenizer, fresh or given model, packed rows, training, and the result as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import NonNegativeInt, model_validator
+
+from checkpoints_tools.export_hf import export_hf
+from checkpoints_tools.initialize import Scheme, initialize_model
+from checkpoints_tools.load_any import load_model
+from data_prep.bpe import train_bpe
+from data_prep.documents import tokenize
+from data_prep.readers import read_text_files
+from data_prep.stdlib_corpus import split as split_standard_library
+from megatron_longrope.config import StrictConfig, write_yaml
+from megatron_longrope.data import TextTokenizer, load_tokenizer
+from megatron_longrope.errors import InputError
+from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.fine_tuning import ShowSteps, TrainingStage, train_model
+from megatron_longrope.pipeline.recipe import DtypeName, TrainingDataConfig
+from megatron_longrope.pipeline.run_directory import RunDirectory
+from megatron_longrope.pipeline.stages import StageRunner
+from megatron_longrope.pipeline.training_data import build_training_set
+from megatron_longrope.pipeline.types import TORCH_DTYPES
+from megatron_longrope.runtime import ParallelLayout, Runtime
+from megatron_longrope.training import TrainingConfig
+
+
+class InitializeConfig(StrictConfig):
+    """A fresh model and its tokenizer: a byte-level BPE of `shape.vocab_size` entries, trained on the documents."""
+
+    shape: ModelShape
+    scheme: Scheme = "normal"
+
+
+class TrainRecipe(StrictConfig):
+    """One training from scratch (`initialize`) or of a given model (`model`, an HF folder or Megatron checkpoint)."""
+
+    name: str
+    initialize: InitializeConfig | None = None
+    model: str | None = None
+    standard_library: bool = False
+    """Train on the running Python's standard library, its held-out modules left out."""
+    documents: tuple[str, ...] = ()
+    data: TrainingDataConfig
+    training: TrainingConfig
+    parallel: ParallelLayout = ParallelLayout()
+    dtype: DtypeName = "float32"
+    seed: NonNegativeInt = 1234
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> TrainRecipe:
+        if (self.initialize is None) == (self.model is None):
+            raise ValueError("give either initialize (a fresh model) or model (a folder)")
+        if self.standard_library == bool(self.documents):
+            raise ValueError("give either standard_library or documents")
+        return self
+
+
+def train_from_recipe(
+    recipe: TrainRecipe, run_dir: Path, runtime: Runtime, announce: Callable[[str], None], show: ShowSteps
+) -> Path:
+    """Runs the recipe in `run_dir`, going on where it was interrupted, and returns the HF folder it leaves.
+
+    Raises InputError for bad input and for a run directory begun with other inputs.
+    """
+    directory = RunDirectory(run_dir)
+    if runtime.is_main:
+        directory.root.mkdir(parents=True, exist_ok=True)
+        write_yaml(recipe.model_dump(mode="json"), directory.config)
+    stages = StageRunner(directory, runtime, announce)
+    start = directory.root / "initial" if recipe.initialize else Path(recipe.model or "")
+    stages.run("initialize", {"recipe": recipe.model_dump(mode="json", include={"initialize", "model", "seed"})},
+               lambda: _on_main(runtime, lambda: _initialize(recipe, start)))  # fmt: skip
+    loaded = load_model(start, runtime, dtype=TORCH_DTYPES[recipe.dtype])
+    if loaded.tokenizer_file is None:
+        raise InputError("model", start, "has no tokenizer.json to encode the documents with")
+    tokenizer = load_tokenizer(loaded.tokenizer_file)
+    data = directory.data("train")
+    made = stages.run("data", recipe.model_dump(mode="json", include={"data", "standard_library", "documents"}),
+                      lambda: _on_main(runtime, lambda: _build_data(recipe, tokenizer, data, loaded.model.shape)))  # fmt: skip
+    stage = TrainingStage("train", recipe.training, data, directory, loaded.hf_files)
+    inputs = {**recipe.model_dump(mode="json", include={"training", "dtype", "parallel"}), "data": made}
+    stages.run("train", inputs, lambda: train_model(stage, loaded.model, loaded.model.factor_set, show))
+    stages.run("export", {}, lambda: _on_main(runtime, lambda: _export(directory)))
+    return directory.export
+
+
+def _initialize(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
+    if recipe.initialize is None:
+        return {"given": str(folder)}
+    scratch = folder.with_name("tokenizer")
+    train_bpe([document.text for document in _documents(recipe)], recipe.initialize.shape.vocab_size, scratch)
+    initialize_model(recipe.initialize.shape, recipe.initialize.scheme, recipe.seed, folder, scratch)
+    shutil.rmtree(scratch)
+    return {"parameters": recipe.initialize.shape.num_parameters}
+
+
+def _build_data(recipe: TrainRecipe, tokenizer: TextTokenizer, prefix: Path, shape: ModelShape) -> dict[str, Any]:
+    documents = tokenize(_documents(recipe), tokenizer)
+    manifest = build_training_set(prefix, documents, tokenizer, recipe.data, window=shape.context_length,
+                                  seed=recipe.seed)  # fmt: skip
+    return {"tokens": manifest.counts.tokens, "rows": manifest.counts.rows}
+
+
+def _documents(recipe: TrainRecipe) -> list[Any]:
+    return split_standard_library().train if recipe.standard_library else list(read_text_files(recipe.documents))
+
+
+def _export(directory: RunDirectory) -> dict[str, Any]:
+    conversion = export_hf(directory.checkpoint("train"), directory.export)
+    return {"tensors": conversion.num_tensors, "bytes": conversion.num_bytes}
+
+
+def _on_main(runtime: Runtime, work: Callable[[], Any]) -> Any:
+    """Returns on every rank what `work` returns on the main one; an error there is raised on all."""
+    outcome: Any = None
+    if runtime.is_main:
+        try:
+            outcome = work()
+        except InputError as error:
+            outcome = error
+    outcome = runtime.broadcast(outcome)
+    if isinstance(outcome, InputError):
+        raise outcome
+    return outcome

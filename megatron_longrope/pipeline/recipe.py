@@ -1,0 +1,154 @@
+"""What an extension run is told: model, documents, the steps of the method, and how to measure it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from megatron_longrope.config import Length, StrictConfig
+from megatron_longrope.rope import AnglePrecision
+from megatron_longrope.runtime import ParallelLayout
+from megatron_longrope.search import EvolutionSettings
+from megatron_longrope.training import TrainingConfig
+
+Fraction = Field(ge=0, le=1)
+DtypeName = Literal["float32", "bfloat16"]
+
+
+class CorpusConfig(StrictConfig):
+    """Where documents come from: the running Python's standard library, three lists of text files, or one list.
+
+    One list, `documents`, is divided by itself: the documents that reach the target length go, in the order given,
+    to `num_search` and `num_evaluation`; all others are trained on.
+    """
+
+    standard_library: bool = False
+    documents: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
+    num_search: PositiveInt = 5
+    num_evaluation: PositiveInt = 3
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CorpusConfig:
+        listed = bool(self.train or self.search or self.evaluation)
+        if [self.standard_library, bool(self.documents), listed].count(True) != 1:
+            raise ValueError("give one of standard_library, documents, or the three lists train, search, evaluation")
+        if listed and not (self.train and self.search and self.evaluation):
+            raise ValueError("train, search and evaluation are given together")
+        return self
+
+
+class RetrievalConfig(StrictConfig):
+    """Synthetic retrieval documents mixed into training: pass keys in filler, and key–value lists."""
+
+    share: float = Field(0.0, ge=0, lt=1)
+    """Of all training tokens."""
+    min_length: Length = 64
+    max_length: Length = 256
+    key_value_share: float = Field(0.0, ge=0, le=1)
+    copy_share: float = Field(0.0, ge=0, le=1)
+    text_filler_share: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RetrievalConfig:
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length={self.min_length} must not exceed max_length={self.max_length}")
+        if self.key_value_share + self.copy_share > 1:
+            raise ValueError("key_value_share and copy_share together must not exceed 1")
+        return self
+
+
+class TrainingDataConfig(StrictConfig):
+    """How training rows are made: text cut into pieces, retrieval documents beside it, packed into rows."""
+
+    sequence_length: Length
+    piece_length: Length | None = None
+    """Longest piece of one document in a row; by default the whole row."""
+    short_piece_share: float = Field(0.0, ge=0, le=1)
+    """Share of the text that is cut at the pretrained window instead, so that short inputs stay trained."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+
+class SearchConfig(StrictConfig):
+    """One search: what is scored, how much of it, and what is free."""
+
+    evolution: EvolutionSettings | Literal["paper"] = "paper"
+    num_documents: PositiveInt = 5
+    last_fraction: float = Field(1.0, gt=0, le=1)
+    retrieval_documents: NonNegativeInt = 0
+    retrieval_weight: PositiveFloat = 0.5
+    temperature: Literal["searched", "inherited", "fixed", "one"] = "searched"
+    """`searched`: 1.0 to 1.3; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
+    search_start_tokens: bool = False
+    seed: NonNegativeInt = 1
+
+
+class FineTuneConfig(StrictConfig):
+    """One fine-tuning at a step's length under its searched factors."""
+
+    training: TrainingConfig
+    data: TrainingDataConfig
+    control: bool = False
+    """Also train the pretrained model for the same steps and tokens at its own window, to compare with."""
+
+
+class ExtensionStep(StrictConfig):
+    """A search for one length, and fine-tuning with what it found; without fine-tuning, a second interpolation."""
+
+    length: Length
+    search: SearchConfig
+    fine_tune: FineTuneConfig | None = None
+
+
+class RecoveryStep(StrictConfig):
+    """A search on the extended model for inputs up to `length`, with smaller λ allowed."""
+
+    length: Length
+    search: SearchConfig
+    upper: PositiveFloat | None = None
+
+
+class EvaluationConfig(StrictConfig):
+    """What is measured at the end."""
+
+    lengths: tuple[Length, ...]
+    num_documents: PositiveInt = 3
+    passkey_lengths: tuple[Length, ...] = ()
+    passkey_depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    passkey_trials: PositiveInt = 4
+    sliding_stride: PositiveInt | None = None
+    """Of the pretrained model inside its own window, over the same documents; by default a quarter of the window."""
+
+
+class Recipe(StrictConfig):
+    """The whole of one run."""
+
+    name: str
+    model: str
+    """An HF folder, or `preset:NAME` for a model that comes with the package."""
+    corpus: CorpusConfig
+    extension: tuple[ExtensionStep, ...] = Field(min_length=1)
+    recovery: tuple[RecoveryStep, ...] = ()
+    evaluation: EvaluationConfig
+    parallel: ParallelLayout = ParallelLayout()
+    dtype: DtypeName = "float32"
+    angle_precision: AnglePrecision = "float64"
+    seed: NonNegativeInt = 1234
+    export: bool = True
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Recipe:
+        lengths = [step.length for step in self.extension]
+        if lengths != sorted(set(lengths)):
+            raise ValueError(f"extension lengths must ascend, got {lengths}")
+        tuned = [step.fine_tune is not None for step in self.extension]
+        if tuned != sorted(tuned, reverse=True):
+            raise ValueError("steps with fine_tune come before those without")
+        return self
+
+    @property
+    def target_length(self) -> int:
+        return self.extension[-1].length

@@ -1,0 +1,185 @@
+"""The three searches of the method: for a first length, for a further one on the tuned model, for short inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
+from megatron_longrope.evaluation import EvaluationDocument, ObjectivePart, PerplexityObjective, factors_of
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.pipeline.recipe import SearchConfig
+from megatron_longrope.pipeline.run_directory import RunDirectory
+from megatron_longrope.rope import (
+    FactorOrigin,
+    NoScaling,
+    NtkAware,
+    PositionInterpolation,
+    RopeFactors,
+    RopeGeometry,
+    Yarn,
+    longrope_attention_factor,
+    write_factors,
+)
+from megatron_longrope.search import (
+    PAPER_START_TOKENS,
+    SEARCHED_ATTENTION_FACTORS,
+    Candidate,
+    EvolutionSearch,
+    EvolutionSettings,
+    Journal,
+    MemoryJournal,
+    SearchOutcome,
+    SearchProgress,
+    SearchSpace,
+    run_search,
+)
+
+Show = Callable[[SearchProgress], None]
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """Where a search runs and where it starts."""
+
+    name: str
+    length: int
+    space: SearchSpace
+    seeds: tuple[Candidate, ...]
+
+
+def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
+    """Returns the search of a pretrained model for `length` tokens: from PI, NTK and YaRN, λ up to 1.25·s."""
+    scale = length / geometry.original_length
+    choices = _choices(config, scale, geometry, tuned=None)
+    space = SearchSpace.first_stage(geometry.head_dim // 2, scale, **choices)
+    methods = [PositionInterpolation(scale=scale), NtkAware(scale=scale), Yarn(scale=scale)]
+    starts = [method.factors(geometry) for method in methods]
+    seeds = _with_temperatures(starts, choices["attention_factors"], longrope_attention_factor_of(scale, geometry))
+    return SearchProblem(f"search-{length}", length, space, seeds)
+
+
+def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors) -> SearchProblem:
+    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, seeded with λ_ft times methods."""
+    scale = length / geometry.original_length
+    choices = _choices(config, scale, geometry, tuned)
+    space = SearchSpace.second_stage(tuned.rescale, scale, **choices)
+    starts = [second_interpolation(method, tuned, length) for method in ("pi", "ntk", "yarn")]
+    seeds = _with_temperatures(starts, choices["attention_factors"], tuned.attention_factor)
+    return SearchProblem(f"search-{length}", length, space, seeds)
+
+
+def recovery_search(
+    config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors, upper: float | None
+) -> SearchProblem:
+    """Returns the search for short inputs: λ from 1.0 to `upper`, from no scaling and from the tuned factors."""
+    scale = max(1.0, length / geometry.original_length)
+    choices = _choices(config, scale, geometry, tuned)
+    space = SearchSpace.recovery(tuned.rescale, upper, **choices)
+    halfway = tuned.model_copy(update={"rescale": tuple(value**0.5 for value in tuned.rescale)})
+    starts = [tuned, halfway, NoScaling().factors(geometry)]
+    seeds = _with_temperatures(starts, choices["attention_factors"], tuned.attention_factor)
+    return SearchProblem(f"recover-{length}", length, space, seeds)
+
+
+def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFactors:
+    """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft times yarn's t."""
+    inner = RopeGeometry(base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.target_length)
+    scale = length / tuned.target_length
+    kinds = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn}
+    factors = kinds[method](scale=scale).factors(inner)
+    return RopeFactors(
+        rescale=tuple(a * b for a, b in zip(tuned.rescale, factors.rescale, strict=True)),
+        start_tokens=tuned.start_tokens,
+        attention_factor=tuned.attention_factor * factors.attention_factor,
+        original_length=tuned.original_length,
+        target_length=length,
+        base=tuned.base,
+        head_dim=tuned.head_dim,
+        origin=FactorOrigin(method=method, source="on top of the fine-tuned factors"),
+    )
+
+
+def longrope_attention_factor_of(scale: float, geometry: RopeGeometry) -> float:
+    """Returns √(1 + ln s / ln L), Microsoft's and Hugging Face's fixed temperature."""
+    return longrope_attention_factor(scale, geometry.original_length)
+
+
+def search_objective(
+    model: LongRopeModel,
+    documents: Sequence[EvaluationDocument],
+    tokenizer: TextTokenizer,
+    config: SearchConfig,
+    length: int,
+) -> PerplexityObjective:
+    """Returns what candidates are scored by: documents at `length`, and where asked for the answers of pass keys."""
+    texts = [document.prefix(length) for document in documents[: config.num_documents]]
+    parts = [ObjectivePart.last_part(texts, config.last_fraction)]
+    if config.retrieval_documents:
+        filler = classic_filler(tokenizer)
+        spread = max(1, config.retrieval_documents - 1)
+        keys = [
+            passkey_document(tokenizer, length, number / spread, config.seed * 1000 + number, filler)
+            for number in range(config.retrieval_documents)
+        ]
+        parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
+    return PerplexityObjective(model, parts, target_length=length)
+
+
+def search_factors(
+    problem: SearchProblem,
+    objective: PerplexityObjective,
+    config: SearchConfig,
+    directory: RunDirectory,
+    documents_sha256: str,
+    show: Show | None = None,
+) -> tuple[RopeFactors, SearchOutcome]:
+    """Runs a search to its end, from its journal where there is one, and writes the best factors down."""
+    settings = EvolutionSettings.paper(problem.length) if config.evolution == "paper" else config.evolution
+    searcher = EvolutionSearch(problem.space, settings, problem.seeds, config.seed)
+    runtime = objective.model.runtime
+    identity: dict[str, Any] = {**objective.identity(), "documents_sha256": documents_sha256}
+    options: dict[str, Any] = {"batch": objective.preferred_batch, "on_progress": show}
+    if runtime.is_main:
+        path = directory.journal(problem.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Journal.open(path, searcher.identity(), identity) as journal:
+            runtime.broadcast(journal.entries)
+            outcome = run_search(searcher, objective, journal, **options)
+    else:
+        outcome = run_search(searcher, objective, MemoryJournal(runtime.broadcast(None)), **options)
+    origin = FactorOrigin(method="longrope", data=documents_sha256[:16], score=outcome.evaluation.perplexity)
+    factors = factors_of(outcome.best, objective.model.geometry, problem.length, origin)
+    if runtime.is_main:
+        write_factors(directory.factors(problem.name), factors)
+    runtime.barrier()
+    return factors, outcome
+
+
+def _choices(
+    config: SearchConfig, scale: float, geometry: RopeGeometry, tuned: RopeFactors | None
+) -> dict[str, tuple[Any, ...]]:
+    inherited = tuned.attention_factor if tuned is not None else longrope_attention_factor_of(scale, geometry)
+    temperatures: dict[str, tuple[float, ...]] = {
+        "searched": SEARCHED_ATTENTION_FACTORS,
+        "inherited": (inherited,),
+        "fixed": (longrope_attention_factor_of(scale, geometry),),
+        "one": (1.0,),
+    }
+    return {
+        "attention_factors": temperatures[config.temperature],
+        "start_tokens": PAPER_START_TOKENS if config.search_start_tokens else (0,),
+    }
+
+
+def _with_temperatures(
+    starts: Sequence[RopeFactors], allowed: tuple[float, ...], other: float
+) -> tuple[Candidate, ...]:
+    """Each start with its own temperature and, where that is free, once more with `other`."""
+    temperatures = [lambda f: f.attention_factor, lambda f: other]
+    return tuple(
+        Candidate(factors.rescale, factors.start_tokens, pick(factors))
+        for pick in temperatures[: 1 if len(allowed) == 1 else 2]
+        for factors in starts
+    )

@@ -1,0 +1,88 @@
+"""The packed rows of a training stage: text in pieces, retrieval documents beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.documents import TokenDocument
+from data_prep.retrieval import RetrievalMix, retrieval_documents
+from data_prep.writing import write_packed
+from megatron_longrope.data import Filler, TextTokenizer, classic_filler, text_filler
+from megatron_longrope.data.manifest import DatasetManifest
+from megatron_longrope.pipeline.recipe import RetrievalConfig, TrainingDataConfig
+
+_FILLER_DOCUMENTS = 40
+_SHORTEST_PIECE = 16
+"""Tokens; shorter ends of documents are not trained on (their count stands in the manifest)."""
+
+
+def build_training_set(
+    prefix: Path,
+    documents: Sequence[TokenDocument],
+    tokenizer: TextTokenizer,
+    config: TrainingDataConfig,
+    *,
+    window: int,
+    max_piece: int | None = None,
+    seed: int,
+) -> DatasetManifest:
+    """Writes the rows of `config` below `prefix` and returns their manifest.
+
+    `max_piece` cuts everything, retrieval documents included, to at most so many tokens: a control at the pretrained
+    window gets the same text in the same rows that way.
+    """
+    longest = min(config.piece_length or config.sequence_length, max_piece or config.sequence_length)
+    pieces = _cut(documents, longest, window, config.short_piece_share, seed)
+    text_tokens = sum(len(piece.tokens) for piece in pieces)
+    retrieval = _retrieval(tokenizer, config.retrieval, documents, text_tokens, longest, seed)
+    return write_packed(prefix, [*pieces, *retrieval], config.sequence_length, tokenizer.identity,
+                        tokenizer.vocab_size, min_piece=_SHORTEST_PIECE)  # fmt: skip
+
+
+def _cut(
+    documents: Sequence[TokenDocument], longest: int, window: int, short_share: float, seed: int
+) -> list[TokenDocument]:
+    """Cuts each document into pieces of `longest` tokens, or of the window for a random share of them."""
+    random = np.random.default_rng([seed, 1])
+    pieces = []
+    for document in documents:
+        start = 0
+        while start < len(document.tokens):
+            # a stretch of `longest` tokens stays whole or is cut at the window, so that shares count tokens
+            stop = min(start + longest, len(document.tokens))
+            size = min(window, longest) if random.random() < short_share else longest
+            for first in range(start, stop, size):
+                tokens = document.tokens[first : min(first + size, stop)]
+                pieces.append(TokenDocument(f"{document.name}[{first}]", tokens, document.sha256))
+            start = stop
+    return pieces
+
+
+def _retrieval(
+    tokenizer: TextTokenizer,
+    config: RetrievalConfig,
+    documents: Sequence[TokenDocument],
+    text_tokens: int,
+    longest: int,
+    seed: int,
+) -> list[TokenDocument]:
+    """Returns retrieval documents that make up `config.share` of all tokens."""
+    if config.share == 0:
+        return []
+    max_length = min(config.max_length, longest)
+    min_length = min(config.min_length, max_length)
+    wanted = text_tokens * config.share / (1 - config.share)
+    count = round(wanted / ((min_length + max_length) / 2))
+    mix = RetrievalMix(config.key_value_share, config.copy_share, config.text_filler_share)
+    return retrieval_documents(tokenizer, count, min_length, max_length, seed, _fillers(tokenizer, documents), mix)
+
+
+def _fillers(tokenizer: TextTokenizer, documents: Sequence[TokenDocument]) -> tuple[Filler, ...]:
+    """Returns the classic sentences, then lines of some of the documents."""
+    step = max(1, len(documents) // _FILLER_DOCUMENTS)
+    texts = [tokenizer.decode(document.tokens) for document in documents[::step]]
+    lines = [line for text in texts for line in text.splitlines(keepends=True) if line.strip()]
+    return (classic_filler(tokenizer), text_filler(tokenizer, lines))
