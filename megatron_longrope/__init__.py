@@ -1,1 +1,25 @@
-"""LongRoPE context extension on megatron-core."""
+"""LongRoPE context extension on megatron-core.
+
+    from megatron_longrope import extend_context
+    result = extend_context("path/to/hf-model", documents=["a.txt", "b.txt", …], target_length="32k")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from megatron_longrope.version import __version__
+
+if TYPE_CHECKING:
+    from megatron_longrope.api import extend_context as extend_context
+
+__all__ = ["__version__", "extend_context"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the pipeline, and torch with it, only when it is asked for."""
+    if name == "extend_context":
+        from megatron_longrope.api import extend_context
+
+        return extend_context
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,10 @@ class InputError(LongRopeError):
         self.field, self.value, self.rule = field, value, rule
         super().__init__(f"{field}={value}: {rule}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        """Errors travel between ranks."""
+        return type(self), (self.field, str(self.value), self.rule)
+
 
 class MissingDependencyError(LongRopeError):
     """A package or program this command needs is not installed; the text says which and how to get it."""

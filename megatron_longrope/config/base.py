@@ -31,7 +31,13 @@ def build_config(kind: type[ConfigT], values: Mapping[str, Any], source: str = "
         else:
             rule = f"{first['msg']} (in {source})"
         more = len(error.errors()) - 1
-        raise InputError(path, first["input"], rule + (f"; {more} more" if more else "")) from error
+        raise InputError(path, _short(first["input"]), rule + (f"; {more} more" if more else "")) from error
+
+
+def _short(value: object) -> object:
+    """The value itself, or the beginning of one that would not fit a line."""
+    text = str(value)
+    return value if len(text) <= 80 else text[:77] + "..."
 
 
 def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

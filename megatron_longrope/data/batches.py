@@ -19,7 +19,8 @@ class DocumentBatch:
 
     tokens, labels, positions: [total] int64; loss_mask: [total] float32, 1 where a label counts;
     cu_seqlens: [documents + 1] int32, where each document starts, padding included; max_length: tokens of the
-    longest document, padding included. A label is the next token of the same document: its last position has none.
+    longest document, padding included; longest: without padding, so that what depends on it is the same under any
+    layout. A label is the next token of the same document: its last position has none.
     """
 
     tokens: torch.Tensor
@@ -28,13 +29,17 @@ class DocumentBatch:
     positions: torch.Tensor
     cu_seqlens: torch.Tensor
     max_length: int
+    longest: int
 
     @classmethod
-    def from_documents(cls, pieces: Sequence[np.ndarray], pad_to_multiple: int = 1) -> DocumentBatch:
+    def from_documents(
+        cls, pieces: Sequence[np.ndarray], pad_to_multiple: int = 1, total: int | None = None
+    ) -> DocumentBatch:
         """Returns `pieces`, each [tokens] of integers, as one batch.
 
         Every piece is padded at its end, with masked zeros, to a multiple of `pad_to_multiple` of its own, so that
-        context parallelism can cut each in equal chunks. Labels are shifted before any such cut.
+        context parallelism can cut each in equal chunks. Labels are shifted before any such cut. `total` fills the
+        batch up to so many tokens with a masked document: batches of one size let kernels be prepared once.
         """
         if not pieces or min(len(piece) for piece in pieces) == 0:
             raise InputError("documents", len(pieces), "a batch needs one document or more, none of them empty")
@@ -42,17 +47,20 @@ class DocumentBatch:
             raise InputError("pad_to_multiple", pad_to_multiple, "must be 1 or more")
         lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
         padded = -(-lengths // pad_to_multiple) * pad_to_multiple
+        missing = 0 if total is None else total - int(padded.sum())
+        if missing > 0:
+            lengths, padded = np.append(lengths, 0), np.append(padded, missing)
         starts = np.concatenate(([0], np.cumsum(padded)))
-        total = int(starts[-1])
-        if total > np.iinfo(np.int32).max:
-            raise InputError("documents", len(pieces), f"{total} tokens in one batch; cu_seqlens are 32-bit")
-        tokens, labels = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
-        loss_mask = np.zeros(total, dtype=np.float32)
-        for piece, start, length in zip(pieces, starts[:-1], lengths, strict=True):
+        size = int(starts[-1])
+        if size > np.iinfo(np.int32).max:
+            raise InputError("documents", len(pieces), f"{size} tokens in one batch; cu_seqlens are 32-bit")
+        tokens, labels = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        loss_mask = np.zeros(size, dtype=np.float32)
+        for piece, start, length in zip(pieces, starts, lengths, strict=False):
             tokens[start : start + length] = piece
             labels[start : start + length - 1] = piece[1:]
             loss_mask[start : start + length - 1] = 1.0
-        positions = np.arange(total, dtype=np.int64) - np.repeat(starts[:-1], padded)
+        positions = np.arange(size, dtype=np.int64) - np.repeat(starts[:-1], padded)
         return cls(
             tokens=torch.from_numpy(tokens),
             labels=torch.from_numpy(labels),
@@ -60,6 +68,7 @@ class DocumentBatch:
             positions=torch.from_numpy(positions),
             cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
             max_length=int(padded.max()),
+            longest=int(lengths.max()),
         )
 
     @property
@@ -151,4 +160,7 @@ class PackedBatches:
 
     def _batch(self, rows: Sequence[int]) -> DocumentBatch:
         pieces = [piece for row in rows for piece in self.dataset.row(row)]
-        return DocumentBatch.from_documents(pieces, self.pad_to_multiple)
+        row_length = self.dataset.manifest.sequence_length
+        return DocumentBatch.from_documents(
+            pieces, self.pad_to_multiple, total=row_length * len(rows) if row_length else None
+        )

@@ -53,7 +53,7 @@ def packed_params(
     batch: DocumentBatch, factor_set: FactorSet, precision: AnglePrecision, device: torch.device
 ) -> LongRopePackedParams:
     """Returns the parameters of `batch` under the factors its longest document selects."""
-    factors = factor_set.for_length(batch.max_length)
+    factors = factor_set.for_length(batch.longest)
     angles = rotary_angles(batch.positions, factors, precision=precision)
     table = torch.cat([angles, angles], dim=-1)[:, None, None, :].to(device)
     boundaries = batch.cu_seqlens.to(device)

@@ -21,6 +21,7 @@ from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.fine_tuning import ShowSteps, TrainingStage, train_model
+from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.recipe import DtypeName, TrainingDataConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.stages import StageRunner
@@ -75,18 +76,18 @@ def train_from_recipe(
     stages = StageRunner(directory, runtime, announce)
     start = directory.root / "initial" if recipe.initialize else Path(recipe.model or "")
     stages.run("initialize", {"recipe": recipe.model_dump(mode="json", include={"initialize", "model", "seed"})},
-               lambda: _on_main(runtime, lambda: _initialize(recipe, start)))  # fmt: skip
+               lambda: on_main(runtime, lambda: _initialize(recipe, start)))  # fmt: skip
     loaded = load_model(start, runtime, dtype=TORCH_DTYPES[recipe.dtype])
     if loaded.tokenizer_file is None:
         raise InputError("model", start, "has no tokenizer.json to encode the documents with")
     tokenizer = load_tokenizer(loaded.tokenizer_file)
     data = directory.data("train")
     made = stages.run("data", recipe.model_dump(mode="json", include={"data", "standard_library", "documents"}),
-                      lambda: _on_main(runtime, lambda: _build_data(recipe, tokenizer, data, loaded.model.shape)))  # fmt: skip
+                      lambda: on_main(runtime, lambda: _build_data(recipe, tokenizer, data, loaded.model.shape)))  # fmt: skip
     stage = TrainingStage("train", recipe.training, data, directory, loaded.hf_files)
     inputs = {**recipe.model_dump(mode="json", include={"training", "dtype", "parallel"}), "data": made}
     stages.run("train", inputs, lambda: train_model(stage, loaded.model, loaded.model.factor_set, show))
-    stages.run("export", {}, lambda: _on_main(runtime, lambda: _export(directory)))
+    stages.run("export", {}, lambda: on_main(runtime, lambda: _export(directory)))
     return directory.export
 
 
@@ -114,17 +115,3 @@ def _documents(recipe: TrainRecipe) -> list[Any]:
 def _export(directory: RunDirectory) -> dict[str, Any]:
     conversion = export_hf(directory.checkpoint("train"), directory.export)
     return {"tensors": conversion.num_tensors, "bytes": conversion.num_bytes}
-
-
-def _on_main(runtime: Runtime, work: Callable[[], Any]) -> Any:
-    """Returns on every rank what `work` returns on the main one; an error there is raised on all."""
-    outcome: Any = None
-    if runtime.is_main:
-        try:
-            outcome = work()
-        except InputError as error:
-            outcome = error
-    outcome = runtime.broadcast(outcome)
-    if isinstance(outcome, InputError):
-        raise outcome
-    return outcome

@@ -1,0 +1,89 @@
+"""Everything a run measures once its factors are found: before, after, and beside the control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_longrope.data import TextTokenizer
+from megatron_longrope.evaluation import EvaluationDocument, write_rows
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
+from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.run_directory import RunDirectory
+from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
+
+
+@dataclass(frozen=True)
+class RunModels:
+    """The checkpoints and factors of one run."""
+
+    base: str
+    extended: str
+    control: str | None
+    steps: list[RopeFactors]
+    """The fine-tuned factors, if any, and those searched beyond, ascending in length."""
+    tuned: RopeFactors | None
+    factor_set: FactorSet
+    first: RopeFactors
+    """What the first search found on the pretrained model."""
+
+
+def measure_run(
+    models: RunModels,
+    load: Callable[[str], LongRopeModel],
+    documents: Sequence[EvaluationDocument],
+    tokenizer: TextTokenizer,
+    recipe: Recipe,
+    directory: RunDirectory,
+    announce: Callable[[str], None],
+    is_main: bool,
+) -> dict[str, Any]:
+    """Writes evals/perplexity.json, positions.json and passkey.json, on the main rank, and returns how many rows each has."""
+    rows = Measurements()
+
+    def evaluator(name: str, checkpoint: str) -> Evaluator:
+        return Evaluator(load(checkpoint), name, documents, tokenizer, recipe.evaluation, rows, announce)
+
+    _measure_base(evaluator("base", models.base), models, recipe)
+    _measure_extended(evaluator("extended", models.extended), models, recipe)
+    if models.control:
+        control = evaluator("control", models.control)
+        for length in _short_lengths(recipe, control.window):
+            control.perplexity("none", NoScaling().factors(control.model.geometry), length)
+    if is_main:
+        write_rows(directory.evaluation("perplexity"), rows.perplexity)
+        write_rows(directory.evaluation("positions"), rows.positions)
+        write_rows(directory.evaluation("passkey"), rows.passkey)
+    return {"perplexity": len(rows.perplexity), "positions": len(rows.positions), "passkey": len(rows.passkey)}
+
+
+def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
+    """The pretrained model: every method scaled to the first target, and itself inside its window."""
+    unscaled = NoScaling().factors(evaluator.model.geometry)
+    target = models.first.target_length
+    lengths = [length for length in recipe.evaluation.lengths if length <= target]
+    evaluator.baselines(target, sorted({*lengths, target}), models.first)
+    for length in recipe.evaluation.lengths:
+        if length > target:
+            evaluator.perplexity("none", unscaled, length)
+    for length in sorted({models.steps[-1].target_length, target}):
+        evaluator.announce(f"perplexity base inside its own window over {length}")
+        evaluator.inside_own_window(length)
+    evaluator.passkey("none", unscaled)
+
+
+def _measure_extended(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
+    """The extended model over all lengths, other second interpolations beside it."""
+    for length in recipe.evaluation.lengths:
+        evaluator.announce(f"perplexity extended at {length}")
+        evaluator.perplexity("longrope", models.factor_set, length, "searched")
+    last = models.steps[-1]
+    if models.tuned is not None and last is not models.tuned:
+        evaluator.second_interpolations(models.tuned, last, last.target_length)
+    evaluator.passkey("longrope", models.factor_set)
+
+
+def _short_lengths(recipe: Recipe, window: int) -> list[int]:
+    return [length for length in recipe.evaluation.lengths if length <= window]

@@ -1,0 +1,100 @@
+"""`result.json`: what a run found, in numbers, against the bars a good extension meets."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_longrope.evaluation import read_rows
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.pipeline.bars import run_bars
+from megatron_longrope.pipeline.corpus import Corpus
+from megatron_longrope.pipeline.measuring import RunModels
+from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
+from megatron_longrope.rope import FactorSet
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run left everything, and the factors it found for every input length."""
+
+    directory: Path
+    factor_set: FactorSet
+
+    @property
+    def report(self) -> Path:
+        """The HTML page."""
+        return self.directory / "report" / "index.html"
+
+    @property
+    def result_file(self) -> Path:
+        """The numbers, as JSON."""
+        return self.directory / "result.json"
+
+    @property
+    def hugging_face(self) -> Path:
+        """The exported checkpoint, where the recipe asks for one."""
+        return self.directory / "export"
+
+    @property
+    def megatron(self) -> Path:
+        """The Megatron checkpoint with all factors in force."""
+        return self.directory / "checkpoints" / "extended"
+
+
+def write_result(
+    recipe: Recipe,
+    directory: RunDirectory,
+    models: RunModels,
+    corpus: Corpus,
+    model: LongRopeModel,
+    stages: list[dict[str, Any]],
+) -> None:
+    """Writes result.json from the evaluation rows."""
+    perplexity = read_rows(directory.evaluation("perplexity"), ("model", "method", "length", "nll_sum", "tokens"))
+    passkey = read_rows(directory.evaluation("passkey"), ("model", "method", "length", "trials", "correct"))
+    shape = model.shape
+    bars = run_bars(perplexity, passkey, models, shape.context_length)
+    held_out = corpus.held_out[: recipe.evaluation.num_documents]
+    write_json(
+        directory.result,
+        {
+            "format": FORMAT,
+            "checkpoint": "checkpoints/extended",
+            "model": {
+                "name": recipe.model,
+                "parameters": shape.num_parameters,
+                "original_length": shape.context_length,
+                **{key: getattr(shape, key) for key in ("num_layers", "hidden_size", "num_heads", "head_dim")},
+            },
+            "target_length": recipe.target_length,
+            "stages": stages,
+            "bars": bars,
+            "held_out": {
+                "sha256": corpus.held_out_sha256,
+                "documents": [document.name for document in held_out],
+            },
+            "environment": _environment(),
+            "summary": {bar["id"] + " " + bar["text"]: bar["value"] for bar in bars},
+        },
+    )
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "megatron_core": version("megatron-core"),
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
