@@ -18,7 +18,7 @@ _SHORTEST_PASSAGE = 4
 
 @dataclass(frozen=True)
 class RetrievalMix:
-    """Shares of the kinds; what is left are pass keys. `text_filler_share` of those hide in the fillers after the first.
+    """Shares of the kinds; what is left are pass keys. `text_filler_share` of them hide in later fillers.
 
     Copies are a random passage said again and again: the plainest task that wants attention by content, on which
     small models learn it first. Raises InputError for shares that are no shares.

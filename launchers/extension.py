@@ -25,7 +25,7 @@ def run_extension(recipe: str, run_dir: Path | None, overrides: Sequence[str]) -
     config = build_config(Recipe, apply_overrides(read_yaml(path), overrides), str(path))
     with start_runtime(config.parallel, seed=config.seed) as runtime:
         lines = ProgressLines(runtime.is_main)
-        progress = Progress(lines.stage, lambda name: _search_lines(lines), lambda name: lines.counter())
+        progress = Progress(lines.stage, lambda name: search_lines(lines), lambda name: lines.counter())
         result = run_recipe(config, run_dir or Path("runs") / config.name, runtime, progress)
         if not runtime.is_main:
             return None
@@ -33,7 +33,7 @@ def run_extension(recipe: str, run_dir: Path | None, overrides: Sequence[str]) -
         return result
 
 
-def _search_lines(lines: ProgressLines) -> Callable[[SearchProgress], None]:
+def search_lines(lines: ProgressLines) -> Callable[[SearchProgress], None]:
     def show(progress: SearchProgress) -> None:
         if progress.done == 0:
             return

@@ -1,7 +1,7 @@
 """LongRoPE context extension on megatron-core.
 
-    from megatron_longrope import extend_context
-    result = extend_context("path/to/hf-model", documents=["a.txt", "b.txt", …], target_length="32k")
+from megatron_longrope import extend_context
+result = extend_context("path/to/hf-model", documents=["a.txt", "b.txt", …], target_length="32k")
 """
 
 from __future__ import annotations

@@ -54,9 +54,7 @@ def full_logits(hidden: Tensor, weight: Tensor, *, vocab_size: int, group: dist.
     return torch.cat(shares, dim=-1)[:, :vocab_size]
 
 
-def _chunk_losses(
-    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup
-) -> Tensor:
+def _chunk_losses(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup) -> Tensor:
     logits, first = _local_logits(hidden, weight, vocab_size, group)
     return _losses_of(logits, labels, first, group)
 

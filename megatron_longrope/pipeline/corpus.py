@@ -45,8 +45,8 @@ def load_corpus(config: CorpusConfig, tokenizer: TextTokenizer, target_length: i
         if not documents:
             raise InputError(f"corpus.{name}", "none", "at least one document is needed")
     corpus = Corpus(tokenize(train, tokenizer), _whole(search, tokenizer), _whole(held_out, tokenizer))
-    for part, documents in (("search", corpus.search), ("evaluation", corpus.held_out)):
-        for document in documents:
+    for part, whole in (("search", corpus.search), ("evaluation", corpus.held_out)):
+        for document in whole:
             if len(document.tokens) < target_length:
                 raise InputError(
                     f"corpus.{part}", document.name,

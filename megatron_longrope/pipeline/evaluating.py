@@ -67,9 +67,7 @@ class Evaluator:
         self.model.set_factors(self._unscaled())
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
         labels = EvaluationLabels(self.name, "none", "own")
-        self.rows.perplexity += measure_perplexity(
-            self.model, self._documents(), length, labels, sliding=sliding
-        ).rows
+        self.rows.perplexity += measure_perplexity(self.model, self._documents(), length, labels, sliding=sliding).rows
 
     def passkey(self, method: str, factors: FactorSet | RopeFactors) -> None:
         """Adds a method's rows at every passkey length and depth."""
@@ -108,9 +106,7 @@ class Evaluator:
         return NoScaling().factors(self.model.geometry)
 
 
-def extended_factor_set(
-    steps: Sequence[RopeFactors], recovered: Sequence[tuple[int, RopeFactors]]
-) -> FactorSet:
+def extended_factor_set(steps: Sequence[RopeFactors], recovered: Sequence[tuple[int, RopeFactors]]) -> FactorSet:
     """Returns what serves every input length: recovered sets up to their lengths, then each step's up to its own.
 
     `steps` are the last fine-tuned factors and those searched beyond, ascending; the last one serves all that is

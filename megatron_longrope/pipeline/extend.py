@@ -39,7 +39,14 @@ from megatron_longrope.pipeline.training_data import build_training_set
 from megatron_longrope.pipeline.types import TORCH_DTYPES, Progress
 from megatron_longrope.presets import model_path
 from megatron_longrope.report import write_report
-from megatron_longrope.rope import FactorSet, RopeFactors, factors_from_json, factors_to_json, read_factors, write_factors
+from megatron_longrope.rope import (
+    FactorSet,
+    RopeFactors,
+    factors_from_json,
+    factors_to_json,
+    read_factors,
+    write_factors,
+)
 from megatron_longrope.runtime import Runtime
 
 
@@ -212,6 +219,7 @@ class Extension:
 
     def _keep_factors(self, factor_set: FactorSet, current: str) -> None:
         """Leaves `factors/extended.json`, and `checkpoints/extended`: the last weights with the whole set in force."""
+
         def work() -> dict[str, Any]:
             model = self._load(current)
             model.set_factors(factor_set)
@@ -241,4 +249,3 @@ def documents_sha256_of(corpus: Corpus) -> object:
 def run_recipe(recipe: Recipe, run_dir: Path, runtime: Runtime, progress: Progress) -> RunResult:
     """Runs a recipe in `run_dir` on the processes of `runtime`; see Extension."""
     return Extension(recipe, RunDirectory(run_dir), runtime, progress).run()
-

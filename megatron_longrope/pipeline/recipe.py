@@ -12,7 +12,6 @@ from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.search import EvolutionSettings
 from megatron_longrope.training import TrainingConfig
 
-Fraction = Field(ge=0, le=1)
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -44,13 +43,13 @@ class CorpusConfig(StrictConfig):
 class RetrievalConfig(StrictConfig):
     """Synthetic retrieval documents mixed into training: pass keys in filler, and key–value lists."""
 
-    share: float = Field(0.0, ge=0, lt=1)
+    share: float = Field(default=0.0, ge=0, lt=1)
     """Of all training tokens."""
     min_length: Length = 64
     max_length: Length = 256
-    key_value_share: float = Field(0.0, ge=0, le=1)
-    copy_share: float = Field(0.0, ge=0, le=1)
-    text_filler_share: float = Field(0.5, ge=0, le=1)
+    key_value_share: float = Field(default=0.0, ge=0, le=1)
+    copy_share: float = Field(default=0.0, ge=0, le=1)
+    text_filler_share: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> RetrievalConfig:
@@ -67,7 +66,7 @@ class TrainingDataConfig(StrictConfig):
     sequence_length: Length
     piece_length: Length | None = None
     """Longest piece of one document in a row; by default the whole row."""
-    short_piece_share: float = Field(0.0, ge=0, le=1)
+    short_piece_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the text that is cut at the pretrained window instead, so that short inputs stay trained."""
     retrieval: RetrievalConfig = RetrievalConfig()
 
@@ -77,7 +76,7 @@ class SearchConfig(StrictConfig):
 
     evolution: EvolutionSettings | Literal["paper"] = "paper"
     num_documents: PositiveInt = 5
-    last_fraction: float = Field(1.0, gt=0, le=1)
+    last_fraction: float = Field(default=1.0, gt=0, le=1)
     retrieval_documents: NonNegativeInt = 0
     retrieval_weight: PositiveFloat = 0.5
     temperature: Literal["searched", "inherited", "fixed", "one"] = "searched"

@@ -1,15 +1,15 @@
 """The tree of a run directory.
 
-    config.yaml            the resolved recipe
-    stages/NAME.json       what a stage was made from, and that it is complete
-    data/                  training sets
-    checkpoints/NAME/      Megatron checkpoints; checkpoints/training/NAME while a stage trains
-    journals/NAME.jsonl    one line per evaluation of a search
-    factors/NAME.json      factor sets
-    metrics.jsonl          a line per training step
-    evals/*.json           evaluation rows
-    export/                the Hugging Face checkpoint
-    report/index.html, result.json
+config.yaml            the resolved recipe
+stages/NAME.json       what a stage was made from, and that it is complete
+data/                  training sets
+checkpoints/NAME/      Megatron checkpoints; checkpoints/training/NAME while a stage trains
+journals/NAME.jsonl    one line per evaluation of a search
+factors/NAME.json      factor sets
+metrics.jsonl          a line per training step
+evals/*.json           evaluation rows
+export/                the Hugging Face checkpoint
+report/index.html, result.json
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from megatron_longrope.search import (
     SearchSpace,
     run_search,
 )
+from megatron_longrope.search.space import Choices
 
 Show = Callable[[SearchProgress], None]
 
@@ -84,8 +85,12 @@ def recovery_search(
 
 
 def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFactors:
-    """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft times yarn's t."""
-    inner = RopeGeometry(base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.target_length)
+    """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft times yarn's t.
+
+    YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost nothing (on the
+    demonstration model perplexity 90 against 32).
+    """
+    inner = RopeGeometry(base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length)
     scale = length / tuned.target_length
     kinds = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn}
     factors = kinds[method](scale=scale).factors(inner)
@@ -157,9 +162,7 @@ def search_factors(
     return factors, outcome
 
 
-def _choices(
-    config: SearchConfig, scale: float, geometry: RopeGeometry, tuned: RopeFactors | None
-) -> dict[str, tuple[Any, ...]]:
+def _choices(config: SearchConfig, scale: float, geometry: RopeGeometry, tuned: RopeFactors | None) -> Choices:
     inherited = tuned.attention_factor if tuned is not None else longrope_attention_factor_of(scale, geometry)
     temperatures: dict[str, tuple[float, ...]] = {
         "searched": SEARCHED_ATTENTION_FACTORS,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 _FACTORIES = (
@@ -63,6 +64,9 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _redirect_factories() -> None:
+    # torch lists its factories at the first `with torch.device(...)` and keeps the list: it must hold the real ones, or
+    # such a context has no effect any more and transformers' from_pretrained leaves its rotary frequencies unset.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 

@@ -37,7 +37,9 @@ def resume_training(trainer: Trainer, directory: Path) -> bool:
     stored, mine = description.training.get("config", {}), trainer.config.model_dump(mode="json")
     for name, value in mine.items():
         if stored.get(name) != value and name not in ("log_every", "checkpoint_every"):
-            raise InputError(f"training.{name}", value, f"the checkpoint {directory} was trained with {stored.get(name)}")
+            raise InputError(
+                f"training.{name}", value, f"the checkpoint {directory} was trained with {stored.get(name)}"
+            )
     load_optimizer(trainer.optimizer, extra["optimizer"])
     trainer.state.load_state_dict(description.training["state"])
     trainer.batches.load_state_dict(trainer.state.batches)

@@ -93,7 +93,9 @@ class Trainer:
         micro_batches = next(self.batches)
         loss, tokens = self._forward_backward(micro_batches)
         if not math.isfinite(loss):
-            raise LongRopeError(f"the loss of step {number} is {loss}: nothing was updated; the last checkpoint is whole")
+            raise LongRopeError(
+                f"the loss of step {number} is {loss}: nothing was updated; the last checkpoint is whole"
+            )
         _, gradient_norm, _ = self.optimizer.step()
         self.state = TrainState(number, self.state.tokens + tokens, self.batches.state_dict())
         return StepReport(number, loss, float(gradient_norm or 0.0), rate, tokens, time.perf_counter() - started)

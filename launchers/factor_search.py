@@ -1,0 +1,88 @@
+"""What `longrope search` does: objective, journal, factors and result of one search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints_tools.load_any import load_model
+from data_prep.documents import tokenize
+from data_prep.readers import read_text_files
+from launchers.extension import search_lines
+from launchers.progress import ProgressLines
+from megatron_longrope.config import format_length
+from megatron_longrope.data import load_tokenizer
+from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation import EvaluationDocument, check_documents, documents_sha256
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.pipeline.recipe import SearchConfig
+from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
+from megatron_longrope.pipeline.searching import (
+    SearchProblem,
+    first_search,
+    search_factors,
+    search_objective,
+    second_search,
+)
+from megatron_longrope.rope import read_factors, write_factors
+from megatron_longrope.runtime import start_runtime
+from megatron_longrope.search import EvolutionSettings
+
+
+def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
+    """Runs the search and returns its result on the main rank. Raises InputError for bad input."""
+    target = settings["target"]
+    with start_runtime(timeout_seconds=24 * 3600) as runtime:
+        loaded = load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]))
+        if loaded.tokenizer_file is None:
+            raise InputError("--model", settings["model_path"], "has no tokenizer.json to encode the documents with")
+        tokenizer = load_tokenizer(loaded.tokenizer_file)
+        texts = tokenize(read_text_files(settings["texts"]), tokenizer)
+        documents = [EvaluationDocument(text.name, text.tokens) for text in texts]
+        check_documents(documents, [target])
+        config = SearchConfig(evolution=_settings(settings), num_documents=len(documents), seed=settings["seed"],
+                              temperature=settings["temperature"],
+                              search_start_tokens=settings["start_tokens"])  # fmt: skip
+        problem = _problem(config, loaded.model, target, settings["from_factors"])
+        directory = RunDirectory(out)
+        lines = ProgressLines(runtime.is_main)
+        objective = search_objective(loaded.model, documents, tokenizer, config, target)
+        factors, outcome = search_factors(problem, objective, config, directory, documents_sha256(documents),
+                                          search_lines(lines))  # fmt: skip
+        if not runtime.is_main:
+            return None
+        write_factors(directory.factors("best"), factors)
+        result = {"perplexity": outcome.evaluation.perplexity, "evaluations": outcome.num_evaluations,
+                  "tokens": outcome.tokens, "seconds": outcome.seconds, "target_length": target,
+                  "factors": str(directory.factors("best"))}  # fmt: skip
+        write_json(directory.result, result)
+        return result
+
+
+def _settings(settings: dict[str, Any]) -> EvolutionSettings:
+    paper = EvolutionSettings.paper(settings["target"])
+    offspring = settings["offspring"]
+    changes = {
+        "population": settings["population"],
+        "iterations": settings["iterations"],
+        "mutants": offspring,
+        "crossovers": offspring,
+        "parents": settings["population"] and max(1, settings["population"] // 2),
+    }
+    return paper.model_copy(update={key: value for key, value in changes.items() if value is not None})
+
+
+def _problem(config: SearchConfig, model: LongRopeModel, target: int, tuned: Path | None) -> SearchProblem:
+    window = model.shape.context_length
+    if target <= window:
+        rule = f"a target must exceed the model's window of {format_length(window)} tokens"
+        raise InputError("--target", format_length(target), rule)
+    if tuned is None:
+        return first_search(config, model.geometry, target)
+    factors = read_factors(tuned).ranges[-1].factors
+    if factors.target_length >= target:
+        rule = f"must exceed the {format_length(factors.target_length)} tokens of {tuned}"
+        raise InputError("--target", format_length(target), rule)
+    return second_search(config, model.geometry, target, factors)

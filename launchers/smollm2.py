@@ -1,0 +1,62 @@
+"""`longrope demo --model smollm2`: a real model, fetched, converted, and evaluated under every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from checkpoints_tools.import_hf import import_hf
+from checkpoints_tools.load_any import load_model
+from checkpoints_tools.smollm2 import fetch_smollm2
+from data_prep.documents import tokenize
+from data_prep.stdlib_corpus import split
+from launchers.evaluation_report import Progress, perplexity_table
+from megatron_longrope.data import load_tokenizer
+from megatron_longrope.evaluation import (
+    EvaluationDocument,
+    EvaluationLabels,
+    baseline_methods,
+    check_documents,
+    measure_perplexity,
+    write_rows,
+)
+from megatron_longrope.model.checkpoint import is_checkpoint
+from megatron_longrope.pipeline.main_rank import on_main
+from megatron_longrope.runtime import Runtime, start_runtime
+
+
+def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> None:
+    """Prints perplexity of one held-out module of the standard library at `length` tokens under every method."""
+    with start_runtime(timeout_seconds=3600) as runtime:
+        loaded = load_model(_converted(directory, runtime), runtime)
+        assert loaded.tokenizer_file is not None
+        tokenizer = load_tokenizer(loaded.tokenizer_file)
+        texts = tokenize(split().evaluation, tokenizer)
+        longest = max(texts, key=lambda text: len(text.tokens))
+        documents = [EvaluationDocument(longest.name, longest.tokens)]
+        check_documents(documents, [length])
+        methods = baseline_methods(loaded.model.geometry, max(length, loaded.model.shape.context_length))
+        progress = Progress(length * len(methods), shown=runtime.is_main)
+        rows: list[dict[str, Any]] = []
+        for method in methods:
+            loaded.model.set_factors(method.factors_at(length))
+            labels = EvaluationLabels("smollm2-135m", method.name)
+            rows += [row.to_json() for row in measure_perplexity(loaded.model, documents, length, labels).rows]
+            progress.advance(length, f"{method.name} at {length} tokens")
+        if runtime.is_main:
+            perplexity_table(rows)
+            write_rows(directory / "evals" / "perplexity.json", rows)
+            click.echo(f"rows: {directory / 'evals' / 'perplexity.json'}")
+            if json_path is not None:
+                write_rows(json_path, rows)
+
+
+def _converted(directory: Path, runtime: Runtime) -> Path:
+    """Fetches and converts once."""
+    checkpoint = directory / "checkpoints" / "smollm2"
+    folder = on_main(runtime, lambda: fetch_smollm2(directory / "huggingface"))
+    if not on_main(runtime, lambda: is_checkpoint(checkpoint)):
+        import_hf(folder, checkpoint, runtime)
+    return checkpoint
