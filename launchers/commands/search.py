@@ -20,7 +20,7 @@ from megatron_longrope.config import format_length
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
               help="Gets factors/best.json, journals/, result.json; run again, it goes on.")  # fmt: skip
 @click.option("--from-factors", type=click.Path(path_type=Path), metavar="FILE",
-              help="Fine-tuned factors: search beyond them (second stage), not from the pretrained window.")  # fmt: skip
+              help="Fine-tuned factors: search beyond them (second stage).")  # fmt: skip
 @click.option("--population", type=click.IntRange(1), metavar="N", help="First generation  [default: the paper's, 64]")
 @click.option("--offspring", type=click.IntRange(1), metavar="N", help="Mutants, and as many crossovers, per iteration"
               "  [default: 16]")  # fmt: skip

@@ -33,7 +33,7 @@ class LongRopeModel:
     angle_precision: AnglePrecision = "float64"
 
     def set_factors(self, factors: FactorSet | RopeFactors) -> None:
-        """Puts λ, n̂ and temperature in force together, for the next batch on. Raises InputError for another geometry."""
+        """Puts λ, n̂ and temperature in force together, from the next batch on; refuses another geometry."""
         factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
         for part in factor_set.ranges:
             if part.factors.head_dim != self.shape.head_dim:

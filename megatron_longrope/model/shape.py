@@ -11,7 +11,7 @@ from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.errors import InputError
 
 VOCABULARY_MULTIPLE = 128
-"""Embedding rows are padded to this on the Megatron side, whatever the layout, so that any layout loads any checkpoint."""
+"""Embedding rows are padded to this under every layout, so that any layout loads any checkpoint."""
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM"}
 _MUST_BE = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "pretraining_tp": 1}

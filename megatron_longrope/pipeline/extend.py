@@ -214,8 +214,8 @@ class Extension:
         for step in self.recipe.extension:
             self.runtime.layout.check_sequence(step.length)
             if step.length <= window:
-                raise InputError("extension.length", format_length(step.length),
-                                 f"a target must exceed the model's window of {format_length(window)} tokens")  # fmt: skip
+                rule = f"a target must exceed the model's window of {format_length(window)} tokens"
+                raise InputError("extension.length", format_length(step.length), rule)
 
     def _keep_factors(self, factor_set: FactorSet, current: str) -> None:
         """Leaves `factors/extended.json`, and `checkpoints/extended`: the last weights with the whole set in force."""

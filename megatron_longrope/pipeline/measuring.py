@@ -40,7 +40,7 @@ def measure_run(
     announce: Callable[[str], None],
     is_main: bool,
 ) -> dict[str, Any]:
-    """Writes evals/perplexity.json, positions.json and passkey.json, on the main rank, and returns how many rows each has."""
+    """Writes evals/{perplexity,positions,passkey}.json on the main rank; returns how many rows each has."""
     rows = Measurements()
 
     def evaluator(name: str, checkpoint: str) -> Evaluator:

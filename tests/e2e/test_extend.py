@@ -1,0 +1,128 @@
+"""The whole method on a tiny model: every stage, skipping, refusing, going on after kills, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_longrope.config import build_config, write_yaml
+from megatron_longrope.errors import InputError
+from megatron_longrope.pipeline.extend import run_recipe
+from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.types import Progress
+from megatron_longrope.runtime import start_runtime
+from tests.e2e.tiny_run import TARGET, TUNED, WINDOW, make_recipe
+
+pytestmark = pytest.mark.timeout(420)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = make_recipe(folder)
+    _run(recipe, folder / "run")
+    return recipe, folder / "run"
+
+
+def _run(recipe: Recipe, run_dir: Path) -> None:
+    with start_runtime(recipe.parallel, threads=1) as runtime:
+        run_recipe(recipe, run_dir, runtime, Progress())
+
+
+def _result(run_dir: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((run_dir / "result.json").read_text())
+    return content
+
+
+def test_every_stage_leaves_its_files(finished: tuple[Recipe, Path]) -> None:
+    _, run = finished
+    for name in ("config.yaml", "metrics.jsonl", "result.json", "report/index.html", "export/config.json",
+                 f"journals/search-{TUNED}.jsonl", f"factors/search-{TARGET}.json", f"factors/recover-{WINDOW}.json",
+                 "factors/extended.json", "evals/perplexity.json", "evals/passkey.json"):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert {stage["status"] for stage in _result(run)["stages"]} == {"done"}
+    assert {bar["id"] for bar in _result(run)["bars"]} == {"B2", "B3", "B4", "B5"}
+
+
+def test_factor_sets_follow_the_length_of_the_input(finished: tuple[Recipe, Path]) -> None:
+    from megatron_longrope.rope import read_factors
+
+    _, run = finished
+    extended = read_factors(run / "factors" / "extended.json")
+    for length, source in ((WINDOW, "recover-128"), (TUNED, "search-256"), (TARGET, "search-512")):
+        assert extended.for_length(length) == read_factors(run / "factors" / f"{source}.json").for_length(length)
+    tuned, beyond = extended.for_length(TUNED), extended.for_length(TARGET)
+    assert all(b >= a for a, b in zip(tuned.rescale, beyond.rescale, strict=True))
+
+
+def test_the_export_gives_transformers_our_logits(finished: tuple[Recipe, Path]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from checkpoints_tools.load_any import load_model
+    from megatron_longrope.model import document_logits
+
+    _, run = finished
+    theirs = AutoModelForCausalLM.from_pretrained(run / "export", dtype=torch.float32)
+    assert theirs.config.rope_parameters["rope_type"] == "longrope"
+    text = AutoTokenizer.from_pretrained(run / "export")("def return self import class", return_tensors="pt")
+    assert text["input_ids"].shape[1] > 0
+    with start_runtime(threads=1) as runtime:
+        ours = load_model(run / "export", runtime, angle_precision="hf").model
+        for length in (40, WINDOW, TARGET):
+            tokens = np.random.default_rng(length).integers(0, 320, length)
+            with torch.no_grad():
+                expected = theirs(torch.from_numpy(tokens)[None]).logits[0].numpy()
+            assert np.abs(document_logits(ours, tokens) - expected).max() < 1e-4
+
+
+def test_a_finished_run_does_nothing_again(finished: tuple[Recipe, Path]) -> None:
+    recipe, run = finished
+    before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*") if path.is_file()}
+    _run(recipe, run)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {stage["status"] for stage in _result(run)["stages"]} == {"skipped"}
+
+
+def test_a_changed_input_is_named(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, run = finished
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    values = recipe.model_dump(mode="json")
+    values["extension"][0]["fine_tune"]["training"]["learning_rate"] = 2e-3
+    with pytest.raises(InputError, match=r"stage .*fine-tune-256.*training.*changed since the run began"):
+        _run(build_config(Recipe, values), copied)
+
+
+def test_killed_anywhere_it_ends_with_the_same_bits(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, undisturbed = finished
+    write_yaml(recipe.model_dump(mode="json"), tmp_path / "recipe.yaml")
+    run = tmp_path / "run"
+    command = [sys.executable, "-W", "ignore", "-m", "launchers.main", "extend", str(tmp_path / "recipe.yaml"),
+               "--run-dir", str(run)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    moments = random.Random(5)
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(7, 14))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    for name in ("factors/extended.json", "evals/perplexity.json", "evals/passkey.json"):
+        assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    ours, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (run, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 1, 2, 3, 4]
