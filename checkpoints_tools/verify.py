@@ -98,10 +98,11 @@ def _compare_tensors(name: str, a: _Source, b: _Source) -> Comparison:
     right = b.read(name) if name in b.names else None
     if left is None or right is None:
         return Comparison(name, _describe(left), _describe(right), False, None)
-    difference = None
-    if left.shape == right.shape:
-        difference = float((left.double() - right.double()).abs().max()) if left.numel() else 0.0
-    return Comparison(name, _describe(left), _describe(right), bits_equal(left, right), difference)
+    if bits_equal(left, right):
+        return Comparison(name, _describe(left), _describe(right), True, 0.0)
+    comparable = left.shape == right.shape and left.numel()
+    difference = float((left.double() - right.double()).abs().max()) if comparable else None
+    return Comparison(name, _describe(left), _describe(right), False, difference)
 
 
 def _describe(tensor: Tensor | None) -> str:

@@ -36,7 +36,7 @@ from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.model.safe_metadata import FIELD, one_line, read_metadata
 
 COMMON_FILE = "common.pt"
-_FORBIDDEN = re.compile(r"GLOBAL (\S+) was not an allowed global")
+_FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 
 
 def save_sharded(state: dict[str, Any], weights: Path) -> None:
@@ -187,4 +187,6 @@ def _explained(cause: BaseException, weights: Path, write: bool) -> LongRopeErro
     forbidden = _FORBIDDEN.search(" ".join(str(cause).split()))
     if forbidden:
         return InputError(FIELD, weights, f"refused: a pickle in it asks for {forbidden[1]}, which no checkpoint needs")
+    if isinstance(cause, UnpicklingError):  # torch's text tells people to unpickle it anyway
+        return InputError(FIELD, weights, "refused: damaged, or a pickle in it holds more than tensors and plain values")
     return InputError(FIELD, weights, f"cannot be read: {one_line(cause)}")
