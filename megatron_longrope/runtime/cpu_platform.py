@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +41,8 @@ def install() -> bool:
     assert not any(name.startswith("megatron.core") for name in sys.modules), (
         "the CPU platform must be installed before megatron.core is imported"
     )
+    # `longrope doctor` says what is missing and what that costs; megatron-core would say so six times per process
+    warnings.filterwarnings("ignore", message=r"(Transformer Engine|Apex).*not installed", category=UserWarning)
     _redirect_factories()
     _redirect_device_calls()
     _import_without_compiler()

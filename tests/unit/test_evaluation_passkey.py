@@ -14,7 +14,7 @@ from megatron_longrope.evaluation.passkey import trial_seed
 from megatron_longrope.model import LongRopeModel, document_logits
 from megatron_longrope.rope import FactorRange, FactorSet, PositionInterpolation
 from megatron_longrope.runtime import Runtime
-from tests.tiny_models import VOCABULARY, WINDOW, our_model, random_documents, single_runtime, tiny_hf_model
+from tests.tiny_models import WINDOW, our_model, random_documents, single_runtime, tiny_hf_model
 
 runtime = pytest.fixture(single_runtime, scope="module")
 ANSWER = 4

@@ -8,9 +8,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_longrope.data import DocumentBatch
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, document_logits, score_documents
-from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors
+from megatron_longrope.model.packed import packed_params
+from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors, rotary_angles
 from megatron_longrope.runtime import Runtime
 from tests.llama_oracle import longrope_angles, oracle_logits
 from tests.tiny_models import WINDOW, our_model, random_documents, single_runtime, tiny_hf_model
@@ -89,6 +91,18 @@ def test_the_set_follows_the_length_of_each_input(model: LongRopeModel) -> None:
     switched = score_documents(model, documents)
     for score, name, index in zip(switched, ("short", "long", "short", "long"), range(4), strict=True):
         np.testing.assert_allclose(score.nll, by_set[name][index].nll, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad_to_multiple", [1, 2, 8])
+def test_padding_does_not_change_which_factors_serve(pad_to_multiple: int) -> None:
+    short, long = factors(slope=0.0), factors(slope=0.5, attention_factor=1.1)
+    both = FactorSet(ranges=(FactorRange(up_to=33, factors=short), FactorRange(up_to=None, factors=long)))
+    for length, expected in ((33, short), (34, long)):
+        batch = DocumentBatch.from_documents(random_documents(length, 5), pad_to_multiple)
+        packed = packed_params(batch, both, "float64", torch.device("cpu"))
+        assert packed.softmax_scale == expected.attention_factor**2 / 4
+        angles = rotary_angles(batch.positions, expected)
+        assert packed.rotary_table is not None and torch.equal(packed.rotary_table[:, 0, 0, :8], angles)
 
 
 def test_factors_of_another_geometry_are_refused(model: LongRopeModel) -> None:
