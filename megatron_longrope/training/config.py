@@ -23,6 +23,8 @@ class TrainingConfig(StrictConfig):
     warmup_steps: NonNegativeInt = 20
     schedule: Schedule = "linear"
     weight_decay: NonNegativeFloat = 0.1
+    decay_norms: bool = False
+    """Decay the weights of norms as well."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     adam_epsilon: PositiveFloat = 1e-8

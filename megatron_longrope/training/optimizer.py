@@ -36,10 +36,14 @@ def wrap_for_training(
     return wrapped, optimizer
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
-    """Sets the rate of every parameter group."""
+def set_rates(optimizer: MegatronOptimizer, config: TrainingConfig, rate: float) -> None:
+    """Sets the learning rate, and the weight decay that is meant: megatron-core's groups for norms carry a multiplier
+
+    of 0 but the full decay, and leave the product to its own scheduler.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate
+        group["weight_decay"] = config.weight_decay * (1.0 if config.decay_norms else group["wd_mult"])
 
 
 def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from megatron_longrope.errors import LongRopeError
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.forward import run_stage
 from megatron_longrope.training.config import TrainingConfig
-from megatron_longrope.training.optimizer import set_learning_rate, wrap_for_training
+from megatron_longrope.training.optimizer import set_rates, wrap_for_training
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Trainer:
         number = self.state.step + 1
         self._seed(number)
         rate = self.config.learning_rate_at(number)
-        set_learning_rate(self.optimizer, rate)
+        set_rates(self.optimizer, self.config, rate)
         micro_batches = next(self.batches)
         loss, tokens = self._forward_backward(micro_batches)
         if not math.isfinite(loss):
