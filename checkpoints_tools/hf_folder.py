@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -240,8 +239,3 @@ def _torch_dtype(name: str, tensor: str, path: Path) -> torch.dtype:
     if name not in _HEADER_DTYPES:
         raise InputError("model", path, f"{tensor} is stored as {name}, which is not supported")
     return _HEADER_DTYPES[name]
-
-
-def num_bytes(sizes: Iterable[tuple[int, ...]], dtype: torch.dtype) -> int:
-    """Returns the bytes tensors of these sizes take."""
-    return sum(math.prod(s) for s in sizes) * dtype.itemsize

@@ -188,5 +188,5 @@ def _explained(cause: BaseException, weights: Path, write: bool) -> LongRopeErro
     if forbidden:
         return InputError(FIELD, weights, f"refused: a pickle in it asks for {forbidden[1]}, which no checkpoint needs")
     if isinstance(cause, UnpicklingError):  # torch's text tells people to unpickle it anyway
-        return InputError(FIELD, weights, "refused: damaged, or a pickle in it holds more than tensors and plain values")
+        return InputError(FIELD, weights, "refused: damaged, or a pickle in it holds more than tensors and values")
     return InputError(FIELD, weights, f"cannot be read: {one_line(cause)}")
