@@ -47,12 +47,14 @@ def assert_equivalent(model: LongRopeModel, documents: list[PasskeyDocument]) ->
 
 
 def variations(model: LongRopeModel, prompt: np.ndarray) -> list[PasskeyDocument]:
-    """The model's own answer to `prompt`, and that answer with one token changed, each in turn."""
-    own = greedy_decode(model, prompt, ANSWER)
-    changed = [own.copy() for _ in range(ANSWER)]
-    for place, answer in enumerate(changed):
-        answer[place] = (answer[place] + 1) % model.shape.vocab_size
-    return [with_answer(prompt, answer) for answer in (own, *changed)]
+    """The model's own answer to `prompt`; and with each token in turn changed, after which it goes on as it would."""
+    answers = [greedy_decode(model, prompt, ANSWER)]
+    for place in range(ANSWER):
+        begun = answers[0][: place + 1].copy()
+        begun[place] = (begun[place] + 1) % model.shape.vocab_size
+        rest = greedy_decode(model, np.concatenate([prompt, begun]), ANSWER - len(begun))
+        answers.append(np.concatenate([begun, rest]))
+    return [with_answer(prompt, answer) for answer in answers]
 
 
 def test_teacher_forcing_is_right_exactly_when_decoding_is(model: LongRopeModel) -> None:
