@@ -15,8 +15,8 @@ PACKAGES = (LIBRARY, "launchers", "data_prep", "checkpoints_tools")
 
 FREE = {"errors", "config", "version"}
 _BELOW_PIPELINE = {"model", "rope", "runtime", "search", "data", "training", "evaluation", "report", "data_prep"} | {
-    "checkpoints_tools"
-}
+    "checkpoints_tools", "presets",
+}  # fmt: skip
 # Room → the rooms it may import besides itself and the free ones. "search.types" is that one module.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
