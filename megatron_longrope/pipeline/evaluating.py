@@ -58,7 +58,7 @@ class Evaluator:
         self.model.set_factors(factors)
         labels = EvaluationLabels(self.name, method, temperature)
         bucket = max(1, min(length // 16, self.window // 4))
-        measured = measure_perplexity(self.model, self._documents(), length, labels, bucket_tokens=bucket)
+        measured = measure_perplexity(self.model, self._documents(length), length, labels, bucket_tokens=bucket)
         self.rows.perplexity += measured.rows
         self.rows.positions += measured.positions
 
@@ -67,7 +67,7 @@ class Evaluator:
         self.model.set_factors(self._unscaled())
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
         labels = EvaluationLabels(self.name, "none", "own")
-        self.rows.perplexity += measure_perplexity(self.model, self._documents(), length, labels, sliding=sliding).rows
+        self.rows.perplexity += measure_perplexity(self.model, self.documents[: self.config.num_documents], length, labels, sliding=sliding).rows
 
     def passkey(self, method: str, factors: FactorSet | RopeFactors) -> None:
         """Adds a method's rows at every passkey length and depth."""
@@ -99,8 +99,17 @@ class Evaluator:
             other = with_attention_factor(FactorSet.single(factors), searched.attention_factor)
             self.perplexity(f"second-{method}", other, length, "searched")
 
-    def _documents(self) -> Sequence[EvaluationDocument]:
-        return self.documents[: self.config.num_documents]
+    def _documents(self, length: int) -> Sequence[EvaluationDocument]:
+        """The documents; inside the window consecutive stretches of them, or a few hundred tokens would decide."""
+        documents = self.documents[: self.config.num_documents]
+        if length > self.window:
+            return documents
+        stop = self.config.lengths[-1] // length * length
+        return [
+            EvaluationDocument(f"{document.name}[{start}:{start + length}]", document.tokens[start : start + length])
+            for document in documents
+            for start in range(0, stop, length)
+        ]
 
     def _unscaled(self) -> RopeFactors:
         return NoScaling().factors(self.model.geometry)

@@ -76,11 +76,14 @@ class SearchConfig(StrictConfig):
 
     evolution: EvolutionSettings | Literal["paper"] = "paper"
     num_documents: PositiveInt = 5
+    windows_per_document: PositiveInt = 1
+    """Consecutive stretches of the searched length taken from each document: short lengths need more than one."""
     last_fraction: float = Field(default=1.0, gt=0, le=1)
     retrieval_documents: NonNegativeInt = 0
     retrieval_weight: PositiveFloat = 0.5
     temperature: Literal["searched", "inherited", "fixed", "one"] = "searched"
-    """`searched`: 1.0 to 1.3; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
+    """`searched`: 1.0 to 1.3, beyond a fine-tuned length 1.0 to 1.3 times the fine-tuned one; `inherited`: the
+    fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
     search_start_tokens: bool = False
     seed: NonNegativeInt = 1
 

@@ -33,10 +33,14 @@ from megatron_longrope.search import (
     SearchOutcome,
     SearchProgress,
     SearchSpace,
+    grid,
     run_search,
 )
 from megatron_longrope.search.space import Choices
 
+_SHARPER = 1.25
+"""Times the fine-tuned temperature: where the second searches of the demonstration model ended."""
+HIGHEST = SEARCHED_ATTENTION_FACTORS[-1]
 Show = Callable[[SearchProgress], None]
 
 
@@ -64,10 +68,10 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
 def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors) -> SearchProblem:
     """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, seeded with λ_ft times methods."""
     scale = length / geometry.original_length
-    choices = _choices(config, scale, geometry, tuned)
+    choices = _choices(config, scale, geometry, tuned, above=True)
     space = SearchSpace.second_stage(tuned.rescale, scale, **choices)
     starts = [second_interpolation(method, tuned, length) for method in ("pi", "ntk", "yarn")]
-    seeds = _with_temperatures(starts, choices["attention_factors"], tuned.attention_factor)
+    seeds = _with_temperatures(starts, choices["attention_factors"], _SHARPER * tuned.attention_factor)
     return SearchProblem(f"search-{length}", length, space, seeds)
 
 
@@ -119,7 +123,11 @@ def search_objective(
     length: int,
 ) -> PerplexityObjective:
     """Returns what candidates are scored by: documents at `length`, and where asked for the answers of pass keys."""
-    texts = [document.prefix(length) for document in documents[: config.num_documents]]
+    texts = [
+        document.prefix(length * config.windows_per_document)[start : start + length]
+        for document in documents[: config.num_documents]
+        for start in range(0, length * config.windows_per_document, length)
+    ]
     parts = [ObjectivePart.last_part(texts, config.last_fraction)]
     if config.retrieval_documents:
         filler = classic_filler(tokenizer)
@@ -162,10 +170,13 @@ def search_factors(
     return factors, outcome
 
 
-def _choices(config: SearchConfig, scale: float, geometry: RopeGeometry, tuned: RopeFactors | None) -> Choices:
+def _choices(
+    config: SearchConfig, scale: float, geometry: RopeGeometry, tuned: RopeFactors | None, above: bool = False
+) -> Choices:
+    """`above`: temperatures start at the fine-tuned one, since attention over more tokens must be sharper still."""
     inherited = tuned.attention_factor if tuned is not None else longrope_attention_factor_of(scale, geometry)
     temperatures: dict[str, tuple[float, ...]] = {
-        "searched": SEARCHED_ATTENTION_FACTORS,
+        "searched": grid(inherited, HIGHEST * inherited, 0.01) if above else SEARCHED_ATTENTION_FACTORS,
         "inherited": (inherited,),
         "fixed": (longrope_attention_factor_of(scale, geometry),),
         "one": (1.0,),
