@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="HF folder of a Llama model")
     parser.add_argument("--lengths", default="2k,8k,16k", help="in tokens")
+    parser.add_argument("--precisions", default="float64,hf", help="of our angles")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     options = parser.parse_args()
     lengths = [parse_length(text) for text in options.lengths.split(",")]
@@ -46,7 +47,7 @@ def main() -> None:
     for length in lengths:
         for method in METHODS:
             theirs, their_seconds = _theirs(options.model, tokens[:length], method)
-            for precision in ("float64", "hf"):
+            for precision in options.precisions.split(","):
                 ours, our_seconds = _ours(options.model, tokens[:length], method, precision)
                 rows.append(_row(length, method, precision, ours, theirs, our_seconds, their_seconds))
                 print(_line(rows[-1]), flush=True)

@@ -42,7 +42,7 @@ class DocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [total, heads · head_dim]; query is [total, heads, head_dim], key and value [total, kv_heads, head_dim]."""
+        """Returns [total, heads · head_dim] for a query [total, heads, head_dim] and [total, kv_heads, head_dim]."""
         assert packed_seq_params is not None and attention_mask is None and attention_bias is None
         scale = packed_seq_params.softmax_scale
         parts = [
