@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -137,6 +138,9 @@ def main() -> None:
     Lengths are in tokens and read as 262144, 256k or 2M (binary multiples). Exit codes: 0 done, 1 failed,
     2 bad input, 75 interrupted: the same command goes on.
     """
+    # deprecations inside the pinned libraries: nothing a person at the command line can act on
+    for category in (FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(megatron|torch)\.")
 
 
 @main.result_callback()

@@ -67,7 +67,8 @@ class Evaluator:
         self.model.set_factors(self._unscaled())
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
         labels = EvaluationLabels(self.name, "none", "own")
-        self.rows.perplexity += measure_perplexity(self.model, self.documents[: self.config.num_documents], length, labels, sliding=sliding).rows
+        documents = self.documents[: self.config.num_documents]
+        self.rows.perplexity += measure_perplexity(self.model, documents, length, labels, sliding=sliding).rows
 
     def passkey(self, method: str, factors: FactorSet | RopeFactors) -> None:
         """Adds a method's rows at every passkey length and depth."""

@@ -84,7 +84,9 @@ def train_from_recipe(
     data = directory.data("train")
     data_inputs = recipe.model_dump(mode="json", include={"data", "standard_library", "documents"})
     shape = loaded.model.shape
-    made = stages.run("data", data_inputs, lambda: on_main(runtime, lambda: _build_data(recipe, tokenizer, data, shape)))
+    made = stages.run(
+        "data", data_inputs, lambda: on_main(runtime, lambda: _build_data(recipe, tokenizer, data, shape))
+    )
     stage = TrainingStage("train", recipe.training, data, directory, loaded.hf_files)
     inputs = {**recipe.model_dump(mode="json", include={"training", "dtype", "parallel"}), "data": made}
     stages.run("train", inputs, lambda: train_model(stage, loaded.model, loaded.model.factor_set, show))

@@ -98,7 +98,9 @@ def test_rows_hold_the_text_once_and_the_share_of_retrieval(tokenizer: TextToken
     config = TrainingDataConfig(sequence_length=512, short_piece_share=0.3,
                                 retrieval=RetrievalConfig(share=0.25, min_length=200, max_length=512))  # fmt: skip
     for max_piece, longest in ((None, 512), (256, 256)):
-        build_training_set(tmp_path / str(longest), documents, tokenizer, config, window=256, max_piece=max_piece, seed=1)
+        build_training_set(
+            tmp_path / str(longest), documents, tokenizer, config, window=256, max_piece=max_piece, seed=1
+        )
         dataset = PackedDataset(tmp_path / str(longest))
         pieces = [piece for row in range(dataset.num_rows) for piece in dataset.row(row)]
         assert max(map(len, pieces)) == longest
@@ -136,7 +138,9 @@ def test_the_export_takes_two_ranges_and_says_what_it_leaves() -> None:
         export_factor_set(other, 256)
 
 
-def _row(model: str, method: str, length: int, perplexity: float, temperature: str = "own", **more: Any) -> dict[str, Any]:
+def _row(
+    model: str, method: str, length: int, perplexity: float, temperature: str = "own", **more: Any
+) -> dict[str, Any]:
     nats = 100 * math.log(perplexity)
     return {"model": model, "method": method, "temperature": temperature, "length": length, "tokens": 100,
             "nll_sum": nats, "last_quarter_tokens": 100, "last_quarter_nll_sum": nats, "protocol": "first-token",
