@@ -126,3 +126,20 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished: tuple[Recipe, Path
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 1, 2, 3, 4]
+
+
+def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    from megatron_longrope import extend_context
+
+    recipe, _ = finished
+    small = {"population": 4, "mutants": 1, "crossovers": 1, "parents": 2, "iterations": 1}
+    settings = {f"extension.{n}.search": {"num_documents": 1, "evolution": small} for n in (0, 1)}
+    settings |= {"recovery.0.search": {"num_documents": 1, "evolution": small, "temperature": "inherited"},
+                 "extension.0.fine_tune.training": {"steps": 2, "rows_per_step": 1, "learning_rate": 1e-4,
+                                                    "warmup_steps": 1},
+                 "evaluation.passkey_trials": 1, "evaluation.num_documents": 1}  # fmt: skip
+    result = extend_context(
+        recipe.model, recipe.corpus.documents, 2 * TUNED, run_dir=tmp_path / "run", settings=settings
+    )
+    assert [entry.up_to for entry in result.factor_set.ranges] == [WINDOW, TUNED, None]
+    assert result.report.is_file() and result.result_file.is_file() and (result.hugging_face / "config.json").is_file()

@@ -13,7 +13,10 @@ from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.recipe import Recipe
 
 WINDOW, TUNED, TARGET = 128, 256, 512
-_WORDS = "def return self import class value index for in range length token window factor search if else not".split()
+_WORDS = (
+    *("def", "return", "self", "import", "class", "value", "index", "for", "in", "range", "length"),
+    *("token", "window", "factor", "search", "if", "else", "not"),
+)
 
 
 def make_texts(folder: Path) -> list[Path]:

@@ -152,7 +152,8 @@ def test_bars_are_the_ratios_they_name() -> None:
                        extended_factor_set([_factors(8192)], []), _factors(2048))  # fmt: skip
     rows = [
         _row("base", "longrope", 2048, 20.0, "searched"), _row("base", "yarn", 2048, 21.0),
-        _row("base", "yarn", 2048, 20.5, "searched"), _row("base", "none", 256, 10.0), _row("control", "none", 256, 9.0),
+        _row("base", "yarn", 2048, 20.5, "searched"), _row("base", "none", 256, 10.0),
+        _row("control", "none", 256, 9.0),
         _row("extended", "longrope", 256, 9.1, "searched"), _row("extended", "longrope", 8192, 11.2, "searched"),
         _row("base", "none", 8192, 10.0, protocol="sliding"), _row("base", "none", 8192, 99.0),
     ]  # fmt: skip
