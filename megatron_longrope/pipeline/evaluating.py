@@ -26,6 +26,8 @@ from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
 
 Announce = Callable[[str], None]
 _DEPTH_DIGITS = 6
+_SHORT_TOKENS = 4096
+"""Of each document, for lengths inside the window."""
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Evaluator:
         documents = self.documents[: self.config.num_documents]
         if length > self.window:
             return documents
-        stop = self.config.lengths[-1] // length * length
+        stop = min(self.config.lengths[-1], _SHORT_TOKENS) // length * length
         return [
             EvaluationDocument(f"{document.name}[{start}:{start + length}]", document.tokens[start : start + length])
             for document in documents

@@ -82,7 +82,7 @@ class SearchConfig(StrictConfig):
     retrieval_documents: NonNegativeInt = 0
     retrieval_weight: PositiveFloat = 0.5
     temperature: Literal["searched", "inherited", "fixed", "one"] = "searched"
-    """`searched`: 1.0 to 1.3, beyond a fine-tuned length 1.0 to 1.3 times the fine-tuned one; `inherited`: the
+    """`searched`: 1.0 to 1.3, beyond a fine-tuned length 1.0 to 1.4 times the fine-tuned one; `inherited`: the
     fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
     search_start_tokens: bool = False
     seed: NonNegativeInt = 1

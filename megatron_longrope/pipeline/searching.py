@@ -38,9 +38,9 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.space import Choices
 
-_SHARPER = 1.25
+_SHARPER = 1.3
 """Times the fine-tuned temperature: where the second searches of the demonstration model ended."""
-HIGHEST = SEARCHED_ATTENTION_FACTORS[-1]
+_SHARPEST = 1.4
 Show = Callable[[SearchProgress], None]
 
 
@@ -131,9 +131,10 @@ def search_objective(
     parts = [ObjectivePart.last_part(texts, config.last_fraction)]
     if config.retrieval_documents:
         filler = classic_filler(tokenizer)
-        spread = max(1, config.retrieval_documents - 1)
         keys = [
-            passkey_document(tokenizer, length, number / spread, config.seed * 1000 + number, filler)
+            passkey_document(
+                tokenizer, length, number / config.retrieval_documents, config.seed * 1000 + number, filler
+            )
             for number in range(config.retrieval_documents)
         ]
         parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
@@ -176,7 +177,7 @@ def _choices(
     """`above`: temperatures start at the fine-tuned one, since attention over more tokens must be sharper still."""
     inherited = tuned.attention_factor if tuned is not None else longrope_attention_factor_of(scale, geometry)
     temperatures: dict[str, tuple[float, ...]] = {
-        "searched": grid(inherited, HIGHEST * inherited, 0.01) if above else SEARCHED_ATTENTION_FACTORS,
+        "searched": grid(inherited, _SHARPEST * inherited, 0.01) if above else SEARCHED_ATTENTION_FACTORS,
         "inherited": (inherited,),
         "fixed": (longrope_attention_factor_of(scale, geometry),),
         "one": (1.0,),
