@@ -27,7 +27,7 @@ from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
 Announce = Callable[[str], None]
 _DEPTH_DIGITS = 6
 _SHORT_TOKENS = 4096
-"""Of each document, for lengths inside the window."""
+"""Of each document: shorter lengths are measured on consecutive stretches of so many tokens."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Evaluator:
         """Adds a method's rows at one length, from the first token on."""
         self.model.set_factors(factors)
         labels = EvaluationLabels(self.name, method, temperature)
-        bucket = max(1, min(length // 16, self.window // 4))
+        bucket = max(1, min(length // 8, self.window))
         measured = measure_perplexity(self.model, self._documents(length), length, labels, bucket_tokens=bucket)
         self.rows.perplexity += measured.rows
         self.rows.positions += measured.positions
@@ -103,15 +103,14 @@ class Evaluator:
             self.perplexity(f"second-{method}", other, length, "searched")
 
     def _documents(self, length: int) -> Sequence[EvaluationDocument]:
-        """The documents; inside the window consecutive stretches of them, or a few hundred tokens would decide."""
-        documents = self.documents[: self.config.num_documents]
-        if length > self.window:
-            return documents
-        stop = min(self.config.lengths[-1], _SHORT_TOKENS) // length * length
+        """Consecutive stretches of `length` tokens, so that all lengths are measured on much the same text.
+
+        The first few hundred tokens of a document are not like the rest of it.
+        """
         return [
             EvaluationDocument(f"{document.name}[{start}:{start + length}]", document.tokens[start : start + length])
-            for document in documents
-            for start in range(0, stop, length)
+            for document in self.documents[: self.config.num_documents]
+            for start in range(0, max(length, min(_SHORT_TOKENS, len(document.tokens)) // length * length), length)
         ]
 
     def _unscaled(self) -> RopeFactors:

@@ -22,7 +22,7 @@ from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.exporting import export_factor_set
 from megatron_longrope.pipeline.fine_tuning import TrainingStage, train_model
 from megatron_longrope.pipeline.main_rank import on_main
-from megatron_longrope.pipeline.measuring import RunModels, measure_run
+from megatron_longrope.pipeline.measuring import RunModels, measure_run, write_baselines
 from megatron_longrope.pipeline.recipe import ExtensionStep, FineTuneConfig, Recipe, SearchConfig
 from megatron_longrope.pipeline.result import RunResult, write_result
 from megatron_longrope.pipeline.run_directory import RunDirectory
@@ -193,6 +193,7 @@ class Extension:
     def _finish(self, models: RunModels) -> RunResult:
         result = RunResult(self.directory.root, models.factor_set)
         if self.runtime.is_main:
+            write_baselines(models, self.geometry, self.directory)
             write_result(self.recipe, self.directory, models, self.corpus, self.model, self.stages.records)
             write_report(self.directory.root)
         self.runtime.barrier()
