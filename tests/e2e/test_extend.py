@@ -132,7 +132,7 @@ def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> 
     from megatron_longrope import extend_context
 
     recipe, _ = finished
-    small = {"population": 4, "mutants": 1, "crossovers": 1, "parents": 2, "iterations": 1}
+    small = {"population": 6, "mutants": 1, "crossovers": 1, "parents": 2, "iterations": 1}
     settings = {f"extension.{n}.search": {"num_documents": 1, "evolution": small} for n in (0, 1)}
     settings |= {"recovery.0.search": {"num_documents": 1, "evolution": small, "temperature": "inherited"},
                  "extension.0.fine_tune.training": {"steps": 2, "rows_per_step": 1, "learning_rate": 1e-4,
