@@ -77,7 +77,7 @@ class CriticalSpace(SearchSpace):
     def project(self, candidate: Candidate) -> Candidate:
         """Returns the nearest candidate of the space, judged by the free pairs."""
         self._check_length(candidate)
-        return self._whole(super().project(self._free(candidate)))
+        return super().project(self._free(candidate))
 
     def encode(self, candidate: Candidate) -> Genome | None:
         """Returns the genome of `candidate`, or None where the space does not contain it."""
