@@ -17,6 +17,7 @@ from megatron_longrope.data import load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, check_documents, documents_sha256
 from megatron_longrope.model import LongRopeModel
+from megatron_longrope.pipeline.margins import baseline_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
 from megatron_longrope.pipeline.searching import (
@@ -50,12 +51,13 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
         objective = search_objective(loaded.model, documents, tokenizer, config, target)
         factors, outcome = search_factors(problem, objective, config, directory, documents_sha256(documents),
                                           search_lines(lines))  # fmt: skip
+        margins = baseline_margins(objective, outcome)
         if not runtime.is_main:
             return None
         write_factors(directory.factors("best"), factors)
         cost = search_cost_json(outcome, loaded.model.shape, target)
         result = {"perplexity": outcome.evaluation.perplexity, **cost, "recovered": outcome.recovered,
-                  "target_length": target, "factors": str(directory.factors("best"))}  # fmt: skip
+                  "target_length": target, "baselines": margins, "factors": str(directory.factors("best"))}  # fmt: skip
         write_json(directory.result, result)
         return result
 

@@ -69,6 +69,27 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
     result = run_factor_search(out, **settings)
     if result is not None:
         click.echo(f"best perplexity {result['perplexity']:.4f} at {format_length(settings['target'])} tokens")
+        for row in result["baselines"]:
+            click.echo(_margin_line(row))
+        click.echo(_cost_line(result))
         click.echo(f"factors: {out / 'factors' / 'best.json'}")
         if json_path is not None:
             write_json(json_path, result)
+
+
+def _margin_line(row: dict[str, Any]) -> str:
+    """A baseline's perplexity and by how much it exceeds the best one's."""
+    name = f"{row['method']} ({row['temperature']} temperature)"
+    if row["perplexity"] is None:
+        return f"  {name:<38} no finite perplexity"
+    interval = f"  [{row['low'] - 1:+.2%}, {row['high'] - 1:+.2%}]" if row["low"] is not None else ""
+    return f"  {name:<38} {row['perplexity']:>10.4f}  {row['ratio'] - 1:+.2%}{interval}"
+
+
+def _cost_line(result: dict[str, Any]) -> str:
+    recovered = f", {result['recovered']} of them from the journal" if result["recovered"] else ""
+    return (
+        f"cost: {result['evaluations']} evaluations ({result['stopped_early']} stopped early{recovered}), "
+        f"{result['tokens']:,} tokens forward, {result['backward_tokens']:,} backward, {result['flops']:.3g} FLOP, "
+        f"{result['seconds']:.0f} s"
+    )

@@ -1,5 +1,6 @@
 """Searching rescale factors: ask/tell searchers, spaces, the journal, the loop. Numpy only; never sees a model."""
 
+from megatron_longrope.search.bootstrap import Margin, paired_margin
 from megatron_longrope.search.choice import SEARCHER_NAMES, SearcherChoice, make_searcher
 from megatron_longrope.search.cma_search import CmaSearch, CmaSettings
 from megatron_longrope.search.critical import CriticalSpace, theoretical_critical_pair
@@ -34,6 +35,7 @@ __all__ = [
     "HybridSettings",
     "Journal",
     "JournalEntry",
+    "Margin",
     "MemoryJournal",
     "Objective",
     "PiecewiseSearch",
@@ -51,6 +53,7 @@ __all__ = [
     "Terms",
     "grid",
     "make_searcher",
+    "paired_margin",
     "read_journal",
     "run_search",
     "theoretical_critical_pair",
