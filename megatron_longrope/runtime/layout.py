@@ -17,6 +17,8 @@ class ParallelLayout(StrictConfig):
     sequence_parallel: bool = False
     pipeline_parallel: PositiveInt = 1
     context_parallel: PositiveInt = 1
+    context_parallel_a2a: PositiveInt = 1
+    """Processes of an inner all-to-all group under Transformer Engine's cp_comm_type=a2a+p2p; 1: one level only."""
 
     @property
     def model_parallel(self) -> int:
@@ -33,6 +35,7 @@ class ParallelLayout(StrictConfig):
 
     def data_parallel(self, world_size: int) -> int:
         """Returns copies of the model that fit `world_size` processes; raises InputError if they do not fill it."""
+        self._divides("context_parallel", self.context_parallel, "context_parallel_a2a", self.context_parallel_a2a)
         self._divides("processes", world_size, "tensor_parallel·pipeline_parallel·context_parallel",
                       self.model_parallel)  # fmt: skip
         return world_size // self.model_parallel

@@ -95,6 +95,7 @@ def start_runtime(
             tensor_model_parallel_size=layout.tensor_parallel,
             pipeline_model_parallel_size=layout.pipeline_parallel,
             context_parallel_size=layout.context_parallel,
+            hierarchical_context_parallel_sizes=_two_levels(layout),
             create_gloo_process_groups=not on_cpu,
         )
         torch.manual_seed(seed)
@@ -104,6 +105,12 @@ def start_runtime(
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def _two_levels(layout: ParallelLayout) -> list[int] | None:
+    """Sizes of the inner and the outer context-parallel groups, where there are two levels of them."""
+    inner = layout.context_parallel_a2a
+    return [inner, layout.context_parallel // inner] if inner > 1 else None
 
 
 def _pick_device(on_cpu: bool) -> torch.device:

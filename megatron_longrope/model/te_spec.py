@@ -1,0 +1,25 @@
+"""Layers of Transformer Engine, with our attention in them. Import it where Transformer Engine is installed only."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from megatron.core.extensions.transformer_engine import TENorm
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+
+from megatron_longrope.model.te_attention import RowSelfAttention, TeDocumentAttention
+
+FINAL_NORM = TENorm
+
+
+def te_layer_spec(*, qk_norm: bool = False, window: int | None = None, is_rotated: bool = True) -> ModuleSpec:
+    """Returns megatron-core's specification of one layer: norms fused into the projections that follow them.
+
+    `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: queries and keys are normalized by head.
+    """
+    spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
+    attention = spec.submodules.self_attention
+    attention.module = RowSelfAttention
+    attention.submodules.core_attention = partial(TeDocumentAttention, window=window, is_rotated=is_rotated)
+    return spec
