@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megatron_longrope.model.attention_inputs import factored_inputs
 from megatron_longrope.model.packed import LongRopePackedParams
 
 
@@ -45,23 +45,13 @@ class FlashDocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [tokens, heads · head_dim] for a query [tokens, heads, head_dim] and [tokens, kv_heads, head_dim].
-
-        Given rows [tokens, 1, heads, head_dim], it returns [tokens, 1, heads · head_dim].
-        """
+        """Returns [tokens, heads · head_dim] for a query [tokens, heads, head_dim] and [tokens, kv_heads, head_dim]."""
         batch = packed_seq_params
         assert batch is not None and attention_mask is None and attention_bias is None
-        head_dim = query.shape[-1]
+        query, key, scale = factored_inputs(query, key, batch, is_rotated=self.is_rotated)
+        boundaries, longest = batch.cu_seqlens_q, batch.max_seqlen_q
         out = self.kernel(
-            query.reshape(-1, *query.shape[-2:]),
-            key.reshape(-1, *key.shape[-2:]),
-            value.reshape(-1, *value.shape[-2:]),
-            batch.cu_seqlens_q,
-            batch.cu_seqlens_q,
-            batch.max_seqlen_q,
-            batch.max_seqlen_q,
-            softmax_scale=batch.softmax_scale if self.is_rotated else 1 / math.sqrt(head_dim),
-            causal=True,
-            window_size=self.window_size,
-        )
-        return out.reshape(*query.shape[:-2], -1)
+            query, key, value, boundaries, boundaries, longest, longest,
+            softmax_scale=scale, causal=True, window_size=self.window_size,
+        )  # fmt: skip
+        return out.flatten(1)

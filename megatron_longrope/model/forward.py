@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ def forward_stage(
     model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch, packed: LongRopePackedParams
 ) -> Tensor:
     """Runs one micro-batch through `stage` with the angles and temperature of `packed`."""
+    model.backend.check_batch(batch)
     device = model.runtime.device
     output: Tensor = stage(
         input_ids=batch.tokens[None].to(device),
@@ -101,7 +103,15 @@ def share_passes(model: LongRopeModel, documents: Sequence[Tokens], max_tokens: 
 
 
 def to_batch(model: LongRopeModel, documents: Sequence[Tokens]) -> DocumentBatch:
-    return DocumentBatch.from_documents(documents, pad_to_multiple=model.runtime.layout.sequence_divisor)
+    """Returns the documents as one batch, each padded to what the layout cuts, all together to what the engine takes.
+
+    A document alone is padded itself, so that it stays the only one; several get a masked one after them.
+    """
+    layout, multiple = model.runtime.layout.sequence_divisor, model.backend.token_multiple
+    if len(documents) == 1 or multiple == 1:
+        return DocumentBatch.from_documents(documents, pad_to_multiple=math.lcm(layout, multiple))
+    padded = sum(-(-len(document) // layout) * layout for document in documents)
+    return DocumentBatch.from_documents(documents, pad_to_multiple=layout, total=model.backend.padded_total(padded))
 
 
 @torch.no_grad()

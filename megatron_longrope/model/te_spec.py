@@ -8,7 +8,7 @@ from megatron.core.extensions.transformer_engine import TENorm
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_longrope.model.te_attention import RowSelfAttention, TeDocumentAttention
+from megatron_longrope.model.te_attention import TeDocumentAttention
 
 FINAL_NORM = TENorm
 
@@ -19,7 +19,6 @@ def te_layer_spec(*, qk_norm: bool = False, window: int | None = None, is_rotate
     `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: queries and keys are normalized by head.
     """
     spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
-    attention = spec.submodules.self_attention
-    attention.module = RowSelfAttention
-    attention.submodules.core_attention = partial(TeDocumentAttention, window=window, is_rotated=is_rotated)
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = partial(TeDocumentAttention, window=window, is_rotated=is_rotated)
     return spec

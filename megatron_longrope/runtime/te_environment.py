@@ -10,7 +10,6 @@ import os
 
 from megatron_longrope.errors import InputError
 
-
 _ours: set[str] = set()
 """Variables this process has set here: those it may change again."""
 
