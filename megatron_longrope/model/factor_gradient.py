@@ -63,7 +63,8 @@ def score_with_gradient(
 ) -> tuple[list[NDArray[np.floating[Any]]], FactorGradient]:
     """Returns the nats [tokens − 1] of each document's predictions, and the gradient of Σ weights · nats.
 
-    `weights[d]` [tokens − 1] are those of document d. The nats are `score_documents`' own (float64 for a float64 model), the result is the same on
+    `weights[d]` [tokens − 1] are those of document d. The nats are `score_documents`' own, in float64 for a float64
+    model; the result is the same on
     every rank of the model-parallel group. Model weights get no gradient. Raises InputError as `score_documents` does.
     """
     if model.angle_precision != "float64":
