@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, nn
 
 from megatron_longrope.data.batches import DocumentBatch
+from megatron_longrope.model.context_exchange import ExchangeKind
 from megatron_longrope.rope import AnglePrecision, FactorSet, rotary_angles
 
 
@@ -23,39 +24,35 @@ class LongRopePackedParams(PackedSeqParams):
     """megatron-core's packed-sequence parameters, with ours beside them."""
 
     rotary_table: Tensor | None = None
-    """Angles [total, 1, 1, head_dim] in radians, positions restarting in each document."""
-    softmax_scale: float = 1.0
-    """t² / √head_dim of the factors in force."""
+    """Angles [tokens, head_dim/2] in radians of this rank's share, positions restarting in each document."""
+    softmax_scale: float | Tensor = 1.0
+    """t² / √head_dim of the factors in force; a tensor [] where its gradient is wanted."""
     document_lengths: tuple[int, ...] = field(default_factory=tuple)
+    """Tokens of each document, padding included, before any cut by context parallelism."""
+    context_exchange: ExchangeKind = "ring"
+    """How K/V travel between context-parallel ranks."""
 
 
-class RotaryFromBatch(nn.Module):
-    """Takes the place of megatron-core's rotary embedding: hands out the table that came with the batch."""
+class NoRotary(nn.Module):
+    """Takes the place of megatron-core's rotary embedding: the core attention turns by the batch's own table.
 
-    def get_rotary_seq_len(
-        self,
-        inference_context: object,
-        transformer: object,
-        transformer_input: object,
-        transformer_config: object,
-        packed_seq_params: LongRopePackedParams,
-    ) -> LongRopePackedParams:
-        """megatron-core passes what this returns on to `forward`; a length would not say which factors are meant."""
-        return packed_seq_params
+    megatron-core would want a table of the whole sequence on every rank, and turns q and k with six copies of each.
+    """
 
-    def forward(self, packed: LongRopePackedParams, **_: object) -> Tensor:
-        """Returns the batch's angles [total, 1, 1, head_dim]."""
-        assert packed.rotary_table is not None
-        return packed.rotary_table
+    def get_rotary_seq_len(self, *_: object) -> int:
+        """megatron-core passes what this returns on to `forward`."""
+        return 0
+
+    def forward(self, length: int, **_: object) -> None:
+        """Returns no table, so that megatron-core turns nothing."""
 
 
 def packed_params(
     batch: DocumentBatch, factor_set: FactorSet, precision: AnglePrecision, device: torch.device
 ) -> LongRopePackedParams:
-    """Returns the parameters of `batch` under the factors its longest document selects."""
+    """Returns the parameters of `batch`, whole or a share, under the factors its longest document selects."""
     factors = factor_set.for_length(batch.longest)
-    angles = rotary_angles(batch.positions, factors, precision=precision)
-    table = torch.cat([angles, angles], dim=-1)[:, None, None, :].to(device)
+    table = rotary_angles(batch.positions, factors, precision=precision).to(device)
     boundaries = batch.cu_seqlens.to(device)
     lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).tolist()
     return LongRopePackedParams(
