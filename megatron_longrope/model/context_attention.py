@@ -42,16 +42,15 @@ class AttentionCall:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, document_lengths: Sequence[int], scale: float | Tensor,
+    query: Tensor, key: Tensor, value: Tensor, *, document_lengths: Sequence[int], scale: float,
     group: dist.ProcessGroup, exchange: ExchangeKind = "ring", overwrite: bool = False,
 ) -> Tensor:  # fmt: skip
     """Returns [tokens, heads, head_dim] for a query of that shape and K/V [tokens, kv_heads, head_dim].
 
-    `document_lengths` are whole ones, padding included; `tokens` is this rank's share of their sum. A `scale` that is
-    a tensor is folded into the query, so that its gradient flows. `overwrite`: K/V may be lost, nothing is kept for a backward pass.
+    `document_lengths` are whole ones, padding included; `tokens` is this rank's share of their sum.
+
+    `overwrite`: K/V may be lost, nothing is kept for a backward pass.
     """
-    if isinstance(scale, Tensor):
-        query, scale = query * scale.to(query.dtype), 1.0
     call = AttentionCall(_runs(document_lengths, group.size()), scale, group, exchange)
     if overwrite:
         return _forward(query, (key.contiguous(), value.contiguous()), call, overwrite)[0]

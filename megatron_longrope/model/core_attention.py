@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,20 @@ from torch import Tensor, nn
 from megatron_longrope.model.context_attention import attend
 from megatron_longrope.model.packed import LongRopePackedParams
 from megatron_longrope.model.rotary import rotate
+
+
+class ScaleGradient(torch.autograd.Function):
+    """Hands the query on as it is; on the way back gives the leaf Σ q · ∂loss/∂q, which is s · ∂loss/∂s."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, leaf: Tensor) -> Tensor:
+        ctx.save_for_backward(query)
+        return query.view_as(query)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (query,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient, torch.linalg.vecdot(query.flatten(1).double(), gradient.flatten(1).double()).sum()
 
 
 class DocumentAttention(nn.Module):
@@ -28,11 +43,13 @@ class DocumentAttention(nn.Module):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         pg_collection: ProcessGroupCollection,
+        is_rotated: bool = True,
         **_: Any,
     ) -> None:
+        """`is_rotated`: whether RoPE turns this layer's queries and keys."""
         super().__init__()
         assert config.attention_dropout == 0.0
-        self.group = pg_collection.cp
+        self.group, self.is_rotated = pg_collection.cp, is_rotated
 
     def forward(
         self,
@@ -48,13 +65,28 @@ class DocumentAttention(nn.Module):
         [tokens, kv_heads, head_dim]; tokens: this rank's share. In evaluation all three are overwritten.
         """
         packed = packed_seq_params
-        assert packed is not None and packed.rotary_table is not None
-        assert attention_mask is None and attention_bias is None
+        assert packed is not None and attention_mask is None and attention_bias is None
         # Not where recomputation runs its first forward pass without autograd: the inputs are needed again.
         overwrite = not self.training and not torch.is_grad_enabled()
-        query, key = (rotate(x, packed.rotary_table, overwrite=overwrite) for x in (query, key))
+        scale = 1 / math.sqrt(query.shape[-1])
+        if self.is_rotated:
+            query, key, scale = apply_factors(query, key, packed, overwrite=overwrite)
         out = attend(
-            query, key, value, document_lengths=packed.document_lengths, scale=packed.softmax_scale, group=self.group,
+            query, key, value, document_lengths=packed.document_lengths, scale=scale, group=self.group,
             exchange=packed.context_exchange, overwrite=overwrite,
         )  # fmt: skip
         return out.flatten(1)
+
+
+def apply_factors(
+    query: Tensor, key: Tensor, packed: LongRopePackedParams, *, overwrite: bool = False
+) -> tuple[Tensor, Tensor, float]:
+    """Returns query and key [tokens, heads, head_dim] turned by the batch's angles, and the scale of their product.
+
+    For every engine's core attention alike. A layer that is not rotated does without: the temperature is RoPE's.
+    """
+    assert packed.rotary_table is not None
+    query, key = (rotate(x, packed.rotary_table, overwrite=overwrite) for x in (query, key))
+    if packed.scale_gradient is not None:
+        query = ScaleGradient.apply(query, packed.scale_gradient)  # type: ignore[no-untyped-call]
+    return query, key, packed.softmax_scale

@@ -25,10 +25,14 @@ class LongRopePackedParams(PackedSeqParams):
 
     rotary_table: Tensor | None = None
     """Angles [tokens, head_dim/2] in radians of this rank's share, positions restarting in each document."""
-    softmax_scale: float | Tensor = 1.0
-    """t² / √head_dim of the factors in force; a tensor [] where its gradient is wanted."""
+    softmax_scale: float = 1.0
+    """t² / √head_dim of the factors in force."""
     document_lengths: tuple[int, ...] = field(default_factory=tuple)
     """Tokens of each document, padding included, before any cut by context parallelism."""
+    positions: Tensor | None = None
+    """Of each token of the share in its document, int64 [tokens]."""
+    scale_gradient: Tensor | None = None
+    """Where a leaf stands here, its gradient becomes s · ∂loss/∂s of the softmax scale s, summed over layers."""
     context_exchange: ExchangeKind = "ring"
     """How K/V travel between context-parallel ranks."""
 
@@ -48,11 +52,19 @@ class NoRotary(nn.Module):
 
 
 def packed_params(
-    batch: DocumentBatch, factor_set: FactorSet, precision: AnglePrecision, device: torch.device
+    batch: DocumentBatch,
+    factor_set: FactorSet,
+    precision: AnglePrecision,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> LongRopePackedParams:
-    """Returns the parameters of `batch`, whole or a share, under the factors its longest document selects."""
+    """Returns the parameters of `batch`, whole or a share, under the factors its longest document selects.
+
+    The table is float32 whatever the model's `dtype` is, and float64 for a float64 model.
+    """
     factors = factor_set.for_length(batch.longest)
-    table = rotary_angles(batch.positions, factors, precision=precision).to(device)
+    table_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    table = rotary_angles(batch.positions, factors, precision=precision, dtype=table_dtype)
     boundaries = batch.cu_seqlens.to(device)
     lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).tolist()
     return LongRopePackedParams(
@@ -61,7 +73,8 @@ def packed_params(
         cu_seqlens_kv=boundaries,
         max_seqlen_q=batch.max_length,
         max_seqlen_kv=batch.max_length,
-        rotary_table=table,
+        rotary_table=table.to(device),
         softmax_scale=factors.attention_factor**2 / math.sqrt(factors.head_dim),
         document_lengths=tuple(int(length) for length in lengths),
+        positions=batch.positions,
     )

@@ -12,6 +12,7 @@ from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.search import EvolutionSettings
 from megatron_longrope.training import TrainingConfig
 
+ShortInputs = Literal["extended", "pretrained", "unscaled"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -93,6 +94,10 @@ class FineTuneConfig(StrictConfig):
 
     training: TrainingConfig
     data: TrainingDataConfig
+    short_inputs: ShortInputs = "extended"
+    """The factors that pieces within the pretrained window are trained under. `extended`: the searched ones, as all
+    (LongRoPE). In rows of their own (LongRoPE2's mixed windows, arXiv 2502.20082): `pretrained`, none at all;
+    `unscaled`, λ = 1 with the searched temperature, which Hugging Face's format can carry beside the long set."""
     control: bool = False
     """Also train the pretrained model for the same steps and tokens at its own window, to compare with."""
 
