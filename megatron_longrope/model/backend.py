@@ -10,7 +10,7 @@ import torch
 
 from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.backend_rules import check_combination
+from megatron_longrope.model.backend_rules import check_combination, max_fused_rope_tokens
 from megatron_longrope.model.backend_settings import (
     FP8_BLOCK,
     BackendSettings,
@@ -33,8 +33,10 @@ class Backend:
     engine: Engine
     reason: str
     settings: BackendSettings
-    token_multiple: int
+    token_multiple: int = 1
     """The tokens of every batch, over all processes, are a multiple of this."""
+    max_tokens: int | None = None
+    """… and at most this many, if any limit is known."""
 
     @property
     def communication(self) -> Communication:
@@ -44,7 +46,7 @@ class Backend:
         """Returns the fields of megatron-core's TransformerConfig that depend on the engine."""
         if self.engine != "transformer-engine":
             return {}
-        values: dict[str, Any] = {"apply_rope_fusion": self.settings.fused_rope}
+        values: dict[str, Any] = {}
         if layout.context_parallel > 1:
             values["cp_comm_type"] = self.communication
         if self.settings.fp8 != "off":
@@ -69,6 +71,9 @@ class Backend:
         tokens = int(batch.cu_seqlens[-1])
         if tokens % self.token_multiple:
             rule = f"FP8 ({self.settings.fp8}) under this layout needs a multiple of {self.token_multiple} tokens"
+            raise InputError("sequence_length", tokens, rule)
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            rule = f"fused_rope takes at most {self.max_tokens} tokens under this layout; set it to false"
             raise InputError("sequence_length", tokens, rule)
         if not self.settings.packed and batch.num_documents > 1:
             raise InputError("packed", False, f"a row holds {batch.num_documents} documents; set it to true")
@@ -96,7 +101,8 @@ def resolve_backend(
     combination = Combination(settings, engine, shape, layout, dtype, recompute, purpose, sliding_window,
                               sequence_length)  # fmt: skip
     check_combination(combination, stack)
-    return Backend(engine, reason, settings, token_multiple(settings.fp8, layout))
+    limit = max_fused_rope_tokens(combination) if settings.fused_rope else None
+    return Backend(engine, reason, settings, token_multiple(settings.fp8, layout), limit)
 
 
 def token_multiple(fp8: Fp8Recipe, layout: ParallelLayout) -> int:

@@ -46,6 +46,14 @@ def matrix_table() -> str:
     return "\n".join(rows)
 
 
+def max_fused_rope_tokens(wanted: Combination) -> int:
+    """Returns how many tokens of a row, over all processes, the fused rotation can address.
+
+    Its offsets are 32-bit, and keys are a view into the output of the joint projection.
+    """
+    return (_INT32_VALUES - 1) // wanted.projected_width * wanted.layout.context_parallel
+
+
 def _uses_te(w: Combination) -> bool:
     return w.engine == "transformer-engine"
 
@@ -156,6 +164,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "cp_comm_type", "given with context_parallel=1", "there is nobody to communicate with; leave it at auto", "",
         lambda w, s: w.settings.cp_comm_type != "auto" and w.layout.context_parallel == 1, _kind,
+    ),
+    Rule(
+        "context_exchange", "given with transformer-engine", "it is our own attention's; choose cp_comm_type instead", "",
+        lambda w, s: w.layout.context_exchange != "auto" and _uses_te(w), lambda w, s: w.layout.context_exchange,
     ),
     Rule(
         "context_parallel_a2a", "above 1 without cp_comm_type=a2a+p2p",
@@ -294,11 +306,11 @@ RULES: tuple[Rule, ...] = (
         "the kernel counts in 32 bits: more tensor_parallel or context_parallel, or fused_rope=false",
         "TE:fused_rope.cu:39",
         lambda w, s: w.settings.fused_rope and w.sequence_length is not None
-        and w.sequence_length // w.layout.context_parallel * w.projected_width >= _INT32_VALUES,
+        and w.sequence_length > max_fused_rope_tokens(w),
         lambda w, s: w.sequence_length,
     ),
     Rule(
-        "fused_rope", "without transformer-engine", "the kernel is Transformer Engine's", "",
+        "fused_rope", "fused_rope without transformer-engine", "the kernel is Transformer Engine's", "",
         lambda w, s: w.settings.fused_rope and not _uses_te(w), lambda w, s: w.settings.fused_rope,
     ),
 )  # fmt: skip

@@ -21,7 +21,6 @@ from megatron_longrope.model.norm import RMSNorm
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeFactors, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
-from megatron_longrope.runtime.gpu_stack import Engine
 
 
 @dataclass
@@ -71,10 +70,12 @@ def build_model(
     angle_precision: AnglePrecision = "float64",
     backend: BackendSettings | None = None,
     purpose: Purpose = "training",
+    sequence_length: int | None = None,
 ) -> LongRopeModel:
     """Returns this process's stage on its device, unscaled; `initialize=False` leaves weights for a checkpoint to fill.
 
-    A model built for `purpose="training"` scores as well. Raises InputError where the layout cannot cut this shape, and
+    A model built for `purpose="training"` scores as well; `sequence_length` is the longest row's over all processes,
+    where it is known already. Raises InputError where the layout cannot cut this shape, and
     where backend, layout, shape and machine do not go together.
     """
     layout = runtime.layout
@@ -88,7 +89,7 @@ def build_model(
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
     stage = LongRopeGPT(
         config=config,
-        transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel, resolved.engine),
+        transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel, resolved),
         vocab_size=shape.padded_vocab_size,
         max_sequence_length=shape.context_length,
         pre_process=runtime.is_first_stage,
@@ -102,18 +103,19 @@ def build_model(
     return LongRopeModel(shape, runtime, stage, _unscaled(shape), resolved, angle_precision)
 
 
-def block_spec(num_layers: int, engine: Engine = "torch") -> TransformerBlockSubmodules:
+def block_spec(num_layers: int, backend: Backend) -> TransformerBlockSubmodules:
     """Returns megatron-core's specification of one stage's layers: Transformer Engine's, or its own with our parts."""
-    if engine == "transformer-engine":
+    if backend.engine == "transformer-engine":
         from megatron_longrope.model.te_spec import FINAL_NORM, te_layer_spec
 
-        return TransformerBlockSubmodules(layer_specs=[te_layer_spec()] * num_layers, layer_norm=FINAL_NORM)
+        spec = te_layer_spec(fused_rope=backend.settings.fused_rope)
+        return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=FINAL_NORM)
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = RMSNorm
     layer.pre_mlp_layernorm = RMSNorm
     layer.self_attention.submodules.core_attention = (
-        FlashDocumentAttention if engine == "flash-attn" else DocumentAttention
+        FlashDocumentAttention if backend.engine == "flash-attn" else DocumentAttention
     )
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from megatron_longrope.model.attention_inputs import factored_inputs
+from megatron_longrope.model.core_attention import apply_factors
 from megatron_longrope.model.packed import LongRopePackedParams
 
 
@@ -26,7 +27,8 @@ class FlashDocumentAttention(nn.Module):
         is_rotated: bool = True,
         **_: Any,
     ) -> None:
-        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turned this layer's."""
+        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns this layer's queries
+        and keys."""
         super().__init__()
         assert config.attention_dropout == 0.0 and config.context_parallel_size == 1
         from flash_attn import flash_attn_varlen_func
@@ -45,10 +47,14 @@ class FlashDocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [tokens, heads · head_dim] for a query [tokens, heads, head_dim] and [tokens, kv_heads, head_dim]."""
+        """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and K/V
+        [tokens, kv_heads, head_dim].
+        """
         batch = packed_seq_params
         assert batch is not None and attention_mask is None and attention_bias is None
-        query, key, scale = factored_inputs(query, key, batch, is_rotated=self.is_rotated)
+        scale = 1 / math.sqrt(query.shape[-1])
+        if self.is_rotated:
+            query, key, scale = apply_factors(query, key, batch)
         boundaries, longest = batch.cu_seqlens_q, batch.max_seqlen_q
         out = self.kernel(
             query, key, value, boundaries, boundaries, longest, longest,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from megatron_longrope.model.attention_inputs import factored_inputs
+from megatron_longrope.model.core_attention import apply_factors
 from megatron_longrope.model.packed import LongRopePackedParams
 
 _KERNELS = ("flash_attention", "fused_attention", "unfused_attention")
@@ -37,10 +39,12 @@ class TeDocumentAttention(nn.Module):
         *,
         window: int | None = None,
         is_rotated: bool = True,
+        fused_rope: bool = False,
         build_attention: Callable[..., nn.Module] | None = None,
         **megatron: Any,
     ) -> None:
-        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turned this layer's.
+        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns this layer's queries
+        and keys; `fused_rope`: in Transformer Engine's kernel.
 
         `megatron` is what megatron-core gives its own wrapper: communication, process groups. That wrapper is what
         `build_attention` makes unless told otherwise.
@@ -48,6 +52,7 @@ class TeDocumentAttention(nn.Module):
         super().__init__()
         assert config.attention_dropout == 0.0
         self.is_rotated, self.context_parallel = is_rotated, config.context_parallel_size
+        self.rotate = _fused_rotation() if fused_rope else None
         build_attention = build_attention or _megatron_attention()
         self.attention = build_attention(config=config, layer_number=layer_number, attn_mask_type=attn_mask_type,
                                          attention_type=attention_type, **megatron)  # fmt: skip
@@ -64,13 +69,12 @@ class TeDocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [tokens, heads · head_dim] for a query [tokens, heads, head_dim] and [tokens, kv_heads, head_dim].
-
-        `tokens` are this process's share of the batch.
+        """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and K/V
+        [tokens, kv_heads, head_dim]; tokens: this rank's share of the batch.
         """
         batch = packed_seq_params
         assert batch is not None and attention_mask is None and attention_bias is None
-        query, key, scale = factored_inputs(query, key, batch, is_rotated=self.is_rotated)
+        query, key, scale = self._apply_factors(query, key, batch)
         self.set_softmax_scale(scale)
         if len(batch.document_lengths) == 1:
             tensors, pack = (query[:, None], key[:, None], value[:, None]), None
@@ -87,6 +91,21 @@ class TeDocumentAttention(nn.Module):
     def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Nothing of attention is kept in checkpoints."""
         return {}
+
+    def _apply_factors(self, query: Tensor, key: Tensor, batch: LongRopePackedParams) -> tuple[Tensor, Tensor, float]:
+        """Returns query and key turned by the batch's angles, and the scale of their product.
+
+        The fused kernel takes our table row by row, an angle for every token of this process: so n̂, the restart at each
+        document and the cut by context parallelism are all in it. It gives no gradient of the angles.
+        """
+        if not self.is_rotated:
+            return query, key, 1 / math.sqrt(query.shape[-1])
+        if self.rotate is None or batch.scale_gradient is not None:
+            return apply_factors(query, key, batch)
+        assert batch.rotary_table is not None
+        angles = torch.cat([batch.rotary_table] * 2, dim=-1)[:, None, None]
+        query, key = (self.rotate(x[:, None], angles)[:, 0] for x in (query, key))
+        return query, key, batch.softmax_scale
 
     def _pack(self, batch: LongRopePackedParams) -> PackedSeqParams:
         """Returns the boundaries of the whole batch, all context-parallel shares together.
@@ -107,3 +126,10 @@ def _megatron_attention() -> Callable[..., nn.Module]:
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     return TEDotProductAttention  # type: ignore[no-any-return]
+
+
+def _fused_rotation() -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns the function of x [tokens, 1, heads, head_dim] and angles [tokens, 1, 1, head_dim]."""
+    from megatron.core.extensions.transformer_engine import fused_apply_rotary_pos_emb
+
+    return fused_apply_rotary_pos_emb  # type: ignore[no-any-return]

@@ -13,12 +13,15 @@ from megatron_longrope.model.te_attention import TeDocumentAttention
 FINAL_NORM = TENorm
 
 
-def te_layer_spec(*, qk_norm: bool = False, window: int | None = None, is_rotated: bool = True) -> ModuleSpec:
+def te_layer_spec(
+    *, fused_rope: bool = False, qk_norm: bool = False, window: int | None = None, is_rotated: bool = True
+) -> ModuleSpec:
     """Returns megatron-core's specification of one layer: norms fused into the projections that follow them.
 
-    `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: queries and keys are normalized by head.
+    `fused_rope`, `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: queries and keys are normalized by head.
     """
     spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
     attention = spec.submodules.self_attention.submodules
-    attention.core_attention = partial(TeDocumentAttention, window=window, is_rotated=is_rotated)
+    attention.core_attention = partial(TeDocumentAttention, window=window, is_rotated=is_rotated,
+                                       fused_rope=fused_rope)  # fmt: skip
     return spec

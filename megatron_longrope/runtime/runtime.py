@@ -87,6 +87,16 @@ def start_runtime(
         torch.set_num_threads(threads)
     device = _pick_device(on_cpu)
     _join(on_cpu, device, world_size, timeout_seconds)
+    try:
+        with divide_processes(layout, device, seed=seed) as runtime:
+            yield runtime
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def divide_processes(layout: ParallelLayout, device: torch.device, *, seed: int = 1234) -> Iterator[Runtime]:
+    """Divides processes that have joined already into the layout's groups, and dissolves these at the end."""
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -96,15 +106,14 @@ def start_runtime(
             pipeline_model_parallel_size=layout.pipeline_parallel,
             context_parallel_size=layout.context_parallel,
             hierarchical_context_parallel_sizes=_two_levels(layout),
-            create_gloo_process_groups=not on_cpu,
+            create_gloo_process_groups=device.type != "cpu",
         )
         torch.manual_seed(seed)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
         groups = ProcessGroupCollection.use_mpu_process_groups()
-        yield Runtime(layout, device, dist.get_rank(), world_size, groups)
+        yield Runtime(layout, device, dist.get_rank(), dist.get_world_size(), groups)
     finally:
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
 
 
 def _two_levels(layout: ParallelLayout) -> list[int] | None:

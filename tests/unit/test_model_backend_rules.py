@@ -80,6 +80,10 @@ REFUSED: dict[str, tuple[Combination, GpuStack]] = {
         H100),
     "with sliding-window attention": (
         combination(fp8="delayed", fp8_attention=True, packed=False, sliding_window=True), H100),
+    "given with transformer-engine": (combination(context_parallel=2, context_exchange="ring"), H100),
+    "fused_rope with 2³¹ values or more per process in the fused query, key and value": (
+        combination(fused_rope=True, sequence_length=349526), H100),
+    "fused_rope without transformer-engine": (combination("torch", fused_rope=True), H100),
     "selective with fp8_attention": (
         combination(fp8="delayed", fp8_attention=True, packed=False, recompute="selective"), H100),
 }  # fmt: skip
@@ -92,6 +96,9 @@ ALLOWED: list[tuple[Combination, GpuStack]] = [
     (combination(context_parallel=8, cp_comm_type="a2a", sliding_window=True), H100),
     (combination(context_parallel=4, cp_comm_type="all_gather", packed=False, sliding_window=True), A100),
     (combination(context_parallel=16, context_parallel_a2a=8, cp_comm_type="a2a+p2p", packed=False), H100),
+    (combination(fused_rope=True, sequence_length=349525), H100),
+    (combination(fused_rope=True, sequence_length=2 * 349525, context_parallel=2), H100),
+    (combination(fused_rope=True, sequence_length=2 * 349525, tensor_parallel=2), H100),
     (combination(fp8="tensorwise", context_parallel=2, recompute="full"), H100),
     (combination(fp8="blockwise", recompute="selective"), H100),
     (combination(fp8="mxfp8"), B200),
