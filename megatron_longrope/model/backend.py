@@ -62,6 +62,12 @@ class Backend:
             backward = self.settings.fp8_attention_backward if self.settings.fp8_attention else None
             prepare_transformer_engine(fp8_attention_backward=backward)
 
+    def check_searching(self) -> None:
+        """Raises InputError where scores of candidates may come out in another order than in BF16."""
+        if self.settings.fp8 != "off" and not self.settings.fp8_scoring:
+            rule = "may reorder candidates: show that it does not with benchmarks/fp8_ranking.py, then set fp8_scoring"
+            raise InputError("fp8", self.settings.fp8, rule)
+
     def padded_total(self, tokens: int) -> int:
         """Returns how many tokens a batch of `tokens` is filled up to."""
         return -(-tokens // self.token_multiple) * self.token_multiple

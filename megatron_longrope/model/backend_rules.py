@@ -166,7 +166,8 @@ RULES: tuple[Rule, ...] = (
         lambda w, s: w.settings.cp_comm_type != "auto" and w.layout.context_parallel == 1, _kind,
     ),
     Rule(
-        "context_exchange", "given with transformer-engine", "it is our own attention's; choose cp_comm_type instead", "",
+        "context_exchange", "given with transformer-engine",
+        "it is our own attention's; choose cp_comm_type instead", "",
         lambda w, s: w.layout.context_exchange != "auto" and _uses_te(w), lambda w, s: w.layout.context_exchange,
     ),
     Rule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from megatron.core.transformer.enums import AttnMaskType
@@ -25,15 +26,15 @@ class FlashDocumentAttention(nn.Module):
         *,
         window: int | None = None,
         is_rotated: bool = True,
+        kernel: Callable[..., Tensor] | None = None,
         **_: Any,
     ) -> None:
         """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns this layer's queries
-        and keys."""
+        and keys; `kernel`: flash_attn_varlen_func unless told otherwise.
+        """
         super().__init__()
         assert config.attention_dropout == 0.0 and config.context_parallel_size == 1
-        from flash_attn import flash_attn_varlen_func
-
-        self.kernel = flash_attn_varlen_func
+        self.kernel = kernel or _varlen_kernel()
         self.window_size = (-1, -1) if window is None else (window - 1, 0)
         self.is_rotated = is_rotated
 
@@ -61,3 +62,9 @@ class FlashDocumentAttention(nn.Module):
             softmax_scale=scale, causal=True, window_size=self.window_size,
         )  # fmt: skip
         return out.flatten(1)
+
+
+def _varlen_kernel() -> Callable[..., Tensor]:
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from megatron_longrope.config import Length, StrictConfig
+from megatron_longrope.model.backend_settings import BackendSettings
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.search import EvolutionSettings
@@ -141,6 +142,8 @@ class Recipe(StrictConfig):
     recovery: tuple[RecoveryStep, ...] = ()
     evaluation: EvaluationConfig
     parallel: ParallelLayout = ParallelLayout()
+    backend: BackendSettings = BackendSettings()
+    """FP8 in it concerns training alone, unless `fp8_scoring` is set."""
     dtype: DtypeName = "float32"
     angle_precision: AnglePrecision = "float64"
     seed: NonNegativeInt = 1234
