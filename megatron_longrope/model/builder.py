@@ -21,6 +21,7 @@ from megatron_longrope.model.norm import RMSNorm
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeFactors, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
+from megatron_longrope.runtime.te_environment import switches_kept
 
 
 @dataclass
@@ -84,21 +85,22 @@ def build_model(
     resolved = resolve_backend(
         backend or BackendSettings(), shape, layout, dtype=dtype, recompute=recompute, purpose=purpose
     )
-    resolved.prepare()
     config = transformer_config(shape, layout, resolved, dtype=dtype, recompute=recompute, initialize=initialize,
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
-    stage = LongRopeGPT(
-        config=config,
-        transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel, resolved),
-        vocab_size=shape.padded_vocab_size,
-        max_sequence_length=shape.context_length,
-        pre_process=runtime.is_first_stage,
-        post_process=runtime.is_last_stage,
-        share_embeddings_and_output_weights=shape.tie_embeddings,
-        position_embedding_type="rope",
-        pg_collection=runtime.groups,
-        real_vocab_size=shape.vocab_size,
-    )
+    with switches_kept():
+        stage = LongRopeGPT(
+            config=config,
+            transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel, resolved),
+            vocab_size=shape.padded_vocab_size,
+            max_sequence_length=shape.context_length,
+            pre_process=runtime.is_first_stage,
+            post_process=runtime.is_last_stage,
+            share_embeddings_and_output_weights=shape.tie_embeddings,
+            position_embedding_type="rope",
+            pg_collection=runtime.groups,
+            real_vocab_size=shape.vocab_size,
+        )
+    resolved.prepare()
     stage.to(runtime.device)
     return LongRopeModel(shape, runtime, stage, _unscaled(shape), resolved, angle_precision)
 

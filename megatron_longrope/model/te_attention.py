@@ -54,7 +54,7 @@ class TeDocumentAttention(nn.Module):
         self.is_rotated, self.context_parallel = is_rotated, config.context_parallel_size
         self.rotate = _fused_rotation() if fused_rope else None
         build_attention = build_attention or _megatron_attention()
-        self.attention = build_attention(config=config, layer_number=layer_number, attn_mask_type=attn_mask_type,
+        self.attention: Any = build_attention(config=config, layer_number=layer_number, attn_mask_type=attn_mask_type,
                                          attention_type=attention_type, **megatron)  # fmt: skip
         if window is not None:
             self.attention.window_size = (window - 1, 0)

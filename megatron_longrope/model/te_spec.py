@@ -18,7 +18,7 @@ def te_layer_spec(
 ) -> ModuleSpec:
     """Returns megatron-core's specification of one layer: norms fused into the projections that follow them.
 
-    `fused_rope`, `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: each head's query and key are normalized.
+    `fused_rope`, `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: norms on each head's query and key.
     """
     spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
     attention = spec.submodules.self_attention.submodules

@@ -214,7 +214,7 @@ class Extension:
         return loaded.model
 
     def _backend_inputs(self, backend: BackendSettings) -> dict[str, Any]:
-        """What of the engine belongs to a stage's inputs: what a person asked for. Its default may differ by machine."""
+        """What of the engine belongs to a stage's inputs: what a person asked for; `auto` may differ by machine."""
         return {} if backend == BackendSettings() else {"backend": backend.model_dump(mode="json")}
 
     def _tokenizer(self) -> TextTokenizer:

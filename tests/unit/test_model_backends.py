@@ -20,7 +20,7 @@ from megatron_longrope.model.backend_settings import BackendSettings
 from megatron_longrope.model.factor_gradient import score_with_gradient
 from megatron_longrope.model.flash_attention import FlashDocumentAttention
 from megatron_longrope.model.te_attention import TeDocumentAttention
-from megatron_longrope.rope import FactorSet, RopeFactors
+from megatron_longrope.rope import FactorOrigin, FactorSet, RopeFactors
 from megatron_longrope.runtime import ParallelLayout, Runtime, te_environment
 from tests.fake_engines import FakeTeAttention, exact_attention, fake_flash_attn_varlen_func
 from tests.gpu_stacks import H100, LLAMA_8B
@@ -63,9 +63,9 @@ def factors(model: LongRopeModel, scale: float, start: int, temperature: float) 
     pairs = shape.head_dim // 2
     return FactorSet.single(
         RopeFactors(
-            rescale=tuple(np.linspace(1, scale, pairs)), start_tokens=start, attention_factor=temperature,
+            rescale=tuple(np.linspace(1, scale, pairs).tolist()), start_tokens=start, attention_factor=temperature,
             original_length=shape.context_length, target_length=int(shape.context_length * 8), base=shape.rope_base,
-            head_dim=shape.head_dim,
+            head_dim=shape.head_dim, origin=FactorOrigin(method="test"),
         )
     )  # fmt: skip
 
@@ -235,16 +235,22 @@ def test_without_a_gpu_the_model_is_built_with_torch_and_others_are_refused(runt
             build_model(model.shape, runtime, dtype=torch.bfloat16, backend=BackendSettings(engine=engine))
 
 
-def test_environment_of_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NVTE_UNFUSED_ATTN", "NVTE_FP8_DPA_BWD"):
-        monkeypatch.delenv(name, raising=False)
+def test_environment_of_transformer_engine(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NVTE_UNFUSED_ATTN", "NVTE_FUSED_ATTN", "NVTE_FP8_DPA_BWD"):
+        monkeypatch.setenv(name, "")  # so that it is put back at the end
+        monkeypatch.delenv(name)
     monkeypatch.setattr(te_environment, "_ours", set())
+    monkeypatch.setenv("NVTE_FLASH_ATTN", "0")
     te_environment.prepare_transformer_engine(fp8_attention_backward=None)
     assert os.environ["NVTE_UNFUSED_ATTN"] == "0" and "NVTE_FP8_DPA_BWD" not in os.environ
+    our_model(tiny_hf_model(), runtime)  # megatron-core turns all switches on, and would refuse to find one off
+    assert os.environ["NVTE_UNFUSED_ATTN"] == "0" and os.environ["NVTE_FLASH_ATTN"] == "0"
+    assert "NVTE_FUSED_ATTN" not in os.environ
     te_environment.prepare_transformer_engine(fp8_attention_backward=False)
     te_environment.prepare_transformer_engine(fp8_attention_backward=True)
     assert os.environ["NVTE_FP8_DPA_BWD"] == "1"
     monkeypatch.setattr(te_environment, "_ours", set())
-    monkeypatch.setenv("NVTE_UNFUSED_ATTN", "1")
-    with pytest.raises(InputError, match="NVTE_UNFUSED_ATTN=1: unset it"):
-        te_environment.prepare_transformer_engine(fp8_attention_backward=None)
+    monkeypatch.setenv("NVTE_FP8_DPA_BWD", "1")
+    te_environment.prepare_transformer_engine(fp8_attention_backward=None)
+    with pytest.raises(InputError, match="NVTE_FP8_DPA_BWD=1: unset it"):
+        te_environment.prepare_transformer_engine(fp8_attention_backward=False)
