@@ -237,9 +237,10 @@ def _device() -> str:
 def _line(row: Measured) -> str:
     return (
         f"{format_length(row.length):>5} {row.shape:>14} {row.path:<31} loss {row.loss:.4f} "
-        f"({row.loss_difference:+.4f}, by token {row.token_difference:.4f})  training {row.training_tokens_per_second:,.0f} tokens/s "
-        f"{row.training_tflops:.1f} TFLOP/s  forward {row.forward_tokens_per_second:,.0f} tokens/s "
-        f"{row.forward_tflops:.1f} TFLOP/s  peak {row.peak_gib:.1f} GiB"
+        f"({row.loss_difference:+.4f}, by token {row.token_difference:.4f})  "
+        f"training {row.training_tokens_per_second:,.0f} tokens/s {row.training_tflops:.1f} TFLOP/s  "
+        f"forward {row.forward_tokens_per_second:,.0f} tokens/s {row.forward_tflops:.1f} TFLOP/s  "
+        f"peak {row.peak_gib:.1f} GiB"
     )
 
 
