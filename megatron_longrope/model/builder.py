@@ -14,6 +14,7 @@ from torch.nn.functional import silu
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.core_attention import DocumentAttention
 from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
+from megatron_longrope.model.lean_layer import LeanLayer
 from megatron_longrope.model.norm import RMSNorm
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeFactors, RopeGeometry
@@ -96,6 +97,7 @@ def build_model(
 def block_spec(num_layers: int) -> TransformerBlockSubmodules:
     """Returns megatron-core's local specification of one stage's layers, with our norm and core attention in it."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.module = LeanLayer
     layer = spec.submodules
     layer.input_layernorm = RMSNorm
     layer.pre_mlp_layernorm = RMSNorm

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_longrope.data import DocumentBatch
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.forward import run_stage, share_of
-from megatron_longrope.runtime import ParallelLayout, Runtime
+from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.runtime.runtime import divide_processes
 from tests.distributed.spawn import run_distributed
 from tests.tiny_models import HfWeights, our_model, random_documents, stage_tensors, tiny_hf_model
