@@ -47,6 +47,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     angle_precision: AnglePrecision = "float64",
     recompute: Recompute = "none",
+    offload: bool = False,
 ) -> LoadedModel:
     """Returns the model in `path`, weights cast to `dtype`, cut by the runtime's layout; every rank calls it.
 
@@ -62,7 +63,7 @@ def load_model(
         description = read_description(folder)
         shape, factor_set, files = description.shape, description.factor_set, hf_folder(folder)
     model = build_model(shape, runtime, dtype=dtype, recompute=recompute, initialize=False,
-                        angle_precision=angle_precision)  # fmt: skip
+                        angle_precision=angle_precision, offload=offload)  # fmt: skip
     if kind == "hf":
         load_hf_weights(model, opened)
     else:

@@ -16,6 +16,7 @@ from megatron_longrope.model.core_attention import DocumentAttention
 from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
 from megatron_longrope.model.lean_layer import LeanLayer
 from megatron_longrope.model.norm import RMSNorm
+from megatron_longrope.model.offload import offload_inputs_of
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeFactors, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
@@ -67,11 +68,15 @@ def build_model(
     recompute: Recompute = "none",
     initialize: bool = True,
     angle_precision: AnglePrecision = "float64",
+    offload: bool = False,
 ) -> LongRopeModel:
     """Returns this process's stage on its device, unscaled; `initialize=False` leaves weights for a checkpoint to fill.
 
-    Raises InputError where the layout cannot cut this shape.
+    `offload` keeps the inputs of recomputed layers in host memory. Raises InputError where the layout cannot cut this
+    shape, and for offload without full recomputation.
     """
+    if offload and recompute != "full":
+        raise InputError("offload", offload, f"moves the inputs of recomputed layers: recompute=full, not {recompute}")
     layout = runtime.layout
     layout.check_model(num_layers=shape.num_layers, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
                        ffn_hidden_size=shape.ffn_hidden_size)  # fmt: skip
@@ -90,6 +95,8 @@ def build_model(
         real_vocab_size=shape.vocab_size,
     )
     stage.to(runtime.device)
+    if offload:
+        offload_inputs_of(stage.decoder, shape.hidden_size)
     model = LongRopeModel(shape, runtime, stage, _unscaled(shape), angle_precision)
     return model
 

@@ -206,7 +206,8 @@ class Extension:
     def _load(self, checkpoint: str) -> LongRopeModel:
         dtype: torch.dtype = TORCH_DTYPES[self.recipe.dtype]
         loaded = load_model(self.directory.checkpoint(checkpoint), self.runtime, dtype=dtype,
-                            angle_precision=self.recipe.angle_precision)  # fmt: skip
+                            angle_precision=self.recipe.angle_precision, recompute=self.recipe.recompute,
+                            offload=self.recipe.offload)  # fmt: skip
         return loaded.model
 
     def _tokenizer(self) -> TextTokenizer:
