@@ -47,6 +47,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     angle_precision: AnglePrecision = "float64",
     recompute: Recompute = "none",
+    offload: bool = False,
     backend: BackendSettings | None = None,
     purpose: Purpose = "scoring",
 ) -> LoadedModel:
@@ -65,7 +66,8 @@ def load_model(
         description = read_description(folder)
         shape, factor_set, files = description.shape, description.factor_set, hf_folder(folder)
     model = build_model(shape, runtime, dtype=dtype, recompute=recompute, initialize=False,
-                        angle_precision=angle_precision, backend=backend, purpose=purpose)  # fmt: skip
+                        angle_precision=angle_precision, offload=offload, backend=backend,
+                        purpose=purpose)  # fmt: skip
     if kind == "hf":
         load_hf_weights(model, opened)
     else:

@@ -74,6 +74,8 @@ def _model_options(function: CallableT) -> CallableT:
                      help="Short documents share a forward pass up to this many."),
         click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
         click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
+        click.option("--context-parallel", type=click.IntRange(1), default=1, metavar="N",
+                     help="Processes that share each sequence."),
         click.option("--sequence-parallel", is_flag=True, help="Cut activations over the tensor-parallel processes."),
         engine_option,
         json_option,
@@ -171,6 +173,7 @@ def _loaded(settings: dict[str, Any]) -> Iterator[tuple[Runtime, LoadedModel]]:
     layout = ParallelLayout(
         tensor_parallel=settings["tensor_parallel"],
         pipeline_parallel=settings["pipeline_parallel"],
+        context_parallel=settings["context_parallel"],
         sequence_parallel=settings["sequence_parallel"],
     )
     with start_runtime(layout) as runtime:

@@ -51,7 +51,8 @@ class DocumentBatch:
         padded = -(-lengths // pad_to_multiple) * pad_to_multiple
         missing = 0 if total is None else total - int(padded.sum())
         if missing > 0:
-            lengths, padded = np.append(lengths, 0), np.append(padded, missing)
+            filler = -(-missing // pad_to_multiple) * pad_to_multiple
+            lengths, padded = np.append(lengths, 0), np.append(padded, filler)
         starts = np.concatenate(([0], np.cumsum(padded)))
         size = int(starts[-1])
         if size > np.iinfo(np.int32).max:

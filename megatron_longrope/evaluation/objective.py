@@ -65,7 +65,7 @@ class ObjectivePart:
 class PerplexityObjective:
     """Scores candidates on a model: called with candidates, it returns their evaluations, the same on every rank.
 
-    Each data-parallel group evaluates its share of the candidates with its own TP×PP. After a call the model has the
+    Each data-parallel group evaluates its share of the candidates with its own TP×PP×CP. After a call the model has the
     factors of the last candidate asked, on every rank: whoever goes on with the model sets the factors wanted.
 
     An evaluation has an entry per document, parts in order. Token counts are those of the counted predictions. Its

@@ -17,7 +17,9 @@ from megatron_longrope.model.backend_settings import BackendSettings, Purpose, R
 from megatron_longrope.model.core_attention import DocumentAttention
 from megatron_longrope.model.flash_attention import FlashDocumentAttention
 from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
+from megatron_longrope.model.lean_layer import LeanLayer
 from megatron_longrope.model.norm import RMSNorm
+from megatron_longrope.model.offload import offload_inputs_of
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeFactors, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
@@ -69,22 +71,25 @@ def build_model(
     recompute: Recompute = "none",
     initialize: bool = True,
     angle_precision: AnglePrecision = "float64",
+    offload: bool = False,
     backend: BackendSettings | None = None,
     purpose: Purpose = "training",
     sequence_length: int | None = None,
 ) -> LongRopeModel:
     """Returns this process's stage on its device, unscaled; `initialize=False` leaves weights for a checkpoint to fill.
 
-    A model built for `purpose="training"` scores as well; `sequence_length` is the longest row's over all processes,
-    where it is known already. Raises InputError where the layout cannot cut this shape, and
-    where backend, layout, shape and machine do not go together.
+    `offload` keeps the inputs of recomputed layers in host memory. A model built for `purpose="training"` scores as
+    well; `sequence_length` is the longest row's over all processes, where it is known already. Raises InputError where
+    the layout cannot cut this shape, for offload without full recomputation, and where backend, layout, shape and
+    machine do not go together.
     """
+    if offload and recompute != "full":
+        raise InputError("offload", offload, f"moves the inputs of recomputed layers: recompute=full, not {recompute}")
     layout = runtime.layout
     layout.check_model(num_layers=shape.num_layers, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
                        ffn_hidden_size=shape.ffn_hidden_size)  # fmt: skip
-    resolved = resolve_backend(
-        backend or BackendSettings(), shape, layout, dtype=dtype, recompute=recompute, purpose=purpose
-    )
+    resolved = resolve_backend(backend or BackendSettings(), shape, layout, dtype=dtype, recompute=recompute,
+                               purpose=purpose, sequence_length=sequence_length)  # fmt: skip
     config = transformer_config(shape, layout, resolved, dtype=dtype, recompute=recompute, initialize=initialize,
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
     with switches_kept():
@@ -102,6 +107,8 @@ def build_model(
         )
     resolved.prepare()
     stage.to(runtime.device)
+    if offload:
+        offload_inputs_of(stage.decoder, shape.hidden_size)
     return LongRopeModel(shape, runtime, stage, _unscaled(shape), resolved, angle_precision)
 
 
@@ -110,9 +117,11 @@ def block_spec(num_layers: int, backend: Backend) -> TransformerBlockSubmodules:
     if backend.engine == "transformer-engine":
         from megatron_longrope.model.te_spec import FINAL_NORM, te_layer_spec
 
-        spec = te_layer_spec(fused_rope=backend.settings.fused_rope)
+        settings = backend.settings
+        spec = te_layer_spec(fused_rope=settings.fused_rope, is_lean=settings.fp8 == "off")
         return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=FINAL_NORM)
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.module = LeanLayer
     layer = spec.submodules
     layer.input_layernorm = RMSNorm
     layer.pre_mlp_layernorm = RMSNorm

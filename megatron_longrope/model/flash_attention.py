@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -49,13 +50,14 @@ class FlashDocumentAttention(nn.Module):
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
         """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and K/V
-        [tokens, kv_heads, head_dim].
+        [tokens, kv_heads, head_dim]. In evaluation query and key are overwritten.
         """
         batch = packed_seq_params
         assert batch is not None and attention_mask is None and attention_bias is None
         scale = 1 / math.sqrt(query.shape[-1])
         if self.is_rotated:
-            query, key, scale = apply_factors(query, key, batch)
+            overwrite = not self.training and not torch.is_grad_enabled()
+            query, key, scale = apply_factors(query, key, batch, overwrite=overwrite)
         boundaries, longest = batch.cu_seqlens_q, batch.max_seqlen_q
         out = self.kernel(
             query, key, value, boundaries, boundaries, longest, longest,

@@ -70,7 +70,7 @@ class TeDocumentAttention(nn.Module):
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
         """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and K/V
-        [tokens, kv_heads, head_dim]; tokens: this rank's share of the batch.
+        [tokens, kv_heads, head_dim]; tokens: this rank's share. In evaluation query and key are overwritten.
         """
         batch = packed_seq_params
         assert batch is not None and attention_mask is None and attention_bias is None
@@ -101,7 +101,8 @@ class TeDocumentAttention(nn.Module):
         if not self.is_rotated:
             return query, key, 1 / math.sqrt(query.shape[-1])
         if self.rotate is None or batch.scale_gradient is not None:
-            return apply_factors(query, key, batch)
+            overwrite = not self.training and not torch.is_grad_enabled()
+            return apply_factors(query, key, batch, overwrite=overwrite)
         assert batch.rotary_table is not None
         angles = torch.cat([batch.rotary_table] * 2, dim=-1)[:, None, None]
         query, key = (self.rotate(x[:, None], angles)[:, 0] for x in (query, key))

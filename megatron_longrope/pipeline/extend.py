@@ -210,7 +210,8 @@ class Extension:
         dtype: torch.dtype = TORCH_DTYPES[self.recipe.dtype]
         backend = self.recipe.backend if purpose == "training" else self.recipe.backend.for_scoring()
         loaded = load_model(self.directory.checkpoint(checkpoint), self.runtime, dtype=dtype,
-                            angle_precision=self.recipe.angle_precision, backend=backend, purpose=purpose)  # fmt: skip
+                            angle_precision=self.recipe.angle_precision, recompute=self.recipe.recompute,
+                            offload=self.recipe.offload, backend=backend, purpose=purpose)  # fmt: skip
         return loaded.model
 
     def _backend_inputs(self, backend: BackendSettings) -> dict[str, Any]:
