@@ -153,6 +153,12 @@ RULES: tuple[Rule, ...] = (
         lambda w, s: w.engine != "torch" and _below(s, (8, 0)), _device,
     ),
     Rule(
+        "packed", "transformer-engine from sm120 on without flash-attn",
+        "cuDNN takes no packed documents there: flash-attn or packed=false", "TE:utils.py:686",
+        lambda w, s: _uses_te(w) and w.settings.packed and not _below(s, (12, 0)) and s.flash_attn is None,
+        lambda w, s: w.settings.packed,
+    ),
+    Rule(
         "engine", "flash-attn with context_parallel above 1",
         "use torch: its ring attention has kernels of its own", "",
         lambda w, s: w.engine == "flash-attn" and w.layout.context_parallel > 1, _engine,

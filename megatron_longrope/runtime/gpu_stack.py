@@ -75,9 +75,11 @@ def choose_engine(
     if dtype != torch.bfloat16:
         name = str(dtype).removeprefix("torch.")
         return EngineChoice("torch", f"the kernels of Transformer Engine and flash-attn take bfloat16, not {name}")
-    if stack.transformer_engine is not None:
+    if stack.transformer_engine is not None and (stack.capability < (12, 0) or stack.flash_attn is not None):
         return EngineChoice("transformer-engine", f"version {stack.transformer_engine} loads on this CUDA device")
     missing = f"Transformer Engine: {stack.transformer_engine_absence}"
+    if stack.transformer_engine is not None:
+        missing = "Transformer Engine has no kernel for packed documents here without flash-attn"
     if stack.flash_attn is None:
         return EngineChoice("torch", f"{missing}; flash-attn: {stack.flash_attn_absence}")
     if context_parallel > 1:

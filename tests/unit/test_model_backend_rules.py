@@ -21,6 +21,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
 NO_GPU = GpuStack()
 NO_TE = replace(H100, transformer_engine=None, transformer_engine_absence="not installed")
 NOTHING = replace(NO_TE, flash_attn=None)
+BARE_5090 = replace(RTX5090, flash_attn=None)
 
 
 def combination(engine: str = "transformer-engine", **changes: Any) -> Combination:
@@ -43,6 +44,7 @@ REFUSED: dict[str, tuple[Combination, GpuStack]] = {
     "transformer-engine or flash-attn with anything but bfloat16": (combination(dtype=torch.float32), H100),
     "transformer-engine or flash-attn above 256, or no multiple of 8": (combination(shape=shaped(head_dim=260)), H100),
     "transformer-engine or flash-attn below sm80": (combination("flash-attn"), V100),
+    "transformer-engine from sm120 on without flash-attn": (combination(), BARE_5090),
     "flash-attn with context_parallel above 1": (combination("flash-attn", context_parallel=2), H100),
     "given without transformer-engine": (combination("torch", context_parallel=2, cp_comm_type="p2p"), H100),
     "given with context_parallel=1": (combination(cp_comm_type="p2p"), H100),
@@ -149,6 +151,7 @@ def test_scoring_in_fp8_attention_is_not_to_be_had_on_hopper() -> None:
         (NO_TE, {"context_parallel": 2}, "torch", "context_parallel=1 only"),
         (NOTHING, {}, "torch", "flash-attn: not installed"),
         (V100, {}, "torch", "sm70"),
+        (BARE_5090, {}, "torch", "no kernel for packed documents"),
     ],
 )
 def test_auto(stack: GpuStack, asked: dict[str, Any], engine: str, said: str) -> None:
@@ -156,7 +159,7 @@ def test_auto(stack: GpuStack, asked: dict[str, Any], engine: str, said: str) ->
     assert choice.engine == engine and said in choice.reason
 
 
-@pytest.mark.parametrize("stack", [NO_GPU, H100, A100, B200, RTX5090, V100, NO_TE, NOTHING])
+@pytest.mark.parametrize("stack", [NO_GPU, H100, A100, B200, RTX5090, V100, NO_TE, NOTHING, BARE_5090])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [LLAMA_8B, SMALL, shaped(head_dim=20), shaped(head_dim=512)])
 def test_auto_never_chooses_what_the_matrix_refuses(stack: GpuStack, dtype: torch.dtype, shape: Any) -> None:

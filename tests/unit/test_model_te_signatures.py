@@ -19,6 +19,7 @@ from megatron_longrope.model import LongRopeModel, backend, build_model
 from megatron_longrope.model.backend_settings import BackendSettings
 from megatron_longrope.model.checkpoint import load_weights, save_checkpoint
 from megatron_longrope.runtime import Runtime
+from megatron_longrope.training.optimizer import is_attention
 from tests.fake_engines import FakeTeAttention
 from tests.gpu_stacks import H100, SMALL
 from tests.tiny_models import single_runtime
@@ -116,6 +117,19 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter(
         name in (rule.stored, rule.megatron)
         for (name, _), rule in zip(model.stage.named_parameters(), found, strict=True)
     )
+
+
+def test_training_attention_alone_means_the_same_weights(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = build_model(SMALL, runtime, dtype=torch.bfloat16)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(backend, "gpu_stack", lambda: H100)
+        theirs = te_model(runtime)
+    trained = [
+        {rule_of(name, SMALL, 0).stored for name, _ in model.stage.named_parameters() if is_attention(name)}
+        for model in (ours, theirs)
+    ]
+    assert trained[0] == trained[1] and len(trained[0]) == 2 * SMALL.num_layers
 
 
 def test_checkpoints_of_both_specifications_are_the_same(
