@@ -20,9 +20,13 @@ from megatron_longrope.runtime import Runtime
 
 SHAPE = ModelShape(num_layers=4, hidden_size=512, ffn_hidden_size=1024, num_heads=4, num_kv_heads=2,
                    head_dim=128, vocab_size=1000, context_length=256)  # fmt: skip
-BF16_TOLERANCE = 5e-3
-"""Nats per token, in the mean over a thousand tokens, of a way of computing in BF16 to float32."""
-FP8_TOLERANCE = 5e-2
+BF16_TOLERANCE = 1e-3
+"""Nats per token, in the mean over a thousand tokens, of a way of computing in BF16 to float32. Our own engine on a CPU
+is 6e-5 away, and two candidates of the tests are 0.03 apart."""
+BF16_GRADIENTS = 0.08
+"""Of a gradient's norm; our own engine on a CPU is 0.028 away."""
+FP8_TOLERANCE = 2e-2
+"""Not measured yet: sixteen times coarser than BF16, and the mean over tokens to even it out."""
 
 
 def engine_model(
@@ -40,13 +44,13 @@ def engine_model(
 
 @torch.no_grad()
 def fill_weights(model: LongRopeModel) -> None:
-    """Draws each weight in float32 from its name in checkpoints; large enough for attention that is not flat."""
+    """Draws each weight in float32 from its name in checkpoints; twice the usual size, so that attention is not flat."""
     for name, parameter in model.stage.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0)
             continue
         generator = torch.Generator("cpu").manual_seed(zlib.crc32(rule_of(name, model.shape, 0).stored.encode()))
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.04)
 
 
 def candidate(scale: float, start_tokens: int, temperature: float) -> RopeFactors:

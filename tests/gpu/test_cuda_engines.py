@@ -14,6 +14,7 @@ from megatron_longrope.model import LongRopeModel, score_documents
 from megatron_longrope.model.checkpoint import load_weights, save_checkpoint
 from megatron_longrope.runtime import Runtime, start_runtime
 from tests.gpu.engines import (
+    BF16_GRADIENTS,
     BF16_TOLERANCE,
     FP8_TOLERANCE,
     batch_for,
@@ -59,7 +60,8 @@ def test_losses_are_those_of_float32(settings: dict[str, Any], lengths: tuple[in
     expected = nats(engine_model(runtime, torch.float32, engine="torch"), lengths)
     tolerance = FP8_TOLERANCE if "fp8" in settings else BF16_TOLERANCE
     assert abs(found.mean() - expected.mean()) < tolerance
-    assert np.corrcoef(found, expected)[0, 1] > 0.99  # the same text predicted, not the same average by chance
+    # the same text predicted, not the same average by chance
+    assert np.corrcoef(found, expected)[0, 1] > (0.95 if "fp8" in settings else 0.999)
 
 
 @pytest.mark.parametrize("lengths", [PACKED, ALONE], ids=["packed", "alone"])
@@ -77,7 +79,7 @@ def test_gradients_are_those_of_float32(
     expected, found = gradients(exact), gradients(model)
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() < 0.05 * gradient.norm(), name
+        assert (found[name] - gradient).norm() < BF16_GRADIENTS * gradient.norm(), name
 
 
 @pytest.mark.parametrize("settings", [*BF16, *FP8], ids=named)
