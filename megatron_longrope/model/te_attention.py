@@ -40,7 +40,7 @@ class TeDocumentAttention(nn.Module):
         window: int | None = None,
         is_rotated: bool = True,
         fused_rope: bool = False,
-        build_attention: Callable[..., nn.Module] | None = None,
+        build_attention: Callable[..., Any] | None = None,
         **megatron: Any,
     ) -> None:
         """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns this layer's queries
@@ -54,7 +54,7 @@ class TeDocumentAttention(nn.Module):
         self.is_rotated, self.context_parallel = is_rotated, config.context_parallel_size
         self.rotate = _fused_rotation() if fused_rope else None
         build_attention = build_attention or _megatron_attention()
-        self.attention: Any = build_attention(config=config, layer_number=layer_number, attn_mask_type=attn_mask_type,
+        self.attention = build_attention(config=config, layer_number=layer_number, attn_mask_type=attn_mask_type,
                                          attention_type=attention_type, **megatron)  # fmt: skip
         if window is not None:
             self.attention.window_size = (window - 1, 0)
@@ -123,7 +123,7 @@ class TeDocumentAttention(nn.Module):
         )  # fmt: skip
 
 
-def _megatron_attention() -> Callable[..., nn.Module]:
+def _megatron_attention() -> Callable[..., Any]:
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     return TEDotProductAttention  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ from megatron_longrope.runtime import Runtime
 SHAPE = ModelShape(num_layers=4, hidden_size=512, ffn_hidden_size=1024, num_heads=4, num_kv_heads=2,
                    head_dim=128, vocab_size=1000, context_length=256)  # fmt: skip
 BF16_TOLERANCE = 1e-3
-"""Nats per token, in the mean over a thousand tokens, of a way of computing in BF16 to float32. Our own engine on a CPU
+"""Nats per token, in the mean over a thousand tokens, of computing in BF16 to float32. Our own engine on a CPU
 is 6e-5 away, and two candidates of the tests are 0.03 apart."""
 BF16_GRADIENTS = 0.08
 """Of a gradient's norm; our own engine on a CPU is 0.028 away."""
@@ -44,7 +44,7 @@ def engine_model(
 
 @torch.no_grad()
 def fill_weights(model: LongRopeModel) -> None:
-    """Draws each weight in float32 from its name in checkpoints; twice the usual size, so that attention is not flat."""
+    """Draws each weight in float32 from its name in checkpoints; twice the usual size: attention is not flat."""
     for name, parameter in model.stage.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0)
