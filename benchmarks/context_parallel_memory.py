@@ -5,7 +5,8 @@
 
 Shape of the demonstration model, random weights, float32, one document. `train` is a forward and backward pass without
 recomputation, `score` an evaluation. What is reported is the peak above idle, weights and the output layer's gradient
-(of all gradients the only one that exists when the peak is reached): the largest of all ranks. One thread per process; at 64k all of it takes some hours of a CPU core and up to 6 GB.
+(of all gradients the only one that exists when the peak is reached): the largest of all ranks. One thread per process;
+at 64k all of it takes some hours of a CPU core and up to 6 GB.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ def _vocabularies(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _peak(size: int, settings: dict[str, Any]) -> int:
-    return max(int(rank["peak_bytes"]) for rank in run_ranks("benchmarks.context_parallel_memory", size, {"size": size, **settings}))
+    return max(
+        int(rank["peak_bytes"])
+        for rank in run_ranks("benchmarks.context_parallel_memory", size, {"size": size, **settings})
+    )
 
 
 def _measure(settings: dict[str, Any]) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def _scaling(options: argparse.Namespace, length: int) -> list[dict[str, Any]]:
         print(f"{_line(rows[-1])}  {speedup / size:.3f} × ranks (bar {BAR_SCALING})", flush=True)
     rows.append(_row(options, length, 1, "transformers"))
     ours, theirs = rows[0], rows[-1]
-    print(f"{_line(theirs)}  ours: {ours['tokens_per_second'] / theirs['tokens_per_second']:.2f} × its tokens/s (bar 1), "
-          f"{ours['peak_bytes'] / theirs['peak_bytes']:.2f} × its peak (bar {BAR_MEMORY})", flush=True)  # fmt: skip
+    speed, memory = (ours[key] / theirs[key] for key in ("tokens_per_second", "peak_bytes"))
+    print(f"{_line(theirs)}  ours: {speed:.2f} × its tokens/s (bar 1), {memory:.2f} × its peak (bar {BAR_MEMORY})")
     return rows
 
 

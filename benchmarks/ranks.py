@@ -17,7 +17,7 @@ _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6553
 
 
 def run_ranks(module: str, world_size: int, settings: dict[str, Any], threads: int = 1) -> list[dict[str, Any]]:
-    """Returns what `python -m module --worker` of each of `world_size` processes wrote, in rank order; it gets `settings`."""
+    """Returns what `python -m module --worker SETTINGS` wrote in each of `world_size` processes, in rank order."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

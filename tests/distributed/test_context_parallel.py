@@ -23,6 +23,7 @@ from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
 from megatron_longrope.search.types import Candidate
 from megatron_longrope.training import Trainer, TrainingConfig
+from tests.distributed.one_world import joined_processes
 from tests.distributed.spawn import run_distributed
 from tests.tiny_models import VOCABULARY, HfWeights, our_model, random_documents, tiny_hf_model
 
@@ -110,13 +111,11 @@ class Seen(NamedTuple):
 
 def all_layouts(weights: HfWeights, dataset: Path) -> dict[str, Seen]:
     """Runs on each of four ranks."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
     seen = {}
-    for name, layout in LAYOUTS.items():
-        with divide_processes(layout, torch.device("cpu")) as runtime:
-            seen[name] = everything(runtime, weights, dataset)
-    dist.destroy_process_group()
+    with joined_processes():
+        for name, layout in LAYOUTS.items():
+            with divide_processes(layout, torch.device("cpu")) as runtime:
+                seen[name] = everything(runtime, weights, dataset)
     return seen
 
 
