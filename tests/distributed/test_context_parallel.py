@@ -112,9 +112,9 @@ class Seen(NamedTuple):
 def all_layouts(weights: HfWeights, dataset: Path) -> dict[str, Seen]:
     """Runs on each of four ranks."""
     seen = {}
-    with joined_processes():
+    with joined_processes() as store:
         for name, layout in LAYOUTS.items():
-            with divide_processes(layout, torch.device("cpu")) as runtime:
+            with divide_processes(layout, torch.device("cpu"), store) as runtime:
                 seen[name] = everything(runtime, weights, dataset)
     return seen
 
