@@ -170,7 +170,7 @@ def transformer_config(
         calculate_per_token_loss=True,
         use_cpu_initialization=on_cpu,
         perform_initialization=initialize,
-        bias_activation_fusion=False,
+        bias_activation_fusion=True,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,

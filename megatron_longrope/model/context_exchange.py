@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_longrope.runtime.layout import ContextExchange
 
 Pair = tuple[Tensor, Tensor]
-"""Keys and values, or their gradients: each [tokens, kv_heads, head_dim], contiguous."""
+"""Keys and values, or their gradients: each [kv_heads, tokens, head_dim], contiguous."""
 ExchangeKind = Literal["ring", "all_gather"]
 
 

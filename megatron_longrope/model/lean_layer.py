@@ -19,8 +19,8 @@ SMALLEST_CHUNK = 512
 class LeanLayer(TransformerLayer):
     """megatron-core's layer in training. In evaluation all that is done token by token is done in chunks of them.
 
-    What is alive at once is then: hidden states (overwritten), queries, this share's K/V with what the exchange holds,
-    and attention's output; of projections, norms and MLP one chunk.
+    What is alive at once is then: hidden states (overwritten), queries (overwritten by attention's output), this
+    share's K/V, and of attention a part of the heads with what the exchange holds for it; else one chunk.
     """
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -39,7 +39,8 @@ class LeanLayer(TransformerLayer):
         places: list[Tensor] = []
         for rows in _chunks(hidden):
             parts = attention.get_query_key_value_tensors(self.input_layernorm(hidden[rows]), None)
-            places = places or [part.new_empty(shares, hidden.shape[0], *part.shape[2:]) for part in parts]
+            places = places or [_place_for(part, shares, hidden.shape[0], by_head) for part, by_head in
+                                zip(parts, (False, True, True), strict=True)]  # fmt: skip
             for place, part in zip(places, parts, strict=True):
                 place[:, rows] = part[:, 0].unflatten(0, (shares, -1))
         query, key, value = (place.flatten(0, 1) for place in places)
@@ -52,6 +53,14 @@ class LeanLayer(TransformerLayer):
             chunk = hidden[rows].add_(attended)
             chunk.add_(self.mlp(self.pre_mlp_layernorm(chunk))[0])
         return hidden
+
+
+def _place_for(part: Tensor, shares: int, tokens: int, by_head: bool) -> Tensor:
+    """Returns an empty [shares, tokens, heads, head_dim]; K/V lie by head in memory, as they are exchanged."""
+    heads, head_dim = part.shape[2:]
+    if by_head:
+        return part.new_empty(heads, shares, tokens, head_dim).permute(1, 2, 0, 3)
+    return part.new_empty(shares, tokens, heads, head_dim)
 
 
 def _chunks(hidden: Tensor) -> Iterator[slice]:

@@ -31,6 +31,7 @@ from megatron_longrope.pipeline.searching import (
     SearchProblem,
     first_search,
     recovery_search,
+    search_cost_json,
     search_factors,
     search_objective,
     second_search,
@@ -137,8 +138,8 @@ class Extension:
             objective = search_objective(model, documents, self.tokenizer, config, problem.length)
             show = self.progress.search(problem.name)
             factors, outcome = search_factors(problem, objective, config, self.directory, identity, show)
-            return {"factors": factors_to_json(factors), "evaluations": outcome.num_evaluations,
-                    "tokens": outcome.tokens, "perplexity": outcome.evaluation.perplexity}  # fmt: skip
+            cost = search_cost_json(outcome, model.shape, problem.length)
+            return {"factors": factors_to_json(factors), **cost, "perplexity": outcome.evaluation.perplexity}
 
         result = self.stages.run(problem.name, inputs, work)
         return factors_from_json(result["factors"], problem.name).for_length(problem.length)

@@ -10,7 +10,7 @@ from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.model.backend_settings import BackendSettings, Recompute
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.runtime import ParallelLayout
-from megatron_longrope.search import EvolutionSettings
+from megatron_longrope.search import EarlyStopping, SearcherChoice
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
@@ -73,10 +73,9 @@ class TrainingDataConfig(StrictConfig):
     retrieval: RetrievalConfig = RetrievalConfig()
 
 
-class SearchConfig(StrictConfig):
-    """One search: what is scored, how much of it, and what is free."""
+class SearchConfig(SearcherChoice):
+    """One search: by which searcher, what is scored, how much of it, and what is free."""
 
-    evolution: EvolutionSettings | Literal["paper"] = "paper"
     num_documents: PositiveInt = 5
     windows_per_document: PositiveInt = 1
     """Consecutive stretches of the searched length taken from each document: short lengths need more than one."""
@@ -87,7 +86,20 @@ class SearchConfig(StrictConfig):
     """`searched`: 1.0 to 1.3, beyond a fine-tuned length 1.0 to 1.4 times the fine-tuned one; `inherited`: the
     fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
     search_start_tokens: bool = False
+    space: Literal["longrope", "longrope2"] = "longrope"
+    """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below it; for a first
+    extension."""
+    critical_pair: PositiveInt | None = None
+    """Of `longrope2`; by default what theory says."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    """`null`: every candidate is scored on all documents."""
     seed: NonNegativeInt = 1
+
+    @model_validator(mode="after")
+    def _critical_pair_is_of_longrope2(self) -> SearchConfig:
+        if self.critical_pair is not None and self.space != "longrope2":
+            raise ValueError("critical_pair belongs to space: longrope2")
+        return self
 
 
 class FineTuneConfig(StrictConfig):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from megatron_longrope.runtime import cpu_platform
 from megatron_longrope.runtime.layout import ParallelLayout
@@ -28,6 +29,14 @@ class Runtime:
     rank: int
     world_size: int
     groups: ProcessGroupCollection
+    store: dist.Store
+    """Keys and values all processes share."""
+
+    @property
+    def leads_group(self) -> bool:
+        """Whether this process speaks for its data-parallel group: the first of its tensor, pipeline and context
+        ranks."""
+        return self.groups.tp.rank() == self.groups.pp.rank() == self.groups.cp.rank() == 0
 
     @property
     def data_parallel_size(self) -> int:
@@ -86,16 +95,18 @@ def start_runtime(
     if threads is not None:
         torch.set_num_threads(threads)
     device = _pick_device(on_cpu)
-    _join(on_cpu, device, world_size, timeout_seconds)
+    store = join_processes(device, world_size, timeout_seconds)
     try:
-        with divide_processes(layout, device, seed=seed) as runtime:
+        with divide_processes(layout, device, store, seed=seed) as runtime:
             yield runtime
     finally:
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def divide_processes(layout: ParallelLayout, device: torch.device, *, seed: int = 1234) -> Iterator[Runtime]:
+def divide_processes(
+    layout: ParallelLayout, device: torch.device, store: dist.Store, *, seed: int = 1234
+) -> Iterator[Runtime]:
     """Divides processes that have joined already into the layout's groups, and dissolves these at the end."""
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -111,7 +122,8 @@ def divide_processes(layout: ParallelLayout, device: torch.device, *, seed: int 
         torch.manual_seed(seed)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
         groups = ProcessGroupCollection.use_mpu_process_groups()
-        yield Runtime(layout, device, dist.get_rank(), dist.get_world_size(), groups)
+        shared = dist.PrefixStore("longrope", store)
+        yield Runtime(layout, device, dist.get_rank(), dist.get_world_size(), groups, shared)
     finally:
         parallel_state.destroy_model_parallel()
 
@@ -130,11 +142,17 @@ def _pick_device(on_cpu: bool) -> torch.device:
     return device
 
 
-def _join(on_cpu: bool, device: torch.device, world_size: int, timeout_seconds: float) -> None:
+def join_processes(device: torch.device, world_size: int, timeout_seconds: float) -> dist.Store:
+    """Joins the processes torchrun started, or makes a world of one; returns the store they share."""
+    on_cpu = device.type == "cpu"
     # gloo serves objects and CPU tensors on GPU machines too
     backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store: dist.Store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=timeout, device_id=None if on_cpu else device)
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
+                                device_id=None if on_cpu else device)  # fmt: skip
+    return store

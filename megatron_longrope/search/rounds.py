@@ -115,6 +115,16 @@ class RoundSearcher(ABC):
         return self._incumbent
 
     @property
+    def round_size(self) -> int:
+        """Candidates of the present round."""
+        return len(self._round)
+
+    @property
+    def num_told_of_round(self) -> int:
+        """Of these, how many have been told."""
+        return self._num_told
+
+    @property
     def finished(self) -> bool:
         """Whether the last round has been told."""
         return not self._round

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_longrope.runtime.runtime import join_processes
+
 
 @contextmanager
-def joined_processes() -> Iterator[None]:
-    """This process joins the others, one thread each; groups of the same ranks are made once."""
+def joined_processes() -> Iterator[dist.Store]:
+    """This process joins the others, one thread each; groups of the same ranks are made once. Yields their store."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    store = join_processes(torch.device("cpu"), int(os.environ["WORLD_SIZE"]), timeout_seconds=600)
     make, made = dist.new_group, {}
 
     def new_group(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -25,7 +28,7 @@ def joined_processes() -> Iterator[None]:
 
     dist.new_group = new_group
     try:
-        yield
+        yield store
     finally:
         dist.new_group = make
         dist.destroy_process_group()

@@ -17,8 +17,7 @@ from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.data.manifest import TokenizerIdentity
 from megatron_longrope.data.zigzag import share_index
 from megatron_longrope.evaluation import PerplexityObjective
-from megatron_longrope.model import document_logits, score_documents, score_with_gradient
-from megatron_longrope.model.context_attention import attend
+from megatron_longrope.model import context_attention, document_logits, score_documents, score_with_gradient
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
 from megatron_longrope.search.types import Candidate
@@ -60,6 +59,7 @@ def attention_written_out(lengths: list[int]) -> list[torch.Tensor]:
 def attention_errors() -> dict[str, float]:
     """Runs on each of four ranks: the largest deviation, per group size, exchange and row."""
     torch.set_num_threads(1)
+    context_attention.TILE_TOKENS, context_attention.GROUPED_FROM_TOKENS = 3, 6  # so that small rows are cut too
     dist.init_process_group("gloo")
     groups = {size: dist.new_group(list(range(size))) for size in (1, 2, 3, 4)}
     errors = {}
@@ -71,10 +71,10 @@ def attention_errors() -> dict[str, float]:
         *leaves, upstream = (x[index] for x in attention_problem(lengths))
         q, k, v = (x.requires_grad_() for x in leaves)
         settings: Any = {"document_lengths": lengths, "scale": SCALE, "group": groups[size], "exchange": exchange}
-        out = attend(q, k, v, **settings)
+        out = context_attention.attend(q, k, v, **settings)
         found = [out.detach(), *torch.autograd.grad(out, (q, k, v), upstream)]
         lost = [x.detach().clone() for x in (q, k, v)]
-        found.append(attend(*lost, overwrite=True, **settings))
+        found.append(context_attention.attend(*lost, overwrite=True, **settings))
         expected = attention_written_out(lengths)
         pairs = zip(found, [*expected, expected[0]], strict=True)
         errors[f"{size} {exchange} {row}"] = max(float((a - b[index]).abs().max()) for a, b in pairs)
@@ -112,9 +112,9 @@ class Seen(NamedTuple):
 def all_layouts(weights: HfWeights, dataset: Path) -> dict[str, Seen]:
     """Runs on each of four ranks."""
     seen = {}
-    with joined_processes():
+    with joined_processes() as store:
         for name, layout in LAYOUTS.items():
-            with divide_processes(layout, torch.device("cpu")) as runtime:
+            with divide_processes(layout, torch.device("cpu"), store) as runtime:
                 seen[name] = everything(runtime, weights, dataset)
     return seen
 

@@ -160,9 +160,9 @@ def errors_of_cases(cases: Sequence[Case], weights: HfWeights, singles: dict[boo
                     theirs: dict[bool, Step]) -> list[Errors]:  # fmt: skip
     """Runs on every rank: all cases one after another, in one set of processes."""
     results = []
-    with joined_processes():
+    with joined_processes() as store:
         for one in cases:
-            with divide_processes(one.layout, torch.device("cpu")) as runtime:
+            with divide_processes(one.layout, torch.device("cpu"), store) as runtime:
                 model = our_model(weights, runtime, recompute=one.recompute)
                 step = train_step(model, one.packed)
                 results.append(errors_of(model, step, singles[one.packed], theirs[one.packed]))
