@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from megatron_longrope.errors import MissingDependencyError
 from megatron_longrope.runtime import cpu_platform
 from megatron_longrope.runtime.layout import ParallelLayout
 
@@ -131,7 +133,12 @@ def divide_processes(
 def _two_levels(layout: ParallelLayout) -> list[int] | None:
     """Sizes of the inner and the outer context-parallel groups, where there are two levels of them."""
     inner = layout.context_parallel_a2a
-    return [inner, layout.context_parallel // inner] if inner > 1 else None
+    if inner == 1:
+        return None
+    if importlib.util.find_spec("einops") is None:
+        raise MissingDependencyError("context_parallel_a2a: megatron-core divides two levels of groups with einops, "
+                                     "which comes with Transformer Engine: pip install einops")  # fmt: skip
+    return [inner, layout.context_parallel // inner]
 
 
 def _pick_device(on_cpu: bool) -> torch.device:

@@ -16,7 +16,7 @@ from megatron_longrope.runtime import ParallelLayout, start_runtime
 from tests.distributed.spawn import run_distributed
 from tests.gpu_stacks import H100, SMALL
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(330)]
 
 
 def two_levels() -> list[list[int]]:
@@ -25,9 +25,10 @@ def two_levels() -> list[list[int]]:
         return [sorted(dist.get_process_group_ranks(group)) for group in runtime.groups.hcp]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("einops") is None, reason="einops comes with Transformer Engine")
 def test_inner_groups_are_neighbours_and_outer_groups_connect_them() -> None:
     """What is exchanged most, all-to-all, stays among neighbours, which share a machine."""
-    assert run_distributed(4, two_levels, timeout=120) == [
+    assert run_distributed(4, two_levels, timeout=300) == [
         [[0, 1], [0, 2]], [[0, 1], [1, 3]], [[2, 3], [0, 2]], [[2, 3], [1, 3]],
     ]  # fmt: skip
 
@@ -61,7 +62,7 @@ def test_transformer_engine_is_told_its_groups(kind: Any) -> None:
     size = 4 if kind == "a2a+p2p" else 2
     layout = ParallelLayout(context_parallel=size, context_parallel_a2a=inner)
     settings = BackendSettings(engine="transformer-engine", cp_comm_type=kind, packed=kind in ("p2p", "a2a"))
-    first = run_distributed(size, groups_of_attention, layout, settings, timeout=150)[0]
+    first = run_distributed(size, groups_of_attention, layout, settings, timeout=300)[0]
     expected = [[0, 1], [0, 2]] if kind == "a2a+p2p" else [[0, 1]]
     assert first == {"kind": kind, "ranks": list(range(size)), "groups": expected, "has_stream": True,
                      "context_parallel": size}  # fmt: skip
