@@ -59,6 +59,7 @@ class FakeTeAttention(nn.Module):
         """As Transformer Engine: thd wants [tokens, heads, head_dim] and boundaries, sbhd rows and neither."""
         assert attention_mask is None and attn_mask_type == AttnMaskType.causal
         self.last_call = query, packed_seq_params
+        assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()  # strides are not looked at
         scale, left = self.fused_attention.softmax_scale, self.window_size[0]
         assert scale == self.flash_attention.softmax_scale == self.unfused_attention.softmax_scale
         if packed_seq_params is None:

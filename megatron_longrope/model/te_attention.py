@@ -76,6 +76,9 @@ class TeDocumentAttention(nn.Module):
         assert batch is not None and attention_mask is None and attention_bias is None
         query, key, scale = self._apply_factors(query, key, batch)
         self.set_softmax_scale(scale)
+        # Of keys and values that lie by head in memory, as evaluation keeps them, Transformer Engine sees neither that
+        # nor the strides: it takes any three tensors of the right shapes for contiguous ones.
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         if len(batch.document_lengths) == 1:
             tensors, pack = (query[:, None], key[:, None], value[:, None]), None
         else:
