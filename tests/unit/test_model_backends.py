@@ -14,6 +14,7 @@ from torch import nn
 
 from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation import PerplexityObjective
 from megatron_longrope.model import LongRopeModel, build_model, score_documents
 from megatron_longrope.model.backend import Backend, resolve_backend
 from megatron_longrope.model.backend_settings import BackendSettings
@@ -225,6 +226,19 @@ def test_settings_for_scoring_leave_fp8_out_unless_told_otherwise() -> None:
     assert fp8.for_scoring() == BackendSettings(packed=False)
     told = BackendSettings(fp8="tensorwise", fp8_scoring=True)
     assert told.for_scoring() is told
+
+
+def test_a_search_in_fp8_is_refused_unless_its_ranking_was_shown(runtime: Runtime) -> None:
+    model = our_model(tiny_hf_model(), runtime)
+    documents = random_documents(32)
+    for shown in (False, True):
+        settings = BackendSettings(fp8="tensorwise", fp8_scoring=shown)
+        model.backend = replace(model.backend, settings=settings)
+        if shown:
+            assert PerplexityObjective(model, documents, target_length=32).model is model
+        else:
+            with pytest.raises(InputError, match="fp8=tensorwise: may reorder candidates"):
+                PerplexityObjective(model, documents, target_length=32)
 
 
 def test_without_a_gpu_the_model_is_built_with_torch_and_others_are_refused(runtime: Runtime) -> None:
