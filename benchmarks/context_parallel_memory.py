@@ -22,7 +22,7 @@ from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo/config.json"
 BAR_SHARE, BAR_VOCABULARY = 1.15, 1.05
-_WARM_UP_TOKENS = 512
+_WARM_UP_TOKENS = 2048  # enough for the ring
 
 
 def main() -> None:
