@@ -17,7 +17,15 @@ from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.data.manifest import TokenizerIdentity
 from megatron_longrope.data.zigzag import share_index
 from megatron_longrope.evaluation import PerplexityObjective
-from megatron_longrope.model import context_attention, document_logits, score_documents, score_with_gradient
+from megatron_longrope.model import (
+    context_attention,
+    document_logits,
+    lean_layer,
+    rotary,
+    score_documents,
+    score_with_gradient,
+    token_loss,
+)
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
 from megatron_longrope.search.types import Candidate
@@ -111,6 +119,9 @@ class Seen(NamedTuple):
 
 def all_layouts(weights: HfWeights, dataset: Path) -> dict[str, Seen]:
     """Runs on each of four ranks."""
+    # small documents are cut in many pieces, as long ones are
+    lean_layer.SMALLEST_CHUNK, rotary.CHUNK_TOKENS, token_loss.BLOCK_VOCABULARY = 8, 16, 50
+    context_attention.TILE_TOKENS, context_attention.GROUPED_FROM_TOKENS = 8, 16
     seen = {}
     with joined_processes() as store:
         for name, layout in LAYOUTS.items():
