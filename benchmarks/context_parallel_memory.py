@@ -22,7 +22,7 @@ from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo/config.json"
 BAR_SHARE, BAR_VOCABULARY = 1.15, 1.05
-_WARM_UP_TOKENS = 512
+_WARM_UP_TOKENS = 2048  # enough for the ring
 
 
 def main() -> None:
@@ -130,12 +130,13 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.plot(sizes, [BAR_SHARE * peaks[0] / n for n in sizes], ":", color=line.get_color(),
                       label=f"{kind}: {BAR_SHARE} / ranks of one process")  # fmt: skip
             for size, peak in zip(sizes, peaks, strict=True):
-                axes.annotate(f"{peak:.0f}", (size, peak), textcoords="offset points", xytext=(6, 6))
+                axes.annotate(f"{peak:.0f}", (size, peak), textcoords="offset points", xytext=(0, -14), ha="center")
     axes.set(xscale="log", yscale="log", xlabel="context-parallel ranks", ylabel="peak per rank, MiB",
              title=f"{format_length(shares[0]['length'])} tokens, demonstration model, float32")  # fmt: skip
     ticks = sorted({row["ranks"] for row in shares})
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
+    axes.margins(x=0.1, y=0.15)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
 

@@ -26,7 +26,7 @@ from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo"
 BAR_SCALING, BAR_MEMORY = 0.9, 0.5
-_WARM_UP_TOKENS = 512
+_WARM_UP_TOKENS = 2048  # enough for the ring
 _LOGIT_CHUNK = 1024
 
 

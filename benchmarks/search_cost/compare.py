@@ -28,9 +28,9 @@ class Curve:
 
 def read_entries(path: Path) -> list[JournalEntry]:
     """Returns a journal's evaluations; `.gz` too. These are our own files: no damage is expected."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as stream:
-        return [JournalEntry.from_json(json.loads(line)) for line in list(stream)[1:]]
+    data = path.read_bytes()
+    lines = (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines()
+    return [JournalEntry.from_json(json.loads(line)) for line in lines[1:]]
 
 
 def read_curve(path: Path) -> Curve:

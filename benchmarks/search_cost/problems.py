@@ -55,13 +55,14 @@ def open_bench(name: str, dtype: torch.dtype = torch.bfloat16) -> Iterator[Bench
     length = LENGTHS[name]
     with start_runtime(threads=1) as runtime:
         loaded = load_model(model_path("preset:demo"), runtime, dtype=dtype)
+        assert loaded.tokenizer_file is not None
         tokenizer = load_tokenizer(loaded.tokenizer_file)
         corpus = load_corpus(CorpusConfig(standard_library=True), tokenizer, max(LENGTHS.values()))
         search, held_out = corpus.search[: _NUM_SEARCH[name]], corpus.held_out[:_NUM_HELD_OUT]
         problem = first_search(SearchConfig(), loaded.model.geometry, length)
-        objectives = [_objective(loaded.model, documents, length) for documents in (search, held_out)]
-        identity = {**objectives[0].identity(), "documents": documents_sha256(search)}
-        yield Bench(runtime, problem, *objectives, identity)
+        objective = _objective(loaded.model, search, length)
+        identity = {**objective.identity(), "documents": documents_sha256(search)}
+        yield Bench(runtime, problem, objective, _objective(loaded.model, held_out, length), identity)
 
 
 def _objective(model: LongRopeModel, documents: list[EvaluationDocument], length: int) -> PerplexityObjective:

@@ -80,7 +80,11 @@ class SearchConfig(SearcherChoice):
     windows_per_document: PositiveInt = 1
     """Consecutive stretches of the searched length taken from each document: short lengths need more than one."""
     last_fraction: float = Field(default=1.0, gt=0, le=1)
+    mixture: dict[Length, PositiveFloat] = Field(default_factory=dict)
+    """Further lengths and their weights beside the searched one's 1: the same documents' first tokens count too, so
+    that one set serves a range."""
     retrieval_documents: NonNegativeInt = 0
+    """Pass-key documents of the searched length of which the answers alone count (LongRoPE2's needles)."""
     retrieval_weight: PositiveFloat = 0.5
     temperature: Literal["searched", "inherited", "fixed", "one"] = "searched"
     """`searched`: 1.0 to 1.3, beyond a fine-tuned length 1.0 to 1.4 times the fine-tuned one; `inherited`: the

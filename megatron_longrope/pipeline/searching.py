@@ -134,13 +134,19 @@ def search_objective(
     config: SearchConfig,
     length: int,
 ) -> PerplexityObjective:
-    """Returns what candidates are scored by: documents at `length`, and where asked for the answers of pass keys."""
+    """Returns what candidates are scored by: documents at `length`, and where asked for at other lengths and the
+
+    answers of pass keys.
+    """
     texts = [
         document.prefix(length * config.windows_per_document)[start : start + length]
         for document in documents[: config.num_documents]
         for start in range(0, length * config.windows_per_document, length)
     ]
     parts = [ObjectivePart.last_part(texts, config.last_fraction)]
+    for other, weight in config.mixture.items():
+        prefixes = [document.prefix(other) for document in documents[: config.num_documents]]
+        parts.append(ObjectivePart.last_part(prefixes, config.last_fraction, weight))
     if config.retrieval_documents:
         filler = classic_filler(tokenizer)
         keys = [

@@ -24,9 +24,11 @@ _EPSILON = 1e-12
 
 
 class DescentSettings(StrictConfig):
-    """Adam's steps; both rates fall to 0 along half a cosine."""
+    """Adam's steps; both rates rise over the first ones, then fall to 0 along half a cosine."""
 
     steps: int = Field(default=40, ge=1)
+    warmup_steps: int = Field(default=5, ge=1)
+    """Adam's first steps have its full length whatever the gradient: from YaRN they jumped out of its valley."""
     rate: float = Field(default=0.03, gt=0)
     """Of θ per step."""
     temperature_rate: float = Field(default=0.01, ge=0)
@@ -85,6 +87,7 @@ class Descent:
 
     def _rates(self) -> Vector:
         left = self._damping * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.settings.steps)))
+        left *= min(1.0, self.step / self.settings.warmup_steps)
         rates = np.full(len(self._point), left * self.settings.rate)
         rates[-1] = left * self.settings.temperature_rate
         return rates
