@@ -13,7 +13,7 @@ from checkpoints_tools.hf_folder import CONFIG_FILE, is_hf_folder, open_hf_folde
 from checkpoints_tools.import_hf import check_folder, load_hf_weights
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, build_model
-from megatron_longrope.model.builder import Recompute
+from megatron_longrope.model.backend_settings import BackendSettings, Purpose, Recompute
 from megatron_longrope.model.checkpoint import (
     DESCRIPTION_FILE,
     hf_folder,
@@ -47,10 +47,14 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     angle_precision: AnglePrecision = "float64",
     recompute: Recompute = "none",
+    offload: bool = False,
+    backend: BackendSettings | None = None,
+    purpose: Purpose = "scoring",
 ) -> LoadedModel:
     """Returns the model in `path`, weights cast to `dtype`, cut by the runtime's layout; every rank calls it.
 
-    Raises InputError for a folder that is none of the three kinds, and for a damaged one.
+    Raises InputError for a folder that is none of the three kinds, for a damaged one, and for a backend that cannot
+    serve it.
     """
     kind, folder = find_model(path)
     if kind == "hf":
@@ -62,7 +66,8 @@ def load_model(
         description = read_description(folder)
         shape, factor_set, files = description.shape, description.factor_set, hf_folder(folder)
     model = build_model(shape, runtime, dtype=dtype, recompute=recompute, initialize=False,
-                        angle_precision=angle_precision)  # fmt: skip
+                        angle_precision=angle_precision, offload=offload, backend=backend,
+                        purpose=purpose)  # fmt: skip
     if kind == "hf":
         load_hf_weights(model, opened)
     else:

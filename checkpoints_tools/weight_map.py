@@ -131,7 +131,8 @@ def hf_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 def rule_of(parameter: str, shape: ModelShape, first_layer: int) -> WeightRule:
     """Returns the rule of a pipeline stage's parameter, whose layers count from `first_layer`.
 
-    The last stage of a tied model keeps its own copy of the embedding under the output layer's name.
+    The parameter may have its name in either specification of layers, megatron-core's own or Transformer Engine's. The
+    last stage of a tied model keeps its own copy of the embedding under the output layer's name.
     """
     if parameter == _OUTPUT and shape.tie_embeddings:
         return WeightRule(_OUTPUT, (_EMBEDDING,), "embedding", (("vocab", "hidden"),))
@@ -139,7 +140,7 @@ def rule_of(parameter: str, shape: ModelShape, first_layer: int) -> WeightRule:
     if parts[:2] != ["decoder", "layers"]:
         return next(rule for rule in LLAMA if rule.megatron == parameter)
     generic = ".".join([*parts[:2], "{layer}", *parts[3:]])
-    return next(rule for rule in LLAMA if rule.megatron == generic).at(first_layer + int(parts[2]))
+    return next(rule for rule in LLAMA if generic in (rule.megatron, rule.stored)).at(first_layer + int(parts[2]))
 
 
 def to_megatron(rule: WeightRule, tensors: Sequence[Tensor], shape: ModelShape) -> Tensor:

@@ -17,6 +17,7 @@ from megatron_longrope.data import load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, check_documents, documents_sha256
 from megatron_longrope.model import LongRopeModel
+from megatron_longrope.model.backend_settings import BackendSettings
 from megatron_longrope.pipeline.margins import baseline_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
@@ -37,7 +38,8 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
     """Runs the search and returns its result on the main rank. Raises InputError for bad input."""
     target = settings["target"]
     with start_runtime(timeout_seconds=24 * 3600) as runtime:
-        loaded = load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]))
+        loaded = load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]),
+                            backend=BackendSettings(engine=settings["engine"]))  # fmt: skip
         if loaded.tokenizer_file is None:
             raise InputError("--model", settings["model_path"], "has no tokenizer.json to encode the documents with")
         tokenizer = load_tokenizer(loaded.tokenizer_file)

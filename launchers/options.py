@@ -58,6 +58,16 @@ def json_option(command: CallableT) -> CallableT:
     )(command)
 
 
+def engine_option(command: CallableT) -> CallableT:
+    """Adds `--engine NAME`, passed as `engine: str`."""
+    return click.option(
+        "--engine",
+        type=click.Choice(["auto", "transformer-engine", "flash-attn", "torch"]),
+        default="auto",
+        help="What computes layers and attention; longrope doctor says what auto takes.",
+    )(command)
+
+
 def set_option(command: CallableT) -> CallableT:
     """Adds `--set key.sub=value`, repeatable, passed as `overrides: tuple[str, ...]` for `config.apply_overrides`."""
     return click.option(

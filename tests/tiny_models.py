@@ -58,10 +58,14 @@ def our_model(
     angle_precision: AnglePrecision = "hf",
     dtype: torch.dtype = torch.float32,
     scaled: bool = True,
+    **build: Any,
 ) -> LongRopeModel:
-    """Returns our model with `hf_model`'s weights (or HfWeights) and, if `scaled`, the factors its config asks for."""
+    """Returns our model with `hf_model`'s weights (or HfWeights) and, if `scaled`, the factors its config asks for.
+
+    `build`: what else `build_model` takes.
+    """
     config, weights = HfWeights.of(hf_model)
-    model = build_model(ModelShape.from_hf(config), runtime, angle_precision=angle_precision, dtype=dtype)
+    model = build_model(ModelShape.from_hf(config), runtime, angle_precision=angle_precision, dtype=dtype, **build)
     tensors = stage_tensors(model, weights)
     with torch.no_grad():
         for name, parameter in model.stage.named_parameters():

@@ -28,17 +28,20 @@ def command(ctx: click.Context, json_path: Path | None) -> None:
     Exits with 0 if the main job, extending a model, can run here, with 1 if something essential is missing.
     """
     try:
-        from megatron_longrope.runtime import machine_report
+        from megatron_longrope.runtime import gpu_stack, machine_report
     except (ImportError, OSError) as error:  # a torch that does not load is the first thing to say
         raise LongRopeError(f"nothing can run: {error}") from error
     findings = machine_report.machine_report()
     able = machine_report.can_run_main_job(findings)
     Console().print(_table(findings))
+    choice = gpu_stack.choose_engine(gpu_stack.gpu_stack())
+    click.echo(f"--engine auto takes {choice.engine} for a model in bfloat16: {choice.reason}.")
     click.echo(
         "The main job can run here." if able else "The main job cannot run here: something essential is missing."
     )
     if json_path is not None:
-        write_json(json_path, {"can_run": able, "findings": [asdict(finding) for finding in findings]})
+        write_json(json_path, {"can_run": able, "engine": asdict(choice),
+                               "findings": [asdict(finding) for finding in findings]})  # fmt: skip
     ctx.exit(0 if able else 1)
 
 

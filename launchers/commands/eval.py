@@ -11,7 +11,7 @@ import click
 
 from launchers.evaluation_report import Progress, passkey_table, perplexity_table
 from launchers.list_options import ListOptionsCommand
-from launchers.options import LENGTH, LENGTHS, json_option, write_json
+from launchers.options import LENGTH, LENGTHS, engine_option, json_option, write_json
 from megatron_longrope.config import parse_length
 from megatron_longrope.errors import InputError
 
@@ -74,7 +74,10 @@ def _model_options(function: CallableT) -> CallableT:
                      help="Short documents share a forward pass up to this many."),
         click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
         click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
+        click.option("--context-parallel", type=click.IntRange(1), default=1, metavar="N",
+                     help="Processes that share each sequence."),
         click.option("--sequence-parallel", is_flag=True, help="Cut activations over the tensor-parallel processes."),
+        engine_option,
         json_option,
     )  # fmt: skip
     for option in reversed(options):
@@ -164,16 +167,19 @@ def _loaded(settings: dict[str, Any]) -> Iterator[tuple[Runtime, LoadedModel]]:
     import torch
 
     from checkpoints_tools.load_any import load_model
+    from megatron_longrope.model.backend_settings import BackendSettings
     from megatron_longrope.runtime import ParallelLayout, start_runtime
 
     layout = ParallelLayout(
         tensor_parallel=settings["tensor_parallel"],
         pipeline_parallel=settings["pipeline_parallel"],
+        context_parallel=settings["context_parallel"],
         sequence_parallel=settings["sequence_parallel"],
     )
     with start_runtime(layout) as runtime:
         yield runtime, load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]),
-                                  angle_precision=settings["angle_precision"])  # fmt: skip
+                                  angle_precision=settings["angle_precision"],
+                                  backend=BackendSettings(engine=settings["engine"]))  # fmt: skip
 
 
 def _check_request(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from launchers.list_options import ListOptionsCommand
-from launchers.options import LENGTH, json_option, write_json
+from launchers.options import LENGTH, engine_option, json_option, write_json
 from megatron_longrope.config import format_length
 from megatron_longrope.search import SEARCHER_NAMES
 
@@ -58,6 +58,7 @@ from megatron_longrope.search import SEARCHER_NAMES
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of weights.")
 @click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Of the search.")
+@engine_option
 @json_option
 def command(out: Path, json_path: Path | None, **settings: Any) -> None:
     """Search the rescale factors, temperature included, that give the lowest perplexity on the documents.

@@ -20,7 +20,8 @@ class DocumentBatch:
     tokens, labels, positions: [total] int64; loss_mask: [total] float32, 1 where a label counts;
     cu_seqlens: [documents + 1] int32, where each document starts, padding included; max_length: tokens of the
     longest document, padding included; longest: without padding, so that what depends on it is the same under any
-    layout. A label is the next token of the same document: its last position has none.
+    layout. A label is the next token of the same document: its last position has none. `context_size`: 1 for a whole
+    batch; in a context-parallel share (data/zigzag.py) the first four are cut in so many, the rest is the whole's.
     """
 
     tokens: torch.Tensor
@@ -30,6 +31,7 @@ class DocumentBatch:
     cu_seqlens: torch.Tensor
     max_length: int
     longest: int
+    context_size: int = 1
 
     @classmethod
     def from_documents(
@@ -49,7 +51,8 @@ class DocumentBatch:
         padded = -(-lengths // pad_to_multiple) * pad_to_multiple
         missing = 0 if total is None else total - int(padded.sum())
         if missing > 0:
-            lengths, padded = np.append(lengths, 0), np.append(padded, missing)
+            filler = -(-missing // pad_to_multiple) * pad_to_multiple
+            lengths, padded = np.append(lengths, 0), np.append(padded, filler)
         starts = np.concatenate(([0], np.cumsum(padded)))
         size = int(starts[-1])
         if size > np.iinfo(np.int32).max:

@@ -88,6 +88,7 @@ class PerplexityObjective:
         method: str = "search",
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
     ) -> None:
+        model.backend.check_searching()
         self.model = model
         self.parts = _as_parts(documents, last_fraction)
         self.target_length = target_length

@@ -16,7 +16,7 @@ def spread(runtime: Runtime, items: Sequence[ItemT], work: Callable[[ItemT], Res
     """Returns `work(item)` of every item, the same objects' values in the same order on every rank.
 
     Group g of n does items g, g + n, …; each rank of a group calls `work` with the same items in the same order, so
-    that it may use the group's own TP×PP collectives. All ranks must come here with the same `items`.
+    that it may use the group's own TP×PP×CP collectives. All ranks must come here with the same `items`.
     """
     size, rank = runtime.data_parallel_size, runtime.data_parallel_rank
     mine = {index: work(items[index]) for index in range(rank, len(items), size)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -12,14 +12,18 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
 
 from megatron_longrope.errors import InputError
+from megatron_longrope.model.backend import Backend, resolve_backend
+from megatron_longrope.model.backend_settings import BackendSettings, Purpose, Recompute
 from megatron_longrope.model.core_attention import DocumentAttention
+from megatron_longrope.model.flash_attention import FlashDocumentAttention
 from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
+from megatron_longrope.model.lean_layer import LeanLayer
 from megatron_longrope.model.norm import RMSNorm
+from megatron_longrope.model.offload import offload_inputs_of
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeFactors, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
-
-Recompute = Literal["none", "selective", "full"]
+from megatron_longrope.runtime.te_environment import switches_kept
 
 
 @dataclass
@@ -30,6 +34,7 @@ class LongRopeModel:
     runtime: Runtime
     stage: LongRopeGPT
     factor_set: FactorSet
+    backend: Backend
     angle_precision: AnglePrecision = "float64"
 
     def set_factors(self, factors: FactorSet | RopeFactors) -> None:
@@ -66,53 +71,77 @@ def build_model(
     recompute: Recompute = "none",
     initialize: bool = True,
     angle_precision: AnglePrecision = "float64",
+    offload: bool = False,
+    backend: BackendSettings | None = None,
+    purpose: Purpose = "training",
+    sequence_length: int | None = None,
 ) -> LongRopeModel:
     """Returns this process's stage on its device, unscaled; `initialize=False` leaves weights for a checkpoint to fill.
 
-    Raises InputError where the layout cannot cut this shape.
+    `offload` keeps the inputs of recomputed layers in host memory. A model built for `purpose="training"` scores as
+    well; `sequence_length` is the longest row's over all processes, where it is known already. Raises InputError where
+    the layout cannot cut this shape, for offload without full recomputation, and where backend, layout, shape and
+    machine do not go together.
     """
+    if offload and recompute != "full":
+        raise InputError("offload", offload, f"moves the inputs of recomputed layers: recompute=full, not {recompute}")
     layout = runtime.layout
     layout.check_model(num_layers=shape.num_layers, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
                        ffn_hidden_size=shape.ffn_hidden_size)  # fmt: skip
-    config = transformer_config(shape, layout, dtype=dtype, recompute=recompute, initialize=initialize,
+    resolved = resolve_backend(backend or BackendSettings(), shape, layout, dtype=dtype, recompute=recompute,
+                               purpose=purpose, sequence_length=sequence_length)  # fmt: skip
+    config = transformer_config(shape, layout, resolved, dtype=dtype, recompute=recompute, initialize=initialize,
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
-    stage = LongRopeGPT(
-        config=config,
-        transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel),
-        vocab_size=shape.padded_vocab_size,
-        max_sequence_length=shape.context_length,
-        pre_process=runtime.is_first_stage,
-        post_process=runtime.is_last_stage,
-        share_embeddings_and_output_weights=shape.tie_embeddings,
-        position_embedding_type="rope",
-        pg_collection=runtime.groups,
-        real_vocab_size=shape.vocab_size,
-    )
+    with switches_kept():
+        stage = LongRopeGPT(
+            config=config,
+            transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel, resolved),
+            vocab_size=shape.padded_vocab_size,
+            max_sequence_length=shape.context_length,
+            pre_process=runtime.is_first_stage,
+            post_process=runtime.is_last_stage,
+            share_embeddings_and_output_weights=shape.tie_embeddings,
+            position_embedding_type="rope",
+            pg_collection=runtime.groups,
+            real_vocab_size=shape.vocab_size,
+        )
+    resolved.prepare()
     stage.to(runtime.device)
-    model = LongRopeModel(shape, runtime, stage, _unscaled(shape), angle_precision)
-    return model
+    if offload:
+        offload_inputs_of(stage.decoder, shape.hidden_size)
+    return LongRopeModel(shape, runtime, stage, _unscaled(shape), resolved, angle_precision)
 
 
-def block_spec(num_layers: int) -> TransformerBlockSubmodules:
-    """Returns megatron-core's local specification of one stage's layers, with our norm and core attention in it."""
+def block_spec(num_layers: int, backend: Backend) -> TransformerBlockSubmodules:
+    """Returns megatron-core's specification of one stage's layers: Transformer Engine's, or its own with our parts."""
+    if backend.engine == "transformer-engine":
+        from megatron_longrope.model.te_spec import FINAL_NORM, te_layer_spec
+
+        settings = backend.settings
+        spec = te_layer_spec(fused_rope=settings.fused_rope, is_lean=settings.fp8 == "off")
+        return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=FINAL_NORM)
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.module = LeanLayer
     layer = spec.submodules
     layer.input_layernorm = RMSNorm
     layer.pre_mlp_layernorm = RMSNorm
-    layer.self_attention.submodules.core_attention = DocumentAttention
+    layer.self_attention.submodules.core_attention = (
+        FlashDocumentAttention if backend.engine == "flash-attn" else DocumentAttention
+    )
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
 
 
 def transformer_config(
     shape: ModelShape,
     layout: ParallelLayout,
+    backend: Backend,
     *,
     dtype: torch.dtype,
     recompute: Recompute,
     initialize: bool,
     on_cpu: bool,
 ) -> TransformerConfig:
-    """Returns megatron-core's config of a Llama of this shape under this layout."""
+    """Returns megatron-core's config of a Llama of this shape under this layout and engine."""
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -141,12 +170,12 @@ def transformer_config(
         calculate_per_token_loss=True,
         use_cpu_initialization=on_cpu,
         perform_initialization=initialize,
-        bias_activation_fusion=False,
+        bias_activation_fusion=True,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
+        **backend.config_settings(layout),
         **_recompute_settings(recompute),
     )
 

@@ -39,6 +39,7 @@ HF_FILES = (
 )  # fmt: skip
 """What travels with the weights through every conversion, byte for byte."""
 
+_EXTRA_STATE = "_extra_state"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
@@ -106,7 +107,8 @@ def save_checkpoint(
         write_description(partial, description)
         _carry_hf_files(hf_files, partial / HF_FOLDER)
     runtime.barrier()
-    save_sharded({"model": model.stage.sharded_state_dict(), **(extra_sharded or {})}, partial / WEIGHTS_FOLDER)
+    state = {"model": _with_empty_objects(model.stage.sharded_state_dict()), **(extra_sharded or {})}
+    save_sharded(state, partial / WEIGHTS_FOLDER)
     if runtime.is_main:
         put_in_place(partial, directory)
     runtime.barrier()
@@ -152,7 +154,7 @@ def load_checkpoint(
             raise InputError("checkpoint", directory, f"its {name} is {stored}, the model's is {mine}")
     state = {"model": _without_objects(model.stage.sharded_state_dict()), **(extra_sharded or {})}
     loaded = load_sharded(state, weights_folder(directory))
-    model.stage.load_state_dict(loaded["model"])
+    _fill(model.stage, loaded["model"])
     return description, {key: loaded[key] for key in extra_sharded or {} if key in loaded}
 
 
@@ -186,6 +188,22 @@ def put_in_place(partial: Path, directory: Path) -> None:
     partial.rename(directory)
     _sync_one(directory.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fill(stage: torch.nn.Module, weights: Mapping[str, Any]) -> None:
+    """Fills the stage; only the places for Transformer Engine's extra state, which no checkpoint of ours has, stay."""
+    found = stage.load_state_dict(weights, strict=False)
+    missing = [name for name in found.missing_keys if not name.endswith(_EXTRA_STATE)]
+    assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
+
+
+def _with_empty_objects(sharded: Mapping[str, Any]) -> dict[str, Any]:
+    """Transformer Engine's extra state is a pickle, which is never read back: its places stay, as megatron's other
+    readers look for them, and are empty. What is lost is the history of delayed scaling."""
+    for value in sharded.values():
+        if isinstance(value, ShardedObject):
+            value.data = None
+    return dict(sharded)
 
 
 def _without_objects(sharded: Mapping[str, Any]) -> dict[str, Any]:

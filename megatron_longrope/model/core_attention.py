@@ -1,18 +1,19 @@
-"""Causal attention within each document of a packed batch, on torch's fused kernels."""
+"""megatron-core's core-attention slot: the batch's rotation, then causal attention within each of its documents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
+import math
 from typing import Any
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_longrope.model.context_attention import attend
 from megatron_longrope.model.packed import LongRopePackedParams
+from megatron_longrope.model.rotary import rotate
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -30,9 +31,9 @@ class ScaleGradient(torch.autograd.Function):
 
 
 class DocumentAttention(nn.Module):
-    """megatron-core's core-attention slot: memory linear in the length, grouped K/V heads never copied.
+    """Memory linear in the length, grouped K/V heads never copied, sequences spread over the context-parallel group.
 
-    The softmax scale comes with each batch because the attention temperature is part of the factors.
+    Angles and softmax scale come with each batch, because both halves of the factors change between batches.
     """
 
     def __init__(
@@ -41,10 +42,14 @@ class DocumentAttention(nn.Module):
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
+        pg_collection: ProcessGroupCollection,
+        is_rotated: bool = True,
         **_: Any,
     ) -> None:
+        """`is_rotated`: whether RoPE turns this layer's queries and keys."""
         super().__init__()
-        assert config.attention_dropout == 0.0 and config.context_parallel_size == 1
+        assert config.attention_dropout == 0.0
+        self.group, self.is_rotated = pg_collection.cp, is_rotated
 
     def forward(
         self,
@@ -56,34 +61,32 @@ class DocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [total, heads · head_dim] for a query [total, heads, head_dim] and [total, kv_heads, head_dim]."""
-        assert packed_seq_params is not None and attention_mask is None and attention_bias is None
-        scale = packed_seq_params.softmax_scale
-        if packed_seq_params.scale_gradient is not None:
-            query = ScaleGradient.apply(query, packed_seq_params.scale_gradient)
-        parts = [
-            _attend(query[run], key[run], value[run], length, scale)
-            for run, length in _runs(packed_seq_params.document_lengths)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and K/V
+        [tokens, kv_heads, head_dim]; tokens: this rank's share. In evaluation all three are overwritten.
+        """
+        packed = packed_seq_params
+        assert packed is not None and attention_mask is None and attention_bias is None
+        # Not where recomputation runs its first forward pass without autograd: the inputs are needed again.
+        overwrite = not self.training and not torch.is_grad_enabled()
+        scale = 1 / math.sqrt(query.shape[-1])
+        if self.is_rotated:
+            query, key, scale = apply_factors(query, key, packed, overwrite=overwrite)
+        out = attend(
+            query, key, value, document_lengths=packed.document_lengths, scale=scale, group=self.group,
+            exchange=packed.context_exchange, overwrite=overwrite,
+        )  # fmt: skip
+        return out.flatten(1)
 
 
-def _runs(lengths: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
-    """Yields neighbouring documents of one length as one slice: they share a kernel call."""
-    start = 0
-    for length, group in groupby(lengths):
-        stop = start + length * len(list(group))
-        yield slice(start, stop), length
-        start = stop
+def apply_factors(
+    query: Tensor, key: Tensor, packed: LongRopePackedParams, *, overwrite: bool = False
+) -> tuple[Tensor, Tensor, float]:
+    """Returns query and key [tokens, heads, head_dim] turned by the batch's angles, and the scale of their product.
 
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float) -> Tensor:
-    """Causal attention over rows of `length` tokens laid end to end."""
-
-    def rows(x: Tensor) -> Tensor:
-        return x.reshape(-1, length, x.shape[-2], x.shape[-1]).transpose(1, 2)
-
-    grouped = query.shape[1] != key.shape[1]
-    out = scaled_dot_product_attention(rows(query), rows(key), rows(value), is_causal=True, scale=scale,
-                                       enable_gqa=grouped)  # fmt: skip
-    return out.transpose(1, 2).reshape(query.shape[0], -1)
+    For every engine's core attention alike. A layer that is not rotated does without: the temperature is RoPE's.
+    """
+    assert packed.rotary_table is not None
+    query, key = (rotate(x, packed.rotary_table, overwrite=overwrite) for x in (query, key))
+    if packed.scale_gradient is not None:
+        query = ScaleGradient.apply(query, packed.scale_gradient)  # type: ignore[no-untyped-call]
+    return query, key, packed.softmax_scale

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_longrope.data.batches import DocumentBatch
+from megatron_longrope.data.zigzag import share_index
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.builder import LongRopeModel
 from megatron_longrope.model.forward import (
@@ -28,9 +29,11 @@ from megatron_longrope.model.forward import (
     check_document,
     forward_stage,
     from_last_stage,
+    share_of,
     share_passes,
     split_by_document,
     to_batch,
+    whole_output,
 )
 from megatron_longrope.model.packed import LongRopePackedParams, packed_params
 from megatron_longrope.rope import RopeFactors, angle_derivatives
@@ -49,6 +52,7 @@ class _Pass:
     """One forward pass and the leaves its backward pass fills."""
 
     batch: DocumentBatch
+    share: DocumentBatch
     weights: Tensor
     factors: RopeFactors
     packed: LongRopePackedParams
@@ -84,14 +88,18 @@ def score_with_gradient(
 
 def _prepare(model: LongRopeModel, documents: Sequence[Tokens], weights: Sequence[NDArray[np.float64]]) -> _Pass:
     batch = to_batch(model, documents)
-    packed = packed_params(batch, model.factor_set, model.angle_precision, model.runtime.device, model.dtype)
+    group = model.runtime.groups.cp
+    share = share_of(model, batch)
+    packed = packed_params(share, model.factor_set, model.angle_precision, model.runtime.device, model.dtype)
     assert packed.rotary_table is not None
     packed.rotary_table.requires_grad_()
     packed.scale_gradient = torch.zeros((), dtype=torch.float64, device=model.runtime.device, requires_grad=True)
     placed = torch.zeros(batch.tokens.numel(), dtype=torch.float64)
     for start, weight in zip(batch.cu_seqlens.tolist(), weights, strict=False):
         placed[start : start + len(weight)] = torch.from_numpy(np.asarray(weight, dtype=np.float64))
-    return _Pass(batch, placed.to(model.runtime.device), model.factor_set.for_length(batch.longest), packed)
+    if group.size() > 1:
+        placed = placed[share_index(batch.cu_seqlens, group.rank(), group.size())]
+    return _Pass(batch, share, placed.to(model.runtime.device), model.factor_set.for_length(batch.longest), packed)
 
 
 def _forward_backward(model: LongRopeModel, passes: Sequence[_Pass]) -> list[NDArray[np.floating[Any]]]:
@@ -118,12 +126,13 @@ def _forward_backward(model: LongRopeModel, passes: Sequence[_Pass]) -> list[NDA
 
 def _step(model: LongRopeModel, passes: Iterator[_Pass], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
     current = next(passes)
-    output = forward_stage(model, stage, current.batch, current.packed)
+    output = forward_stage(model, stage, current.share, current.packed)
 
     def weighted(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         total = (losses.double() * current.weights).sum()
+        nats = whole_output(model, current.batch, losses.detach(), dim=-1)
         # one token, so that megatron-core has nothing to divide by
-        return total, torch.ones((), dtype=torch.int, device=total.device), {"nats": losses.detach().cpu().numpy()}
+        return total, torch.ones((), dtype=torch.int, device=total.device), {"nats": nats.cpu().numpy()}
 
     return output, weighted
 
@@ -151,9 +160,7 @@ def _collect(model: LongRopeModel, passes: Sequence[_Pass]) -> FactorGradient:
         table, scale, positions = current.packed.rotary_table, current.packed.scale_gradient, current.packed.positions
         assert table is not None and scale is not None and positions is not None
         if table.grad is not None:
-            by_dim = table.grad[:, 0, 0].double()
-            half = by_dim.shape[1] // 2
-            by_angle = by_dim[:, :half] + by_dim[:, half:]
+            by_angle = table.grad.double()
             by_rescale = angle_derivatives(positions.to(by_angle.device), current.factors)
             total[:-1] += (by_angle * by_rescale).sum(dim=0)
         if scale.grad is not None:

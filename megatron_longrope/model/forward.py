@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_longrope.data.batches import DocumentBatch
+from megatron_longrope.data.zigzag import context_share, whole_from_shares
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.builder import LongRopeModel
+from megatron_longrope.model.context_exchange import choose_exchange
 from megatron_longrope.model.gpt import OutputKind
 from megatron_longrope.model.packed import LongRopePackedParams, packed_params
 
@@ -32,8 +35,16 @@ class DocumentScores:
     """Whether the token is the arg-max [tokens − 1]; ties go to the lowest id."""
 
 
+def share_of(model: LongRopeModel, batch: DocumentBatch) -> DocumentBatch:
+    """Returns what of a whole `batch` this context-parallel rank holds: the batch itself where there is one rank."""
+    group = model.runtime.groups.cp
+    return context_share(batch, group.rank(), group.size())
+
+
 def run_stage(model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch) -> Tensor:
-    """Runs one micro-batch through `stage` (bare or wrapped for data parallelism) under the factors in force."""
+    """Runs this rank's share of one micro-batch (`share_of`) through `stage`, bare or wrapped for data parallelism,
+    under the factors in force. The last stage returns what `set_output` chose, over the tokens of the share.
+    """
     packed = packed_params(batch, model.factor_set, model.angle_precision, model.runtime.device, model.dtype)
     return forward_stage(model, stage, batch, packed)
 
@@ -41,8 +52,11 @@ def run_stage(model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch
 def forward_stage(
     model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch, packed: LongRopePackedParams
 ) -> Tensor:
-    """Runs one micro-batch through `stage` with the angles and temperature of `packed`."""
-    device = model.runtime.device
+    """Runs this rank's share of one micro-batch with the angles and temperature of `packed`."""
+    size, device = model.runtime.groups.cp.size(), model.runtime.device
+    assert batch.context_size == size, "a whole batch is cut by share_of(model, batch) first"
+    model.backend.check_batch(batch)
+    packed.context_exchange = choose_exchange(model.runtime.layout.context_exchange, batch.tokens.numel(), size)
     output: Tensor = stage(
         input_ids=batch.tokens[None].to(device),
         position_ids=batch.positions[None].to(device),
@@ -101,7 +115,15 @@ def share_passes(model: LongRopeModel, documents: Sequence[Tokens], max_tokens: 
 
 
 def to_batch(model: LongRopeModel, documents: Sequence[Tokens]) -> DocumentBatch:
-    return DocumentBatch.from_documents(documents, pad_to_multiple=model.runtime.layout.sequence_divisor)
+    """Returns the documents as one batch, each padded to what the layout cuts, all together to what the engine takes.
+
+    A document alone is padded itself, so that it stays the only one; several get a masked one after them.
+    """
+    layout, multiple = model.runtime.layout.sequence_divisor, model.backend.token_multiple
+    if len(documents) == 1 or multiple == 1:
+        return DocumentBatch.from_documents(documents, pad_to_multiple=math.lcm(layout, multiple))
+    padded = sum(-(-len(document) // layout) * layout for document in documents)
+    return DocumentBatch.from_documents(documents, pad_to_multiple=layout, total=model.backend.padded_total(padded))
 
 
 @torch.no_grad()
@@ -131,10 +153,22 @@ def _forward_only(
 
 def _scoring_step(model: LongRopeModel) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
     def step(batches: Iterator[DocumentBatch], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
-        output = run_stage(model, stage, next(batches))
-        return output, lambda result, non_loss_data: result.float().cpu().numpy()
+        batch = next(batches)
+        output = run_stage(model, stage, share_of(model, batch))
+        dim = 0 if model.stage.output_kind == "logits" else -1
+        return output, lambda result, non_loss_data: whole_output(model, batch, result.float(), dim).cpu().numpy()
 
     return step
+
+
+def whole_output(model: LongRopeModel, batch: DocumentBatch, share: Tensor, dim: int) -> Tensor:
+    """Returns an output over the whole batch on every context-parallel rank; `dim` is the tokens'."""
+    group = model.runtime.groups.cp
+    if group.size() == 1:
+        return share
+    shares = [torch.empty_like(share) for _ in range(group.size())]
+    dist.all_gather(shares, share.contiguous(), group=group)
+    return whole_from_shares(shares, batch.cu_seqlens, dim)
 
 
 def from_last_stage(model: LongRopeModel, outputs: list[Any]) -> list[NDArray[np.floating[Any]]]:

@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_longrope.model.packed import RotaryFromBatch
+from megatron_longrope.model.packed import NoRotary
 from megatron_longrope.model.token_loss import full_logits, scored_tokens, token_losses
 
 OutputKind = Literal["losses", "scores", "logits"]
@@ -30,7 +30,7 @@ class LongRopeGPT(GPTModel):
     def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
-        self.rotary_pos_emb = RotaryFromBatch()
+        self.rotary_pos_emb = NoRotary()
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, labels: Tensor | None = None, **__: Any) -> Tensor:
         """Called by GPTModel.forward with the decoder's output [seq share, 1, hidden_size]."""

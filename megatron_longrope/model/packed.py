@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, nn
 
 from megatron_longrope.data.batches import DocumentBatch
+from megatron_longrope.model.context_exchange import ExchangeKind
 from megatron_longrope.rope import AnglePrecision, FactorSet, rotary_angles
 
 
@@ -23,34 +24,31 @@ class LongRopePackedParams(PackedSeqParams):
     """megatron-core's packed-sequence parameters, with ours beside them."""
 
     rotary_table: Tensor | None = None
-    """Angles [total, 1, 1, head_dim] in radians, positions restarting in each document."""
+    """Angles [tokens, head_dim/2] in radians of this rank's share, positions restarting in each document."""
     softmax_scale: float = 1.0
     """t² / √head_dim of the factors in force."""
     document_lengths: tuple[int, ...] = field(default_factory=tuple)
+    """Tokens of each document, padding included, before any cut by context parallelism."""
     positions: Tensor | None = None
-    """Of each token in its document, int64 [total]."""
+    """Of each token of the share in its document, int64 [tokens]."""
     scale_gradient: Tensor | None = None
     """Where a leaf stands here, its gradient becomes s · ∂loss/∂s of the softmax scale s, summed over layers."""
+    context_exchange: ExchangeKind = "ring"
+    """How K/V travel between context-parallel ranks."""
 
 
-class RotaryFromBatch(nn.Module):
-    """Takes the place of megatron-core's rotary embedding: hands out the table that came with the batch."""
+class NoRotary(nn.Module):
+    """Takes the place of megatron-core's rotary embedding: the core attention turns by the batch's own table.
 
-    def get_rotary_seq_len(
-        self,
-        inference_context: object,
-        transformer: object,
-        transformer_input: object,
-        transformer_config: object,
-        packed_seq_params: LongRopePackedParams,
-    ) -> LongRopePackedParams:
-        """megatron-core passes what this returns on to `forward`; a length would not say which factors are meant."""
-        return packed_seq_params
+    megatron-core would want a table of the whole sequence on every rank, and turns q and k with six copies of each.
+    """
 
-    def forward(self, packed: LongRopePackedParams, **_: object) -> Tensor:
-        """Returns the batch's angles [total, 1, 1, head_dim]."""
-        assert packed.rotary_table is not None
-        return packed.rotary_table
+    def get_rotary_seq_len(self, *_: object) -> int:
+        """megatron-core passes what this returns on to `forward`."""
+        return 0
+
+    def forward(self, length: int, **_: object) -> None:
+        """Returns no table, so that megatron-core turns nothing."""
 
 
 def packed_params(
@@ -60,14 +58,13 @@ def packed_params(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> LongRopePackedParams:
-    """Returns the parameters of `batch` under the factors its longest document selects.
+    """Returns the parameters of `batch`, whole or a share, under the factors its longest document selects.
 
     The table is float32 whatever the model's `dtype` is, and float64 for a float64 model.
     """
     factors = factor_set.for_length(batch.longest)
     table_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    angles = rotary_angles(batch.positions, factors, precision=precision, dtype=table_dtype)
-    table = torch.cat([angles, angles], dim=-1)[:, None, None, :].to(device)
+    table = rotary_angles(batch.positions, factors, precision=precision, dtype=table_dtype)
     boundaries = batch.cu_seqlens.to(device)
     lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).tolist()
     return LongRopePackedParams(
@@ -76,7 +73,7 @@ def packed_params(
         cu_seqlens_kv=boundaries,
         max_seqlen_q=batch.max_length,
         max_seqlen_kv=batch.max_length,
-        rotary_table=table,
+        rotary_table=table.to(device),
         softmax_scale=factors.attention_factor**2 / math.sqrt(factors.head_dim),
         document_lengths=tuple(int(length) for length in lengths),
         positions=batch.positions,

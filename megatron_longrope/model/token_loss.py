@@ -1,34 +1,36 @@
-"""Per-token negative log-likelihood in sequence chunks over a vocabulary-parallel output layer."""
+"""Per-token negative log-likelihood over a vocabulary-parallel output layer; logits exist one block at a time.
+
+A block is some tokens × some vocabulary rows. Neither the peak of memory nor the size of a matrix product depends on
+the vocabulary: the log-sum-exp is built up block by block, and the backward pass makes each block again, turns it into
+softmax − one-hot in place, and adds its two matrix products up.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 DEFAULT_CHUNK_TOKENS = 1024
-_MASKED = -1e30  # finite, so that a rank whose rows are all padding stays free of NaN
+BLOCK_VOCABULARY = 2048
+_LOWEST = -1e30  # finite, so that a rank whose rows are all padding stays free of NaN
 
 
 def token_losses(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, vocab_size: int, group: dist.ProcessGroup,
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
 ) -> Tensor:  # fmt: skip
-    """Returns nats [total] of `labels` [total] under hidden [total, hidden_size] · weightᵀ.
+    """Returns nats [total] of `labels` [total] under hidden [total, hidden_size] · weightᵀ, float32 at least.
 
     `weight` is this rank's share of the output layer's rows; rows from `vocab_size` on are padding and get no
-    probability. Logits exist for one chunk at a time, in the backward pass too.
+    probability. The gradient of `hidden` is this rank's part of a sum over the group.
     """
-    losses = []
-    for part, targets in zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True):
-        if torch.is_grad_enabled() and hidden.shape[0] > chunk_tokens:
-            losses.append(checkpoint(_chunk_losses, part, weight, targets, vocab_size, group, use_reentrant=False))
-        else:
-            losses.append(_chunk_losses(part, weight, targets, vocab_size, group))
-    return torch.cat(losses)
+    layer = _OutputLayer(group, vocab_size, chunk_tokens)
+    return _TokenLosses.apply(hidden, weight, labels, layer)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @torch.no_grad()
@@ -37,62 +39,124 @@ def scored_tokens(
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
 ) -> Tensor:  # fmt: skip
     """Returns [2, total]: nats of each label, and 1 where it is the arg-max (ties go to the lowest id), else 0."""
-    losses, hits = [], []
-    for part, targets in zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True):
-        logits, first = _local_logits(part, weight, vocab_size, group)
-        losses.append(_losses_of(logits, targets, first, group))
-        hits.append((_arg_max(logits, first, group) == targets).to(losses[-1].dtype))
-    return torch.stack([torch.cat(losses), torch.cat(hits)])
+    layer = _OutputLayer(group, vocab_size, chunk_tokens)
+    result = hidden.new_empty(2, hidden.shape[0], dtype=_wide(hidden.dtype))
+    for rows in layer.chunks(hidden):
+        seen = _seen(hidden[rows], weight, labels[rows], layer)
+        result[0, rows] = seen.log_sum - seen.target
+        result[1, rows] = seen.best == labels[rows]
+    return result
 
 
 @torch.no_grad()
 def full_logits(hidden: Tensor, weight: Tensor, *, vocab_size: int, group: dist.ProcessGroup) -> Tensor:
     """Returns the whole logits [total, vocab_size]: for comparisons over short inputs only."""
-    logits, _ = _local_logits(hidden, weight, vocab_size, group)
+    logits = linear(hidden, weight).to(_wide(hidden.dtype))
     shares = [torch.empty_like(logits) for _ in range(group.size())]
     dist.all_gather(shares, logits.contiguous(), group=group)
     return torch.cat(shares, dim=-1)[:, :vocab_size]
 
 
-def _chunk_losses(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup) -> Tensor:
-    logits, first = _local_logits(hidden, weight, vocab_size, group)
-    return _losses_of(logits, labels, first, group)
+class _OutputLayer(NamedTuple):
+    """What is fixed over one call. Rows of the weight are spread over `group` in rank order."""
+
+    group: dist.ProcessGroup
+    vocab_size: int
+    chunk_tokens: int
+
+    def chunks(self, hidden: Tensor) -> Iterator[slice]:
+        for start in range(0, hidden.shape[0], self.chunk_tokens):
+            yield slice(start, start + self.chunk_tokens)
+
+    def blocks(self, weight: Tensor) -> Iterator[tuple[slice, int]]:
+        """Yields this rank's rows block by block, padding left out, and the vocabulary id of each block's first."""
+        first = self.group.rank() * weight.shape[0]
+        rows = min(weight.shape[0], self.vocab_size - first)
+        for start in range(0, rows, BLOCK_VOCABULARY):
+            yield slice(start, min(start + BLOCK_VOCABULARY, rows)), first + start
 
 
-def _local_logits(hidden: Tensor, weight: Tensor, vocab_size: int, group: dist.ProcessGroup) -> tuple[Tensor, int]:
-    """Returns this rank's logits, float32 at least, padding masked; and the vocabulary id of its first row."""
-    first = group.rank() * weight.shape[0]
-    logits = linear(hidden, weight)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    real_rows = vocab_size - first
-    if real_rows < weight.shape[0]:
-        padding = torch.arange(weight.shape[0], device=weight.device) >= real_rows
-        logits = logits.masked_fill(padding, _MASKED)
-    return logits, first
+class _Seen(NamedTuple):
+    """What one pass over the vocabulary says of each token of a chunk: each [tokens]."""
+
+    log_sum: Tensor
+    target: Tensor
+    best: Tensor
+    """The id with the highest logit, the lowest of equals."""
 
 
-def _losses_of(logits: Tensor, labels: Tensor, first: int, group: dist.ProcessGroup) -> Tensor:
-    """log Σ exp(logits) − logits[label], each sum taken over the vocabulary shares."""
-    peak = logits.detach().amax(dim=-1)
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer) -> Tensor:
+        losses = hidden.new_empty(hidden.shape[0], dtype=_wide(hidden.dtype))
+        log_sums = torch.empty_like(losses)
+        for rows in layer.chunks(hidden):
+            seen = _seen(hidden[rows], weight, labels[rows], layer)
+            log_sums[rows] = seen.log_sum
+            losses[rows] = seen.log_sum - seen.target
+        ctx.layer = layer
+        ctx.save_for_backward(hidden, weight, labels, log_sums)
+        return losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        hidden, weight, labels, log_sums = ctx.saved_tensors
+        layer: _OutputLayer = ctx.layer
+        grad_hidden = torch.zeros_like(hidden)
+        # summed over chunks in float32 at least, whatever the weights are in
+        grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if ctx.needs_input_grad[1] else None
+        for rows in layer.chunks(hidden):
+            part = hidden.new_zeros(hidden[rows].shape, dtype=_wide(hidden.dtype))
+            for block, first in layer.blocks(weight):
+                slope = _logits(hidden[rows], weight[block]).sub_(log_sums[rows, None]).exp_()
+                local, mine = _local(labels[rows], first, slope.shape[1])
+                slope.scatter_add_(1, local, -mine.to(slope.dtype))
+                slope = slope.mul_(grad[rows, None]).to(hidden.dtype)
+                part += slope @ weight[block]
+                if grad_weight is not None:
+                    grad_weight[block] += slope.T @ hidden[rows]
+            grad_hidden[rows] = part
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+
+
+def _seen(hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer) -> _Seen:
+    peak = hidden.new_full(labels.shape, _LOWEST, dtype=_wide(hidden.dtype))
+    total, target, best = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(labels)
+    for block, first in layer.blocks(weight):
+        logits = _logits(hidden, weight[block])
+        local, mine = _local(labels, first, logits.shape[1])
+        target += logits.gather(1, local)[:, 0] * mine[:, 0]
+        value, index = logits.max(dim=-1)
+        best = torch.where(value > peak, index + first, best)
+        higher = torch.maximum(peak, value)
+        total = total * (peak - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(dim=-1)
+        peak = higher
+    return _over_group(peak, total, target, best, layer.group)
+
+
+def _over_group(peak: Tensor, total: Tensor, target: Tensor, best: Tensor, group: dist.ProcessGroup) -> _Seen:
     if group.size() > 1:
-        dist.all_reduce(peak, dist.ReduceOp.MAX, group=group)
-    shifted = logits - peak[:, None]
-    total = reduce_from_tensor_model_parallel_region(shifted.exp().sum(dim=-1), group=group)
-    local = labels - first
-    mine = (local >= 0) & (local < logits.shape[1])
-    picked = shifted.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-    target = reduce_from_tensor_model_parallel_region(torch.where(mine, picked, 0.0), group=group)
-    return total.log() - target
+        highest = peak.clone()
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+        best = torch.where(peak == highest, best, torch.iinfo(best.dtype).max)
+        dist.all_reduce(best, dist.ReduceOp.MIN, group=group)
+        sums = torch.stack([total * (peak - highest).exp(), target])
+        dist.all_reduce(sums, group=group)
+        peak, (total, target) = highest, sums
+    return _Seen(peak + total.log(), target, best)
 
 
-def _arg_max(logits: Tensor, first: int, group: dist.ProcessGroup) -> Tensor:
-    local = logits.argmax(dim=-1)  # the lowest index where values are equal
-    where = local + first
-    if group.size() == 1:
-        return where
-    peak = logits.gather(1, local[:, None])[:, 0]
-    highest = peak.clone()
-    dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
-    where = torch.where(peak == highest, where, torch.iinfo(where.dtype).max)
-    dist.all_reduce(where, dist.ReduceOp.MIN, group=group)
-    return where
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    return linear(hidden, weight).to(_wide(hidden.dtype))
+
+
+def _local(labels: Tensor, first: int, size: int) -> tuple[Tensor, Tensor]:
+    """Returns each label's column in a block that starts at id `first` (0 where it is not there), and whether it is."""
+    local = labels[:, None] - first
+    mine = (local >= 0) & (local < size)
+    return local.where(mine, 0), mine
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

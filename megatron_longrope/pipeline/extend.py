@@ -16,6 +16,7 @@ from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import documents_sha256
 from megatron_longrope.model import LongRopeModel
+from megatron_longrope.model.backend_settings import BackendSettings, Purpose
 from megatron_longrope.model.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
 from megatron_longrope.pipeline.evaluating import extended_factor_set
@@ -129,7 +130,8 @@ class Extension:
         documents = self.corpus.search[: config.num_documents]
         identity = documents_sha256(documents)
         inputs = {"search": config.model_dump(mode="json"), "space": problem.space.to_json(), "length": problem.length,
-                  "documents": identity, "checkpoint": checkpoint, "dtype": self.recipe.dtype}  # fmt: skip
+                  "documents": identity, "checkpoint": checkpoint, "dtype": self.recipe.dtype,
+                  **self._backend_inputs(self.recipe.backend.for_scoring())}  # fmt: skip
 
         def work() -> dict[str, Any]:
             model = self._load(checkpoint)
@@ -167,10 +169,11 @@ class Extension:
 
         made = self.stages.run(f"data-{name}", inputs, lambda: on_main(self.runtime, build))
         train_inputs = {"training": config.training.model_dump(mode="json"), "start": start, "data": made,
-                        "dtype": self.recipe.dtype, "factors": factors_to_json(factors)}  # fmt: skip
+                        "dtype": self.recipe.dtype, "factors": factors_to_json(factors),
+                        **self._backend_inputs(self.recipe.backend)}  # fmt: skip
 
         def work() -> dict[str, Any]:
-            model = self._load(start)
+            model = self._load(start, "training")
             files = self.directory.checkpoint("base") / "hf"
             stage = TrainingStage(name, config.training, prefix, self.directory, files)
             return train_model(stage, model, factors, self.progress.training(name))
@@ -204,11 +207,17 @@ class Extension:
 
     # -- what stages share ----------------------------------------------------------------------------------------
 
-    def _load(self, checkpoint: str) -> LongRopeModel:
+    def _load(self, checkpoint: str, purpose: Purpose = "scoring") -> LongRopeModel:
         dtype: torch.dtype = TORCH_DTYPES[self.recipe.dtype]
+        backend = self.recipe.backend if purpose == "training" else self.recipe.backend.for_scoring()
         loaded = load_model(self.directory.checkpoint(checkpoint), self.runtime, dtype=dtype,
-                            angle_precision=self.recipe.angle_precision)  # fmt: skip
+                            angle_precision=self.recipe.angle_precision, recompute=self.recipe.recompute,
+                            offload=self.recipe.offload, backend=backend, purpose=purpose)  # fmt: skip
         return loaded.model
+
+    def _backend_inputs(self, backend: BackendSettings) -> dict[str, Any]:
+        """What of the engine belongs to a stage's inputs: what a person asked for; `auto` may differ by machine."""
+        return {} if backend == BackendSettings() else {"backend": backend.model_dump(mode="json")}
 
     def _tokenizer(self) -> TextTokenizer:
         return load_tokenizer(self.directory.checkpoint("base") / "hf")

@@ -77,7 +77,7 @@ def train_from_recipe(
     start = directory.root / "initial" if recipe.initialize else Path(recipe.model or "")
     stages.run("initialize", {"recipe": recipe.model_dump(mode="json", include={"initialize", "model", "seed"})},
                lambda: on_main(runtime, lambda: _initialize(recipe, start)))  # fmt: skip
-    loaded = load_model(start, runtime, dtype=TORCH_DTYPES[recipe.dtype])
+    loaded = load_model(start, runtime, dtype=TORCH_DTYPES[recipe.dtype], purpose="training")
     if loaded.tokenizer_file is None:
         raise InputError("model", start, "has no tokenizer.json to encode the documents with")
     tokenizer = load_tokenizer(loaded.tokenizer_file)

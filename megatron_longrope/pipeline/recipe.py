@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from megatron_longrope.config import Length, StrictConfig
+from megatron_longrope.model.backend_settings import BackendSettings, Recompute
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.search import EarlyStopping, SearcherChoice
@@ -157,10 +158,22 @@ class Recipe(StrictConfig):
     recovery: tuple[RecoveryStep, ...] = ()
     evaluation: EvaluationConfig
     parallel: ParallelLayout = ParallelLayout()
+    backend: BackendSettings = BackendSettings()
+    """FP8 in it concerns training alone, unless `fp8_scoring` is set."""
+    recompute: Recompute = "none"
+    """Activations computed again in the backward pass instead of kept: none, attention's (selective) or all (full)."""
+    offload: bool = False
+    """With recompute=full: keep each layer's input in host memory between the passes."""
     dtype: DtypeName = "float32"
     angle_precision: AnglePrecision = "float64"
     seed: NonNegativeInt = 1234
     export: bool = True
+
+    @model_validator(mode="after")
+    def _offload_of_recomputed(self) -> Recipe:
+        if self.offload and self.recompute != "full":
+            raise ValueError(f"offload moves the inputs of recomputed layers: recompute=full, not {self.recompute}")
+        return self
 
     @model_validator(mode="after")
     def _ascending(self) -> Recipe:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pydantic import PositiveInt
 
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.errors import InputError
+
+ContextExchange = Literal["auto", "ring", "all_gather"]
 
 
 class ParallelLayout(StrictConfig):
@@ -17,6 +20,10 @@ class ParallelLayout(StrictConfig):
     sequence_parallel: bool = False
     pipeline_parallel: PositiveInt = 1
     context_parallel: PositiveInt = 1
+    context_exchange: ContextExchange = "auto"
+    """How keys and values travel between context-parallel ranks; auto: gathered where the sequence is short."""
+    context_parallel_a2a: PositiveInt = 1
+    """Processes of an inner all-to-all group under Transformer Engine's cp_comm_type=a2a+p2p; 1: one level only."""
 
     @property
     def model_parallel(self) -> int:
@@ -33,6 +40,7 @@ class ParallelLayout(StrictConfig):
 
     def data_parallel(self, world_size: int) -> int:
         """Returns copies of the model that fit `world_size` processes; raises InputError if they do not fill it."""
+        self._divides("context_parallel", self.context_parallel, "context_parallel_a2a", self.context_parallel_a2a)
         self._divides("processes", world_size, "tensor_parallel·pipeline_parallel·context_parallel",
                       self.model_parallel)  # fmt: skip
         return world_size // self.model_parallel
@@ -45,9 +53,6 @@ class ParallelLayout(StrictConfig):
         self._divides("ffn_hidden_size", ffn_hidden_size, "tensor_parallel", self.tensor_parallel)
         if self.sequence_parallel and self.tensor_parallel == 1:
             raise InputError("sequence_parallel", True, "needs tensor_parallel above 1, got 1")
-        if self.context_parallel > 1:
-            raise InputError("context_parallel", self.context_parallel,
-                             "this release has no context-parallel attention yet; use 1")  # fmt: skip
 
     def check_sequence(self, length: int) -> None:
         """Raises InputError where a sequence of `length` tokens cannot be cut by this layout."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from megatron_longrope.errors import MissingDependencyError
 from megatron_longrope.runtime import cpu_platform
 from megatron_longrope.runtime.layout import ParallelLayout
 
@@ -95,7 +97,19 @@ def start_runtime(
     if threads is not None:
         torch.set_num_threads(threads)
     device = _pick_device(on_cpu)
-    store = _join(on_cpu, device, world_size, timeout_seconds)
+    store = join_processes(device, world_size, timeout_seconds)
+    try:
+        with divide_processes(layout, device, store, seed=seed) as runtime:
+            yield runtime
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def divide_processes(
+    layout: ParallelLayout, device: torch.device, store: dist.Store, *, seed: int = 1234
+) -> Iterator[Runtime]:
+    """Divides processes that have joined already into the layout's groups, and dissolves these at the end."""
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -104,15 +118,27 @@ def start_runtime(
             tensor_model_parallel_size=layout.tensor_parallel,
             pipeline_model_parallel_size=layout.pipeline_parallel,
             context_parallel_size=layout.context_parallel,
-            create_gloo_process_groups=not on_cpu,
+            hierarchical_context_parallel_sizes=_two_levels(layout),
+            create_gloo_process_groups=device.type != "cpu",
         )
         torch.manual_seed(seed)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
         groups = ProcessGroupCollection.use_mpu_process_groups()
-        yield Runtime(layout, device, dist.get_rank(), world_size, groups, dist.PrefixStore("longrope", store))
+        shared = dist.PrefixStore("longrope", store)
+        yield Runtime(layout, device, dist.get_rank(), dist.get_world_size(), groups, shared)
     finally:
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+
+
+def _two_levels(layout: ParallelLayout) -> list[int] | None:
+    """Sizes of the inner and the outer context-parallel groups, where there are two levels of them."""
+    inner = layout.context_parallel_a2a
+    if inner == 1:
+        return None
+    if importlib.util.find_spec("einops") is None:
+        raise MissingDependencyError("context_parallel_a2a: megatron-core divides two levels of groups with einops, "
+                                     "which comes with Transformer Engine: pip install einops")  # fmt: skip
+    return [inner, layout.context_parallel // inner]
 
 
 def _pick_device(on_cpu: bool) -> torch.device:
@@ -123,7 +149,9 @@ def _pick_device(on_cpu: bool) -> torch.device:
     return device
 
 
-def _join(on_cpu: bool, device: torch.device, world_size: int, timeout_seconds: float) -> dist.Store:
+def join_processes(device: torch.device, world_size: int, timeout_seconds: float) -> dist.Store:
+    """Joins the processes torchrun started, or makes a world of one; returns the store they share."""
+    on_cpu = device.type == "cpu"
     # gloo serves objects and CPU tensors on GPU machines too
     backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_seconds)

@@ -26,7 +26,7 @@ def wrap_for_training(
 ) -> tuple[DistributedDataParallel, MegatronOptimizer]:
     """Returns the stage wrapped for data parallelism, and its optimizer with its state in place."""
     for name, parameter in model.stage.named_parameters():
-        parameter.requires_grad_(config.trainable == "all" or ".self_attention." in name)
+        parameter.requires_grad_(config.trainable == "all" or is_attention(name))
     stage_config = model.stage.config
     ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
     wrapped = DistributedDataParallel(stage_config, ddp_config, model.stage, pg_collection=model.runtime.groups)
@@ -36,6 +36,14 @@ def wrap_for_training(
     stage_config.grad_scale_func = optimizer.scale_loss
     _initialize_torch_adam(optimizer)
     return wrapped, optimizer
+
+
+def is_attention(parameter: str) -> bool:
+    """Returns whether a parameter is attention's own, projections and the norms of queries and keys.
+
+    The norm before it is not, though Transformer Engine keeps that one in its projection.
+    """
+    return ".self_attention." in parameter and not parameter.endswith(".layer_norm_weight")
 
 
 def set_rates(optimizer: MegatronOptimizer, config: TrainingConfig, rate: float) -> None:

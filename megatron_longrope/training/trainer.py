@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_longrope.data.batches import DocumentBatch, PackedBatches
 from megatron_longrope.errors import LongRopeError
 from megatron_longrope.model import LongRopeModel
-from megatron_longrope.model.forward import run_stage
+from megatron_longrope.model.forward import run_stage, share_of
 from megatron_longrope.training.config import TrainingConfig
 from megatron_longrope.training.optimizer import set_rates, wrap_for_training
 
@@ -137,7 +137,7 @@ class Trainer:
 def _training_step(
     model: LongRopeModel, batches: Iterator[DocumentBatch], stage: torch.nn.Module
 ) -> tuple[Tensor, Callable[..., Any]]:
-    batch = next(batches)
+    batch = share_of(model, next(batches))
     output = run_stage(model, stage, batch)
     mask = batch.loss_mask.to(output.device)
     return output, functools.partial(_summed_loss, mask)

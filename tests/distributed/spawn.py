@@ -21,17 +21,19 @@ _POLL_SECONDS = 0.05
 _SHOWN_CHARACTERS = 3000
 
 
-def run_distributed(world_size: int, target: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
+def run_distributed(
+    world_size: int, target: Callable[..., Any], *args: Any, timeout: float = 240, on_cuda: bool = False
+) -> list[Any]:
     """Returns `target(*args)` of every rank, in rank order.
 
     `target` is a module-level function of a test module (it starts its own runtime); arguments and results are
     pickled. Where one process fails or `timeout` seconds pass, all are killed and the test fails with what each
-    wrote on stderr.
+    wrote on stderr. `on_cuda` gives each process a CUDA device of its own instead of hiding them.
     """
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder, "call")
         call.write_bytes(pickle.dumps((target.__module__, target.__qualname__, args)))
-        processes = [_start(rank, world_size, _port(rank, folder), call) for rank in range(world_size)]
+        processes = [_start(rank, world_size, _port(rank, folder), call, on_cuda) for rank in range(world_size)]
         try:
             failure = _wait(processes, time.monotonic() + timeout)
         finally:
@@ -53,12 +55,13 @@ def _port(rank: int, folder: str) -> int:
     return int(place.read_text())
 
 
-def _start(rank: int, world_size: int, port: int, call: Path) -> subprocess.Popen[bytes]:
+def _start(rank: int, world_size: int, port: int, call: Path, on_cuda: bool) -> subprocess.Popen[bytes]:
     settings = {
         "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
-        "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
+    settings |= {"CUDA_DEVICE_MAX_CONNECTIONS": 1} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     with _of(call, rank, "stderr").open("wb") as stderr:
         command = [sys.executable, "-m", "tests.distributed.spawn", str(call)]

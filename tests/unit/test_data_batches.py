@@ -116,3 +116,8 @@ def test_a_position_of_other_data_or_settings_is_refused(dataset: PackedDataset,
 def test_sizes_that_do_not_divide_are_refused(dataset: PackedDataset, settings: dict[str, int]) -> None:
     with pytest.raises(InputError):
         PackedBatches(dataset, **settings)
+
+
+def test_filling_up_keeps_every_document_divisible() -> None:
+    batch = DocumentBatch.from_documents([np.arange(5)], pad_to_multiple=4, total=18)
+    assert batch.cu_seqlens.tolist() == [0, 8, 20] and batch.longest == 5

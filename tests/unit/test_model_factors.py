@@ -102,7 +102,7 @@ def test_padding_does_not_change_which_factors_serve(pad_to_multiple: int) -> No
         packed = packed_params(batch, both, "float64", torch.device("cpu"))
         assert packed.softmax_scale == expected.attention_factor**2 / 4
         angles = rotary_angles(batch.positions, expected)
-        assert packed.rotary_table is not None and torch.equal(packed.rotary_table[:, 0, 0, :8], angles)
+        assert packed.rotary_table is not None and torch.equal(packed.rotary_table, angles)
 
 
 def test_factors_of_another_geometry_are_refused(model: LongRopeModel) -> None:

@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from launchers.main import main
 from megatron_longrope.runtime import machine_report
+from megatron_longrope.runtime.gpu_stack import choose_engine, gpu_stack
 from megatron_longrope.runtime.machine_report import Finding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,6 +145,9 @@ def test_doctor_writes_what_it_shows(tmp_path: Path) -> None:
     assert written["can_run"] is True
     assert {finding["name"] for finding in written["findings"]} == NAMES
     assert "megatron-core" in result.stdout
+    engine = choose_engine(gpu_stack())
+    assert written["engine"] == {"engine": engine.engine, "reason": engine.reason}
+    assert f"--engine auto takes {engine.engine}" in result.stdout
 
 
 def test_doctor_ends_with_1_where_something_essential_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,146 @@
+"""How keys, values and their gradients travel between context-parallel ranks: around a ring, or gathered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_longrope.runtime.layout import ContextExchange
+
+Pair = tuple[Tensor, Tensor]
+"""Keys and values, or their gradients: each [kv_heads, tokens, head_dim], contiguous."""
+ExchangeKind = Literal["ring", "all_gather"]
+
+
+ALL_GATHER_TOKENS = 1024
+"""Whole sequences up to this length are gathered, longer ones go around the ring (docs/context_parallelism.md)."""
+
+
+def choose_exchange(setting: ContextExchange, tokens: int, size: int) -> ExchangeKind:
+    """Returns the exchange for a batch of `tokens` per rank on `size` ranks."""
+    if setting != "auto":
+        return setting
+    return "all_gather" if tokens * size <= ALL_GATHER_TOKENS else "ring"
+
+
+class Exchange(Protocol):
+    """One attention call's traffic, on every rank of the group alike."""
+
+    def visit(self, own: Pair, overwrite: bool) -> Iterator[tuple[int, Pair]]:
+        """Yields (source rank, its keys and values), this rank's own first; with `overwrite` own may be lost after."""
+        ...
+
+    def give(self, source: int, gradients: Pair) -> None:
+        """Takes the gradients of what `source` lent, in the order visited; they may be overwritten."""
+        ...
+
+    def collect(self) -> Pair:
+        """Returns the gradients all ranks gave for this rank's own."""
+        ...
+
+
+def exchange_over(group: dist.ProcessGroup, kind: ExchangeKind) -> Exchange:
+    """Returns the exchange of one forward or one backward pass; a group of one exchanges nothing."""
+    if group.size() == 1:
+        return _Alone()
+    return _Ring(group) if kind == "ring" else _AllGather(group)
+
+
+class _Alone:
+    def visit(self, own: Pair, overwrite: bool) -> Iterator[tuple[int, Pair]]:
+        yield 0, own
+
+    def give(self, source: int, gradients: Pair) -> None:
+        self.gradients = gradients
+
+    def collect(self) -> Pair:
+        return self.gradients
+
+
+class _Ring:
+    """Each rank sends to the next while it computes with what it has: two shares of K/V are held, three in training.
+
+    Gradients follow one step behind on the same way and are home after the last step.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group, self.rank, self.size = group, group.rank(), group.size()
+        ranks = dist.get_process_group_ranks(group)
+        self.next, self.previous = ranks[(self.rank + 1) % self.size], ranks[self.rank - 1]
+        self.sent: Pair | None = None
+        self.arriving: Pair | None = None
+        self.works: list[dist.Work] = []
+
+    def visit(self, own: Pair, overwrite: bool) -> Iterator[tuple[int, Pair]]:
+        here, spare = own, None
+        for step in range(self.size - 1):
+            coming = spare or _empty_like(own)
+            works = self._pass_on(here, coming)
+            yield (self.rank - step) % self.size, here
+            _wait(works)
+            spare = here if step > 0 or overwrite else None
+            here = coming
+        yield (self.rank + 1) % self.size, here
+
+    def give(self, source: int, gradients: Pair) -> None:
+        summed, spare = gradients, None
+        if self.arriving is not None:
+            _wait(self.works)
+            summed, spare = self.arriving, self.sent
+            for total, part in zip(summed, gradients, strict=True):
+                total += part
+        coming = spare or _empty_like(summed)
+        self.works = self._pass_on(summed, coming)
+        self.sent, self.arriving = summed, coming
+
+    def collect(self) -> Pair:
+        _wait(self.works)
+        assert self.arriving is not None
+        return self.arriving
+
+    def _pass_on(self, leaving: Pair, coming: Pair) -> list[dist.Work]:
+        sends = [dist.P2POp(dist.isend, tensor, self.next, self.group) for tensor in leaving]
+        receives = [dist.P2POp(dist.irecv, tensor, self.previous, self.group) for tensor in coming]
+        return dist.batch_isend_irecv(sends + receives)
+
+
+class _AllGather:
+    """All K/V on every rank at once: fewer, larger messages, for sequences so short that they fit with ease."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group, self.rank, self.size = group, group.rank(), group.size()
+        self.given: dict[int, Pair] = {}
+
+    def visit(self, own: Pair, overwrite: bool) -> Iterator[tuple[int, Pair]]:
+        whole = [x.new_empty(self.size, *x.shape) for x in own]
+        works = [
+            dist.all_gather(list(to.unbind()), x, group=self.group, async_op=True)
+            for to, x in zip(whole, own, strict=True)
+        ]
+        yield self.rank, own
+        _wait(works)
+        for step in range(1, self.size):
+            source = (self.rank - step) % self.size
+            yield source, (whole[0][source], whole[1][source])
+
+    def give(self, source: int, gradients: Pair) -> None:
+        self.given[source] = gradients
+
+    def collect(self) -> Pair:
+        sums = _empty_like(self.given[self.rank])
+        for part, total in enumerate(sums):
+            dist.reduce_scatter(total, [self.given[source][part] for source in range(self.size)], group=self.group)
+        return sums
+
+
+def _empty_like(pair: Pair) -> Pair:
+    return torch.empty_like(pair[0]), torch.empty_like(pair[1])
+
+
+def _wait(works: list[dist.Work]) -> None:
+    for work in works:
+        work.wait()
