@@ -97,7 +97,7 @@ def deviation(group: dist.ProcessGroup, exchange: str, lengths: list[int], dtype
 
 
 def test_attention_equals_attention_written_out() -> None:
-    for errors in run_distributed(4, attention_errors):
+    for errors in run_distributed(4, attention_errors, timeout=360):
         for name, error in errors.items():
             assert error < (1e-2 if name.startswith("bfloat16") else 1e-13), name  # NaN is not below either
 
@@ -172,7 +172,7 @@ def test_everything_public_gives_what_one_process_gives(tmp_path: Path) -> None:
     weights = HfWeights.of(tiny_hf_model())
     with start_runtime(threads=1) as runtime:
         single = everything(runtime, weights, dataset)
-    ranks = run_distributed(4, all_layouts, weights, dataset)
+    ranks = run_distributed(4, all_layouts, weights, dataset, timeout=360)
     for name, seen in ((name, seen) for rank in ranks for name, seen in rank.items()):
         for one, other in zip(single.nll, seen.nll, strict=True):
             np.testing.assert_allclose(other, one, atol=3e-5, rtol=0, err_msg=name)

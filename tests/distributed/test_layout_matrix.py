@@ -211,7 +211,7 @@ def test_one_process_equals_transformers(hf: Any, singles: dict[bool, Step], the
 def test_every_layout_equals_one_process_and_transformers(
     world_size: int, cases: list[Case], hf: Any, singles: dict[bool, Step], theirs: dict[bool, Step]
 ) -> None:
-    ranks = run_distributed(world_size, errors_of_cases, cases, HfWeights.of(hf), singles, theirs)
+    ranks = run_distributed(world_size, errors_of_cases, cases, HfWeights.of(hf), singles, theirs, timeout=360)
     for results in ranks:
         for one, errors in zip(cases, results, strict=True):
             assert errors.loss < LOSS_BAR, (str(one), errors)  # NaN is not below either
