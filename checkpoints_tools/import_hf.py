@@ -34,7 +34,11 @@ def import_hf(hf_dir: Path | str, megatron_dir: Path | str, runtime: Runtime) ->
 
     Raises InputError for a folder that is damaged, of an architecture or with an option that is not supported.
     """
-    folder = open_hf_folder(hf_dir)
+    return import_folder(open_hf_folder(hf_dir), megatron_dir, runtime)
+
+
+def import_folder(folder: HfFolder, megatron_dir: Path | str, runtime: Runtime) -> Conversion:
+    """As `import_hf`, of an opened folder, which may be a GGUF file seen as one."""
     shape, dtype = check_folder(folder)
     factor_set = factor_set_from_hf(folder.config)
     model = build_model(shape, runtime, dtype=dtype, initialize=False)
