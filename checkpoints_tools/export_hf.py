@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from checkpoints_tools.hf_folder import CONFIG_FILE, read_config, write_hf_folder
 from checkpoints_tools.import_hf import Conversion
+from checkpoints_tools.serving import with_engine_keys
 from checkpoints_tools.weight_map import WeightRule, bound_rules, hf_sizes, to_hf
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
@@ -18,15 +20,20 @@ from megatron_longrope.model.torch_dist import StoredTensors
 from megatron_longrope.rope import FactorSet, factor_set_from_hf, hf_rope_config
 
 
-def export_hf(megatron_dir: Path | str, hf_dir: Path | str, factors: FactorSet | None = None) -> Conversion:
+def export_hf(
+    megatron_dir: Path | str, hf_dir: Path | str, factors: FactorSet | None = None, *, static: bool = False
+) -> Conversion:
     """Writes the HF folder of a Megatron checkpoint with `factors` in force, its own if None; one process does it.
 
-    A checkpoint nobody changed since its import gets its config.json back byte for byte. Raises InputError for what
-    transformers' `longrope` cannot carry, and for damaged checkpoints.
+    A checkpoint nobody changed since its import gets its config.json back byte for byte; `static` adds the keys that
+    engines which choose one set read the temperature by. Raises InputError for what transformers' `longrope` cannot
+    carry, and for damaged checkpoints.
     """
     description = read_description(megatron_dir)
     carried = hf_folder(megatron_dir)
     config = _config(description, factors, carried)
+    if static:
+        config = with_engine_keys(json.loads(config) if isinstance(config, bytes) else config)
     num_bytes = write_hf_folder(Path(hf_dir), config, hf_tensors(Path(megatron_dir), description.shape),
                                 carried_from=carried if carried.is_dir() else None)  # fmt: skip
     return Conversion(Path(hf_dir), len(hf_sizes(description.shape)), num_bytes, description.dtype)
@@ -48,7 +55,7 @@ def read_weight(stored: StoredTensors, rule: WeightRule, layer: int | None, boun
 
 def _config(description: CheckpointDescription, factors: FactorSet | None, carried: Path) -> dict[str, Any] | bytes:
     wanted = factors or description.factor_set
-    _check_geometry(wanted, description.shape)
+    check_geometry(wanted, description.shape)
     original = read_config(carried) if (carried / CONFIG_FILE).is_file() else None
     if original is None:
         return description.shape.to_hf() | hf_rope_config(wanted) | {"torch_dtype": description.dtype}
@@ -61,7 +68,8 @@ def _config(description: CheckpointDescription, factors: FactorSet | None, carri
     return base | hf_rope_config(wanted) | {dtype_key: description.dtype}
 
 
-def _check_geometry(factors: FactorSet, shape: ModelShape) -> None:
+def check_geometry(factors: FactorSet, shape: ModelShape) -> None:
+    """Raises InputError for factors made for another rotary embedding than the checkpoint's."""
     geometry = factors.geometry
     if geometry.head_dim != shape.head_dim:
         raise InputError("factors.head_dim", geometry.head_dim, f"the checkpoint's is {shape.head_dim}")

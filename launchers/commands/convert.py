@@ -1,4 +1,4 @@
-"""`longrope convert import | export | verify`: Hugging Face folders, Megatron checkpoints, the proof of equality."""
+"""`longrope convert import | export | verify`: Hugging Face folders, GGUF files, Megatron checkpoints, the proof."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launchers.options import json_option, write_json
-from megatron_longrope.errors import EXIT_FAILED
+from launchers.options import LENGTH, json_option, write_json
+from megatron_longrope.errors import EXIT_FAILED, InputError
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
     from checkpoints_tools.import_hf import Conversion
+    from checkpoints_tools.serving import ServingTarget
     from checkpoints_tools.verify import Comparison
 
 _FOLDER = click.Path(path_type=Path)
@@ -20,35 +21,74 @@ _FOLDER = click.Path(path_type=Path)
 
 @click.group()
 def command() -> None:
-    """Convert between Hugging Face and Megatron checkpoints without losing a bit, and prove it."""
+    """Convert between Hugging Face, GGUF and Megatron checkpoints without losing a bit, and prove it."""
 
 
 @command.command("import")
-@click.argument("hf_dir", type=_FOLDER)
+@click.argument("source", type=_FOLDER, metavar="HF_DIR|FILE.gguf")
 @click.argument("megatron_dir", type=_FOLDER)
+@click.option("--no-tokenizer", is_flag=True, help="GGUF files: leave the tokenizer out instead of refusing its kind.")
 @json_option
-def import_command(hf_dir: Path, megatron_dir: Path, json_path: Path | None) -> None:
-    """Write the Megatron checkpoint MEGATRON_DIR of the Hugging Face folder HF_DIR, in the dtype it has."""
+def import_command(source: Path, megatron_dir: Path, no_tokenizer: bool, json_path: Path | None) -> None:
+    """Write the Megatron checkpoint MEGATRON_DIR of a Hugging Face folder, in the dtype it has, or of a GGUF file.
+
+    Quantized blocks of a GGUF file become the float32 numbers they stand for.
+    """
+    from checkpoints_tools.gguf_header import is_gguf
+    from checkpoints_tools.gguf_import import import_gguf
     from checkpoints_tools.import_hf import import_hf
     from megatron_longrope.runtime import start_runtime
 
+    is_file = is_gguf(source) or source.suffix == ".gguf"
+    if no_tokenizer and not is_file:
+        raise InputError("--no-tokenizer", source, "goes with GGUF files")
     with start_runtime() as runtime:
-        _report(import_hf(hf_dir, megatron_dir, runtime), json_path)
+        if is_file:
+            _report(import_gguf(source, megatron_dir, runtime, tokenizer=not no_tokenizer), json_path)
+        else:
+            _report(import_hf(source, megatron_dir, runtime), json_path)
 
 
 @command.command("export")
 @click.argument("megatron_dir", type=_FOLDER)
-@click.argument("hf_dir", type=_FOLDER)
+@click.argument("target", type=_FOLDER, metavar="HF_DIR|FILE.gguf")
 @click.option("--factors", "factors_path", type=_FOLDER, metavar="FILE",
               help="A factors JSON file to export with, instead of the factors the checkpoint holds.")  # fmt: skip
+@click.option("--serve", type=click.Choice(["transformers", "static", "gguf"]), default="transformers",
+              show_default=True, help="transformers: two factor sets, by the length of the input. static: one set, for "
+              "engines that choose once. gguf: a file for llama.cpp. docs/serving.md says what engines do.")  # fmt: skip
+@click.option("--length", type=LENGTH, default=None, metavar="N",
+              help="Tokens to serve: chooses among several factor sets the one for N.")  # fmt: skip
+@click.option(
+    "--no-tokenizer", is_flag=True, help="--serve gguf: leave the tokenizer out instead of refusing its kind."
+)
 @json_option
-def export_command(megatron_dir: Path, hf_dir: Path, factors_path: Path | None, json_path: Path | None) -> None:
-    """Write the Hugging Face folder HF_DIR of the checkpoint MEGATRON_DIR; refuse what its config cannot carry."""
+def export_command(
+    megatron_dir: Path,
+    target: Path,
+    factors_path: Path | None,
+    serve: ServingTarget,
+    length: int | None,
+    no_tokenizer: bool,
+    json_path: Path | None,
+) -> None:
+    """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it cannot carry."""
     from checkpoints_tools.export_hf import export_hf
+    from checkpoints_tools.gguf_export import export_gguf
+    from checkpoints_tools.serving import serving_set
+    from megatron_longrope.model.checkpoint import read_description
     from megatron_longrope.rope import read_factors
 
-    factors = read_factors(factors_path) if factors_path is not None else None
-    _report(export_hf(megatron_dir, hf_dir, factors), json_path)
+    if no_tokenizer and serve != "gguf":
+        raise InputError("--no-tokenizer", serve, "goes with --serve gguf")
+    given = read_factors(factors_path) if factors_path is not None else read_description(megatron_dir).factor_set
+    factors, left_out = serving_set(given, serve, length)
+    for words in left_out:
+        click.echo(f"left out: {words}")
+    if serve == "gguf":
+        _report(export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer), json_path)
+    else:
+        _report(export_hf(megatron_dir, target, factors, static=serve == "static"), json_path)
 
 
 @command.command("verify")
