@@ -56,7 +56,7 @@ def import_command(source: Path, megatron_dir: Path, no_tokenizer: bool, json_pa
               help="A factors JSON file to export with, instead of the factors the checkpoint holds.")  # fmt: skip
 @click.option("--serve", type=click.Choice(["transformers", "static", "gguf"]), default="transformers",
               show_default=True, help="transformers: two factor sets, by the length of the input. static: one set, for "
-              "engines that choose once. gguf: a file for llama.cpp. docs/serving.md says what engines do.")  # fmt: skip
+              "engines that choose once. gguf: a file for llama.cpp. See docs/serving.md.")  # fmt: skip
 @click.option("--length", type=LENGTH, default=None, metavar="N",
               help="Tokens to serve: chooses among several factor sets the one for N.")  # fmt: skip
 @click.option(
@@ -94,25 +94,35 @@ def export_command(
 @command.command("verify")
 @click.argument("a", type=_FOLDER)
 @click.argument("b", type=_FOLDER)
-@click.option("--logits", is_flag=True, help="Also run both on the same tokens, in float32.")
+@click.option("--logits", is_flag=True, help="Also run both on the same random tokens, in float32.")
+@click.option("--tokens", type=LENGTH, default=None, metavar="N", help="Tokens of --logits; by default 256.")
+@click.option("--all", "show_all", is_flag=True, help="Show every row of the table, not just those that differ.")
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, a: Path, b: Path, logits: bool, json_path: Path | None) -> None:
-    """Compare two models, each an HF folder or a Megatron checkpoint; exit code 0: equal in every bit, else 1."""
-    from checkpoints_tools.verify import all_equal, verify
+def verify_command(
+    ctx: click.Context, a: Path, b: Path, logits: bool, tokens: int | None, show_all: bool, json_path: Path | None
+) -> None:
+    """Compare two models tensor by tensor; exit code 0: equal in every bit, 1: not, 2: no model or a damaged one.
+
+    Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory.
+    """
+    from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify
     from megatron_longrope.runtime import start_runtime
 
+    if tokens is not None and not logits:
+        raise InputError("--tokens", tokens, "goes with --logits")
     if logits:
         with start_runtime() as runtime:
-            rows = verify(a, b, logits=True, runtime=runtime)
+            rows = verify(a, b, logits=True, runtime=runtime, tokens=tokens or LOGITS_TOKENS)
     else:
         rows = verify(a, b)
-    equal = all_equal(rows)
-    _print_table(rows)
-    differing = sum(not row.equal for row in rows)
-    click.echo(f"equal: {len(rows)} rows" if equal else f"not equal: {differing} of {len(rows)} rows differ")
+    found, equal = counts(rows), all_equal(rows)
+    _print_table([row for row in rows if show_all or not row.equal or row.name.startswith("(")])
+    said = ", ".join(f"{number} {verdict}" for verdict, number in found.items() if number)
+    click.echo(f"{'equal' if equal else 'not equal'}: {len(rows)} rows, {said}")
     if json_path is not None:
-        write_json(json_path, {"equal": equal, "a": str(a), "b": str(b), "rows": [asdict(row) for row in rows]})
+        listed = [asdict(row) | {"verdict": row.verdict} for row in rows]
+        write_json(json_path, {"equal": equal, "a": str(a), "b": str(b), "counts": found, "rows": listed})
     ctx.exit(0 if equal else EXIT_FAILED)
 
 
@@ -133,10 +143,10 @@ def _print_table(rows: list[Comparison]) -> None:
     table.add_column("tensor", overflow="fold")
     for heading in ("A", "B"):
         table.add_column(heading, overflow="fold")
-    table.add_column("equal")
+    table.add_column("verdict")
     table.add_column("max abs diff", justify="right", no_wrap=True)
     for row in rows:
         difference = "" if row.difference is None else f"{row.difference:.3g}"
         b = "" if row.b == row.a else row.b
-        table.add_row(row.name, row.a, b, "yes" if row.equal else "NO", difference)
+        table.add_row(row.name, row.a, b, row.verdict, difference)
     Console(highlight=False).print(table)
