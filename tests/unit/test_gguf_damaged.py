@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from checkpoints_tools.gguf_model import opened_gguf
 from launchers.main import main
 from megatron_longrope.errors import EXIT_BAD_INPUT, InputError
-from tests.gguf_files import gguf_name, write_gguf
+from tests.gguf_files import SHAPE, write_gguf
+from tests.hf_folders import random_weights
 
 HUGE = 1 << 60
 
@@ -69,7 +70,6 @@ def tensor(
 def file(
     keys: list[bytes],
     tensors: list[bytes],
-    *,
     version: int = 3,
     num_keys: int | None = None,
     num_tensors: int | None = None,
@@ -122,9 +122,6 @@ def test_a_hostile_header_is_refused(tmp_path: Path, name: str) -> None:
 
 def changed_float(whole: bytes, name: str, value: float) -> bytes:
     """Returns the file with the first value of a float32 tensor changed."""
-    from tests.gguf_files import SHAPE
-    from tests.hf_folders import random_weights
-
     first = random_weights(SHAPE)[name].flatten()[:3].numpy().tobytes()
     start = whole.index(first)
     return whole[:start] + np.float32(value).tobytes() + whole[start + 4 :]
@@ -137,7 +134,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, whole: bytes, v
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda b: b[:300], lambda b: b.replace(gguf_name("model.norm.weight").encode(), b"../../../evil.wght")]
+    "spoil", [lambda b: b[:300], lambda b: b.replace(b"output_norm.weight", b"../../../evil.wght")]
 )
 def test_the_command_says_one_line(tmp_path: Path, whole: bytes, spoil: Callable[[bytes], bytes]) -> None:
     (tmp_path / "m.gguf").write_bytes(spoil(whole))
