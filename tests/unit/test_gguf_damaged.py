@@ -133,9 +133,10 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, whole: bytes, v
     assert "model.layers.1.mlp.up_proj.weight holds NaN or infinity" in line
 
 
-@pytest.mark.parametrize(
-    "spoil", [lambda b: b[:300], lambda b: b.replace(b"output_norm.weight", b"../../../evil.wght")]
-)
+SPOILED = {"cut": lambda b: b[:300], "renamed": lambda b: b.replace(b"output_norm.weight", b"../../../evil.wght")}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_the_command_says_one_line(tmp_path: Path, whole: bytes, spoil: Callable[[bytes], bytes]) -> None:
     (tmp_path / "m.gguf").write_bytes(spoil(whole))
     words = ["convert", "import", str(tmp_path / "m.gguf"), str(tmp_path / "out"), "--no-tokenizer"]
