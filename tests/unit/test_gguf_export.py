@@ -13,13 +13,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from gguf import GGUFReader
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from checkpoints_tools.export_hf import export_hf
 from checkpoints_tools.gguf_export import export_gguf
+from checkpoints_tools.gguf_import import import_gguf
 from checkpoints_tools.import_hf import import_hf
 from checkpoints_tools.serving import serving_set
-from checkpoints_tools.verify import all_equal, verify
+from checkpoints_tools.verify import all_equal, counts, verify
 from launchers.main import main
 from megatron_longrope.errors import EXIT_BAD_INPUT, InputError
 from megatron_longrope.model.checkpoint import read_description
@@ -98,8 +99,7 @@ def test_it_comes_back_bit_for_bit(tmp_path: Path, checkpoint: Path, runtime: Ru
     export_gguf(checkpoint, tmp_path / "m.gguf", TWO)
     rows = verify(tmp_path / "hf", tmp_path / "m.gguf")
     assert all_equal(rows), [row for row in rows if not row.equal]
-    again = CliRunner().invoke(main, ["convert", "import", str(tmp_path / "m.gguf"), str(tmp_path / "again")])
-    assert again.exit_code == 0, again.output
+    import_gguf(tmp_path / "m.gguf", tmp_path / "again", runtime)
     assert all_equal(verify(tmp_path / "again", tmp_path / "hf"))
     assert read_description(tmp_path / "again").dtype == "bfloat16"
 
@@ -216,19 +216,18 @@ def verified(*words: Any) -> Result:
     return CliRunner().invoke(main, ["convert", "verify", *map(str, words)])
 
 
-def test_verify_tells_formats_apart_and_their_differences(tmp_path: Path, checkpoint: Path) -> None:
+def test_verify_tells_formats_apart_and_their_differences(tmp_path: Path, checkpoint: Path, runtime: Runtime) -> None:
     export_gguf(checkpoint, tmp_path / "m.gguf")
     export_hf(checkpoint, tmp_path / "hf")
-    same = verified(tmp_path / "hf", tmp_path / "m.gguf", "--logits", "--tokens", "80", "--json", tmp_path / "v.json")
-    assert same.exit_code == 0 and "equal: 24 rows" in same.output
-    values = json.loads((tmp_path / "v.json").read_text())
-    assert values["counts"] == {"equal": 24, "other dtype": 0, "differs": 0, "missing": 0}
+    rows = verify(tmp_path / "hf", tmp_path / "m.gguf", logits=True, tokens=80, runtime=runtime)
+    assert counts(rows) == {"equal": 24, "other dtype": 0, "differs": 0, "missing": 0}
+    assert rows[-1].a == "80 tokens × 2096"
+    same = verified(tmp_path / "hf", tmp_path / "m.gguf")
+    assert same.exit_code == 0 and "equal: 23 rows, 23 equal" in same.output
     weights = load_file(tmp_path / "hf" / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"].float()
     weights["lm_head.weight"][5, 7] += 1
     missing = weights.pop("model.layers.1.mlp.up_proj.weight")
-    from safetensors.torch import save_file
-
     save_file(weights, tmp_path / "hf" / "model.safetensors")
     other = verified(tmp_path / "hf", tmp_path / "m.gguf", "--json", tmp_path / "v.json")
     values = json.loads((tmp_path / "v.json").read_text())
