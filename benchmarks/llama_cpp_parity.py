@@ -5,8 +5,9 @@
 Both get the same token ids. llama.cpp allocates exactly the context it needs (in steps of 256), so that it chooses the
 factor set by the same length as transformers, which goes by the prompt; a prompt whose continuation crosses the window
 is refused, as transformers would then mix two sets in one cache. Needs `llama-cpp-python`, which the project does not
-depend on. Prints, for each prompt: equal tokens, the largest difference of the logits behind the prompt, and how far
-the best two candidates lay apart where the continuations part. Exit code 1 where they part.
+depend on. Prints, for each prompt: equal tokens, the largest difference of the logits behind the prompt, the same for
+a context beyond the window where the prompt is inside it (the control), and how far the best two candidates lay apart
+where the continuations part. Exit code 1 where they part.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ STEP = 256
 """llama.cpp allocates contexts in multiples of this (llama_context, GGML_PAD)."""
 
 
-def llama_cpp_greedy(path: Path, prompt: list[int], new: int) -> tuple[list[int], np.ndarray]:
+def llama_cpp_greedy(path: Path, prompt: list[int], new: int, context: int) -> tuple[list[int], np.ndarray]:
     """Returns the continuation and the logits [vocabulary] that chose its first token."""
     from llama_cpp import Llama
 
-    context = -(-(len(prompt) + new) // STEP) * STEP
     model = Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=False, n_gpu_layers=0,
                   n_threads=1, verbose=False, flash_attn=False)  # fmt: skip
     tokens: list[int] = []
@@ -62,9 +62,10 @@ def transformers_greedy(folder: Path, prompt: list[int], new: int) -> tuple[list
     return tokens, first, margins
 
 
-def compare(gguf: Path, folder: Path, prompt: list[int], new: int) -> dict[str, object]:
+def compare(gguf: Path, folder: Path, prompt: list[int], new: int, window: int) -> dict[str, object]:
     """Returns one row of the table."""
-    ours, our_logits = llama_cpp_greedy(gguf, prompt, new)
+    context = -(-(len(prompt) + new) // STEP) * STEP
+    ours, our_logits = llama_cpp_greedy(gguf, prompt, new, context)
     theirs, their_logits, margins = transformers_greedy(folder, prompt, new)
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), new)
     return {
@@ -72,9 +73,15 @@ def compare(gguf: Path, folder: Path, prompt: list[int], new: int) -> dict[str, 
         "equal": same,
         "of": new,
         "logits": float(np.abs(our_logits - their_logits).max()),
+        "logits with the long set": _with_long_set(gguf, prompt, window, their_logits) if context <= window else None,
         "margin where they part": margins[same] if same < new else None,
         "smallest margin": min(margins),
     }
+
+
+def _with_long_set(gguf: Path, prompt: list[int], window: int, expected: np.ndarray) -> float:
+    """The control: what a context beyond the window does to a prompt inside it."""
+    return float(np.abs(llama_cpp_greedy(gguf, prompt, 1, window + STEP)[1] - expected).max())
 
 
 def tokens_of(folder: Path, text: Path) -> list[int]:
@@ -106,14 +113,13 @@ def main() -> int:
     config = json.loads((given.hf_dir / "config.json").read_text())
     window = config.get("original_max_position_embeddings", config["max_position_embeddings"])
     tokens = tokens_of(given.hf_dir, given.text)
-    print(
-        f"tokens of {given.text.name}: {'the same' if same_tokens(given.gguf, given.hf_dir, given.text) else 'OTHERS'}"
-    )
+    same = same_tokens(given.gguf, given.hf_dir, given.text)
+    print(f"{given.text.name}: {len(tokens)} tokens, {'the same' if same else 'OTHERS'} by llama.cpp")
     rows = []
     for length in map(int, given.prompts.split(",")):
         if length > len(tokens) or length <= window < length + given.new:
             parser.error(f"--prompts {length}: the text has {len(tokens)} tokens, and the window {window} is crossed")
-        rows.append(compare(given.gguf, given.hf_dir, tokens[:length], given.new))
+        rows.append(compare(given.gguf, given.hf_dir, tokens[:length], given.new, window))
         print(json.dumps(rows[-1]), flush=True)
     return 0 if same and all(row["equal"] == row["of"] for row in rows) else 1
 
