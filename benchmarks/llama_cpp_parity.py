@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+_F32 = 0
+"""ggml's number of float32, for the keys and values cached: transformers has them so, llama.cpp halves them."""
 STEP = 256
 """llama.cpp allocates contexts in multiples of this (llama_context, GGML_PAD)."""
 
@@ -28,7 +30,7 @@ def llama_cpp_greedy(path: Path, prompt: list[int], new: int, context: int) -> t
     from llama_cpp import Llama
 
     model = Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=False, n_gpu_layers=0,
-                  n_threads=1, verbose=False, flash_attn=False)  # fmt: skip
+                  n_threads=1, verbose=False, flash_attn=False, type_k=_F32, type_v=_F32)  # fmt: skip
     tokens: list[int] = []
     first = np.empty(0)
     batch = prompt

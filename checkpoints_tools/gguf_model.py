@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class GgufModel(HfFolder):
     it without loss, else float32, which holds each value of every block type as its formula gives it.
     """
 
-    header_read: GgufHeader
+    source: GgufHeader
     names: dict[str, str]
     """llama.cpp's name of each HF weight."""
     shape: ModelShape
@@ -44,15 +44,42 @@ class GgufModel(HfFolder):
 
     def tensor(self, name: str) -> Tensor:
         """Returns a weight in HF's order of rows; raises InputError where it is damaged or not finite."""
-        tensor = read_tensor(self.header_read, self.header_read.tensors[self.names[name]]).to(self.dtype)
+        tensor = self._rows(name, 0, None)
         if not bool(torch.isfinite(tensor).all()):
-            raise InputError("model", self.header_read.path, f"{name} holds NaN or infinity")
-        heads = rotated_heads(name, self.shape)
-        return unpermuted(tensor, heads) if heads else tensor
+            raise InputError("model", self.source.path, f"{name} holds NaN or infinity")
+        return tensor
 
     def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """Returns sizes and dtype without reading the weight."""
-        return self.header_read.tensors[self.names[name]].sizes, self.dtype
+        return self.source.tensors[self.names[name]].sizes, self.dtype
+
+    def read_rows(self, name: str, first: int, target: Tensor) -> None:
+        """Fills `target` with the rows from `first` on, in HF's order; finite or not."""
+        target.copy_(self._rows(name, first, first + target.shape[0]))
+
+    def fingerprint(self) -> list[list[object]]:
+        """Returns what tells this file from another: its name, size and time of change."""
+        stat = self.source.path.stat()
+        return [[str(self.source.path.resolve()), stat.st_size, stat.st_mtime_ns]]
+
+    def check_weights(self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]) -> torch.dtype:
+        """As for folders; errors name the file."""
+        try:
+            return super().check_weights(expected, tied_to=tied_to)
+        except InputError as error:
+            raise InputError(error.field, self.source.path, error.rule) from error
+
+    def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
+        """Reads the heads that hold the rows from `start` to `stop`; a head's rows lie in another order in the file."""
+        stored = self.source.tensors[self.names[name]]
+        stop = stored.sizes[0] if stop is None else min(stop, stored.sizes[0])
+        heads = rotated_heads(name, self.shape)
+        if heads is None:
+            return read_rows(self.source, stored, start, stop).to(self.dtype)
+        per_head = stored.sizes[0] // heads
+        first, last = start // per_head, -(-stop // per_head)
+        rows = unpermuted(read_rows(self.source, stored, first * per_head, last * per_head), last - first)
+        return rows[start - first * per_head : stop - first * per_head].to(self.dtype)
 
 
 @contextmanager
@@ -79,20 +106,30 @@ def opened_gguf(path: Path | str, *, tokenizer: bool = True) -> Iterator[GgufMod
         yield GgufModel(folder, config, dict.fromkeys(names, header.path), header, names, shape, dtype)
 
 
-def read_tensor(header: GgufHeader, stored: GgufTensor) -> Tensor:
-    """Returns a tensor as it is stored: half precision as such, blocks expanded to float32. Raises InputError."""
-    out = torch.empty(stored.sizes, dtype=_HALVES.get(stored.kind, torch.float32))
-    rows, row_values = stored.num_values // stored.sizes[-1], stored.sizes[-1]
-    flat, row_bytes = out.view(rows, row_values), stored.num_bytes // rows
-    step = max(1, _CHUNK_VALUES // row_values)
+def read_rows(header: GgufHeader, stored: GgufTensor, start: int = 0, stop: int | None = None) -> Tensor:
+    """Returns rows as they are stored: half precision as such, blocks expanded to float32. Raises InputError."""
+    if len(stored.sizes) == 1:
+        return _read(header, stored, 0, 1).view(-1)[start:stop]
+    rows = stored.num_values // stored.sizes[-1]
+    inner = rows // stored.sizes[0]
+    stop = stored.sizes[0] if stop is None else stop
+    return _read(header, stored, start * inner, (stop - start) * inner).view(stop - start, *stored.sizes[1:])
+
+
+def _read(header: GgufHeader, stored: GgufTensor, first: int, rows: int) -> Tensor:
+    """Returns `rows` runs of blocks, each as long as the tensor's last size, expanded a few at a time."""
+    width = stored.sizes[-1]
+    row_bytes = stored.num_bytes * width // stored.num_values
+    out = torch.empty(rows, width, dtype=_HALVES.get(stored.kind, torch.float32))
+    step = max(1, _CHUNK_VALUES // width)
     with header.path.open("rb") as file:
-        file.seek(stored.offset)
+        file.seek(stored.offset + first * row_bytes)
         for start in range(0, rows, step):
             count = min(step, rows - start)
             raw = np.fromfile(file, np.uint8, count * row_bytes)
             if raw.size < count * row_bytes:
                 raise InputError("gguf", header.path, f"cut short in {stored.name}")
-            flat[start : start + count] = _values(raw.reshape(count, row_bytes), stored, header.path)
+            out[start : start + count] = _values(raw.reshape(count, row_bytes), stored, header.path)
     return out
 
 
@@ -115,7 +152,7 @@ def _common_dtype(header: GgufHeader, names: dict[str, str]) -> torch.dtype:
     if len(kinds) != 1 or not kinds <= _HALVES.keys():
         return torch.float32
     half = _HALVES[kinds.pop()]
-    others = (read_tensor(header, tensor) for tensor in weights if len(tensor.sizes) == 1)
+    others = (read_rows(header, tensor) for tensor in weights if len(tensor.sizes) == 1)
     return half if all(torch.equal(values.to(half).to(values.dtype), values) for values in others) else torch.float32
 
 
@@ -125,7 +162,7 @@ def _rope_factors(header: GgufHeader, name: str) -> list[float] | None:
         return None
     if stored.kind != _F32 or len(stored.sizes) != 1 or stored.num_values > _MAX_ROPE_FACTORS:
         raise InputError("gguf", header.path, f"{name} is not a list of float32 factors")
-    return [shortest(value) for value in read_tensor(header, stored).numpy()]
+    return [shortest(value) for value in read_rows(header, stored).numpy()]
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

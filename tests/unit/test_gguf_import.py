@@ -50,6 +50,17 @@ def test_every_weight_is_what_the_file_says(tmp_path: Path, kind: GGMLQuantizati
             assert np.array_equal(model.tensor(name).numpy(), expected), name
 
 
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj", "input_layernorm"])
+def test_rows_are_those_of_the_whole(tmp_path: Path, name: str) -> None:
+    write_gguf(tmp_path / "m.gguf", KINDS.Q8_0)
+    with opened_gguf(tmp_path / "m.gguf", tokenizer=False) as model:
+        whole = model.tensor(f"model.layers.1.{name}.weight")
+        for first, count in ((0, 1), (3, 7), (15, 2), (13, len(whole) - 13)):
+            part = torch.empty(count, *whole.shape[1:])
+            model.read_rows(f"model.layers.1.{name}.weight", first, part)
+            assert torch.equal(part, whole[first : first + count])
+
+
 def test_half_precision_is_kept_where_all_fits(tmp_path: Path) -> None:
     weights = write_gguf(tmp_path / "m.gguf", KINDS.BF16, rounded=True)
     with opened_gguf(tmp_path / "m.gguf", tokenizer=False) as model:
