@@ -107,6 +107,7 @@ def _rope(keys: _Keys, shape: ModelShape, read_factors: ReadFactors) -> dict[str
     if kind not in _SCALING_KEYS:
         raise keys.wrong(f"{_SCALING}type", f"one of {', '.join(_SCALING_KEYS)}")
     _refuse_scaling_keys(keys, kind)
+    settings: dict[str, Any] | None
     if kind == "longrope":
         settings = _longrope(keys, read_factors)
     else:

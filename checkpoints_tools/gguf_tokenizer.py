@@ -66,7 +66,13 @@ def tokenizer_to_gguf(folder: Path, vocab_size: int) -> dict[str, Any]:
     merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in values["model"]["merges"]]
     if any(len(merge) != 2 or " " in "".join(merge) for merge in merges):
         raise _refused(folder, "a merge holds a space")
-    keys = {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": kinds, "merges": [" ".join(m) for m in merges]}
+    keys: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": tokens,
+        "token_type": kinds,
+        "merges": [" ".join(m) for m in merges],
+    }
     keys |= _special_ids(folder, tokenizer) | {"add_space_prefix": False} | _added_around(tokenizer, folder)
     template = _chat_template(folder)
     found = {f"{_KEY}{key}": value for key, value in keys.items()}
@@ -84,8 +90,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], folder: Path, source: Path)
     if len(kinds) != len(tokens) or set(kinds) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
         raise _refused(source, "its token types are not one per token, or of kinds no BPE tokenizer has")
     tokenizer = _built(_SPLITTINGS[pre], tokens, kinds, merges, source)
-    ids = {name: metadata.get(f"{_KEY}{key}_token_id") for name, key in _SPECIAL.items()}
-    named = {name: tokens[index] for name, index in ids.items() if _is_index(index, tokens, name, source)}
+    ids = {name: _index(metadata, f"{key}_token_id", len(tokens), source) for name, key in _SPECIAL.items()}
+    named = {name: tokens[index] for name, index in ids.items() if index is not None}
     if metadata.get(f"{_KEY}add_bos_token", _SPLITTINGS[pre].adds_bos):
         _add_bos(tokenizer, named.get("bos_token"), ids["bos_token"], source)
     tokenizer.save(str(folder / TOKENIZER_FILE))
@@ -98,7 +104,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], folder: Path, source: Path)
 
 def _built(splitting: _Splitting, tokens: list[str], kinds: list[int], merges: list[str], source: Path) -> Tokenizer:
     vocabulary = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in merges)]
     try:
         model = BPE(vocab=vocabulary, merges=pairs, ignore_merges=splitting.ignore_merges)
     except Exception as error:  # tokenizers raises bare ones
@@ -203,12 +209,11 @@ def _texts(metadata: Mapping[str, Any], key: str, source: Path) -> list[Any]:
     return values
 
 
-def _is_index(index: object, tokens: list[str], name: str, source: Path) -> bool:
-    if index is None:
-        return False
-    if not isinstance(index, int) or not 0 <= index < len(tokens):
-        raise _refused(source, f"its {name} is number {index} of {len(tokens)}")
-    return True
+def _index(metadata: Mapping[str, Any], key: str, num_tokens: int, source: Path) -> int | None:
+    index = metadata.get(f"{_KEY}{key}")
+    if index is not None and (not isinstance(index, int) or not 0 <= index < num_tokens):
+        raise _refused(source, f"its {key} is {index!r} of {num_tokens}")
+    return index
 
 
 def _read_json(file: Path) -> dict[str, Any]:

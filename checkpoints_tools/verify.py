@@ -133,11 +133,11 @@ def _compare_logits(a: Side, b: Side, tokens: int, runtime: Runtime) -> Comparis
     vocabulary = min(a.shape.vocab_size, b.shape.vocab_size)
     document = np.random.default_rng(_LOGITS_SEED).integers(0, vocabulary, tokens)
     left, right = (_logits(side, document, runtime) for side in (a, b))
-    shapes = [f"{logits.shape[0]} tokens × {logits.shape[1]}" for logits in (left, right)]
+    shape_a, shape_b = (f"{logits.shape[0]} tokens × {logits.shape[1]}" for logits in (left, right))
     if left.shape != right.shape:
-        return Comparison("(logits)", *shapes, False, None)
+        return Comparison("(logits)", shape_a, shape_b, False, None)
     difference = float(np.abs(left - right).max())
-    return Comparison("(logits)", *shapes, difference == 0.0, difference)
+    return Comparison("(logits)", shape_a, shape_b, difference == 0.0, difference)
 
 
 def _logits(side: Side, document: np.ndarray, runtime: Runtime) -> np.ndarray:
