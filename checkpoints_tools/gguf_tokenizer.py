@@ -66,14 +66,9 @@ def tokenizer_to_gguf(folder: Path, vocab_size: int) -> dict[str, Any]:
     merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in values["model"]["merges"]]
     if any(len(merge) != 2 or " " in "".join(merge) for merge in merges):
         raise _refused(folder, "a merge holds a space")
-    keys: dict[str, Any] = {
-        "model": "gpt2",
-        "pre": pre,
-        "tokens": tokens,
-        "token_type": kinds,
-        "merges": [" ".join(m) for m in merges],
-    }
-    keys |= _special_ids(folder, tokenizer) | {"add_space_prefix": False} | _added_around(tokenizer, folder)
+    keys: dict[str, Any] = {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": kinds}
+    keys |= {"merges": [" ".join(merge) for merge in merges], "add_space_prefix": False}
+    keys |= _special_ids(folder, tokenizer) | _added_around(tokenizer, folder)
     template = _chat_template(folder)
     found = {f"{_KEY}{key}": value for key, value in keys.items()}
     return found | ({"tokenizer.chat_template": template} if template else {})

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from checkpoints_tools.gguf_header import shortest
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
 from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors
@@ -50,6 +55,31 @@ def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
             temperature = settings["attention_factor"]
             said[key] = settings | {"short_mscale": temperature, "long_mscale": temperature}
     return said
+
+
+def engine_notes(hf_dir: Path) -> list[str]:
+    """Returns what an engine would make of an exported folder that its config.json does not say.
+
+    tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length` for a limit.
+    """
+    file = hf_dir / "tokenizer_config.json"
+    config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
+    limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
+    longest = config["max_position_embeddings"]
+    if not isinstance(limit, int | float) or limit >= longest:
+        return []
+    return [
+        f"tokenizer_config.json says model_max_length {limit:g}, and vLLM serves no longer inputs: {longest} is ours"
+    ]
+
+
+def rounding_note(factor_set: FactorSet) -> list[str]:
+    """Returns how far float32, which GGUF stores factors in, is from λ and t; nothing where it gives them back."""
+    values = [
+        value for entry in factor_set.ranges for value in (*entry.factors.rescale, entry.factors.attention_factor)
+    ]
+    largest = max(abs(shortest(np.float32(value)) - value) / value for value in values)
+    return [f"factors are float32 in GGUF: off by up to {largest:.1g} of their value"] if largest else []
 
 
 def _left_out(factor_set: FactorSet, kept: list[RopeFactors]) -> list[str]:

@@ -75,7 +75,7 @@ def export_command(
     """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it cannot carry."""
     from checkpoints_tools.export_hf import export_hf
     from checkpoints_tools.gguf_export import export_gguf
-    from checkpoints_tools.serving import serving_set
+    from checkpoints_tools.serving import engine_notes, rounding_note, serving_set
     from megatron_longrope.model.checkpoint import read_description
     from megatron_longrope.rope import read_factors
 
@@ -87,8 +87,12 @@ def export_command(
         click.echo(f"left out: {words}")
     if serve == "gguf":
         _report(export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer), json_path)
+        notes = rounding_note(factors)
     else:
         _report(export_hf(megatron_dir, target, factors, static=serve == "static"), json_path)
+        notes = engine_notes(target)
+    for words in notes:
+        click.echo(f"note: {words}")
 
 
 @command.command("verify")
