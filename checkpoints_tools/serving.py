@@ -63,14 +63,16 @@ def engine_notes(hf_dir: Path) -> list[str]:
     tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length` for a limit.
     """
     file = hf_dir / "tokenizer_config.json"
-    config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
-    limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
-    longest = config["max_position_embeddings"]
+    if not file.is_file():
+        return []
+    longest = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    try:
+        limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
+    except (ValueError, AttributeError):  # carried as it is, like every other file
+        return [f"{file.name} holds no JSON object"]
     if not isinstance(limit, int | float) or limit >= longest:
         return []
-    return [
-        f"tokenizer_config.json says model_max_length {limit:g}, and vLLM serves no longer inputs: {longest} is ours"
-    ]
+    return [f"{file.name} says model_max_length {limit:g}: vLLM serves no longer inputs, and these factors {longest}"]
 
 
 def rounding_note(factor_set: FactorSet) -> list[str]:

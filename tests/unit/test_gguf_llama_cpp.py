@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from benchmarks.llama_cpp_parity import compare, same_tokens, tokens_of
 from checkpoints_tools.export_hf import export_hf
 from checkpoints_tools.gguf_export import export_gguf
+from checkpoints_tools.gguf_tokenizer import tokenizer_from_gguf, tokenizer_to_gguf
 from checkpoints_tools.import_hf import import_hf
 from megatron_longrope.presets import MODELS
 from megatron_longrope.rope import FactorRange, FactorSet, RopeGeometry, Yarn
@@ -51,3 +54,25 @@ def test_it_goes_on_as_transformers_does(exported: tuple[Path, Path], prompt: in
     assert row["equal"] == 16 and float(str(row["logits"])) < 0.05, row
     if prompt < WINDOW:
         assert float(str(row["logits with the long set"])) > 1.0
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])
+def test_the_other_ways_to_cut_text(tmp_path: Path, runtime: Runtime, pre: str) -> None:
+    """The demonstration vocabulary, cut by the other names' rules; an Italian-Greek-Chinese mixture besides code."""
+    source = Path(shutil.copytree(MODELS / "demo", tmp_path / "hf"))
+    keys = tokenizer_to_gguf(source, 2048) | {"tokenizer.ggml.pre": pre}
+    tokenizer_from_gguf(keys, source, Path("keys"))
+    (tmp_path / "text").write_text(
+        TEXT.read_text() + "\n\nperché così?  ΑΒΓ'LL 漢字 1234567\t\r\n  don't\u00a0I'M ½ é\n"
+    )
+    import_hf(source, tmp_path / "megatron", runtime)
+    export_gguf(tmp_path / "megatron", tmp_path / "m.gguf")
+    assert GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.pre"].contents() == pre
+    assert same_tokens(tmp_path / "m.gguf", source, tmp_path / "text")
+
+
+def test_a_file_without_tokenizer_takes_token_ids(tmp_path: Path, runtime: Runtime) -> None:
+    import_hf(MODELS / "demo", tmp_path / "megatron", runtime)
+    export_gguf(tmp_path / "megatron", tmp_path / "m.gguf", tokenizer=False)
+    export_hf(tmp_path / "megatron", tmp_path / "hf")
+    assert compare(tmp_path / "m.gguf", tmp_path / "hf", list(range(2, 60)), 4, WINDOW)["equal"] == 4

@@ -47,7 +47,8 @@ def test_gguf_there_and_back(tmp_path: Path) -> None:
     (source / tokenizer.name).write_text(json.dumps(json.loads(tokenizer.read_text()) | {"model_max_length": 256}))
     assert longrope("import", source, tmp_path / "m").exit_code == 0
     target = tmp_path / "out" / "m.gguf"
-    out = longrope("export", tmp_path / "m", target, "--serve", "gguf", "--factors", tmp_path / "yarn.json")
+    yarn = ("--factors", tmp_path / "yarn.json")
+    out = longrope("export", tmp_path / "m", target, "--serve", "gguf", *yarn)
     assert out.exit_code == 0 and "note: factors are float32 in GGUF" in out.output
     static = longrope(
         "export", tmp_path / "m", tmp_path / "s", "--serve", "static", "--factors", tmp_path / "yarn.json"
