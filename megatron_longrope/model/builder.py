@@ -169,7 +169,9 @@ def transformer_config(
 
 def _skipped_rotations(shape: ModelShape) -> list[int] | None:
     """Returns megatron-core's 1 for each layer that does not rotate; None where all do."""
-    return [int(layer in shape.rope_free_layers) for layer in range(shape.num_layers)] if shape.rope_free_layers else None
+    return (
+        [int(layer in shape.rope_free_layers) for layer in range(shape.num_layers)] if shape.rope_free_layers else None
+    )
 
 
 def _recompute_settings(recompute: Recompute) -> dict[str, Any]:

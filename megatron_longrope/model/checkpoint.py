@@ -89,7 +89,7 @@ def save_checkpoint(
     """
     directory = Path(directory)
     partial = directory.with_name(directory.name + ".partial")
-    _refuse_foreign_folder(directory)
+    refuse_foreign_folder(directory)
     description = CheckpointDescription(
         shape=model.shape,
         factor_set=model.factor_set,
@@ -104,7 +104,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         (partial / WEIGHTS_FOLDER).mkdir(parents=True)
         write_description(partial, description)
-        _carry_hf_files(hf_files, partial / HF_FOLDER)
+        carry_hf_files(hf_files, partial / HF_FOLDER)
     runtime.barrier()
     save_sharded({"model": model.stage.sharded_state_dict(), **(extra_sharded or {})}, partial / WEIGHTS_FOLDER)
     if runtime.is_main:
@@ -193,17 +193,19 @@ def _without_objects(sharded: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sharded.items() if not isinstance(value, ShardedObject)}
 
 
-def _refuse_foreign_folder(directory: Path) -> None:
+def refuse_foreign_folder(directory: Path) -> None:
+    """Raises InputError where `directory` is there and is no checkpoint of ours, which alone is replaced."""
     if directory.exists() and not is_checkpoint(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError("checkpoint", directory, "exists and is not a Megatron checkpoint; it is left alone")
 
 
-def _carry_hf_files(source: Path | None, target: Path) -> None:
+def carry_hf_files(source: Path | None, target: Path) -> None:
+    """Copies the files named in HF_FILES into the folder `target`, made for them."""
     if source is None:
         return
     if not source.is_dir():
         raise InputError("hf_files", source, "no such folder")
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for name in HF_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -51,7 +51,9 @@ class ModelShape(StrictConfig):
     @model_validator(mode="after")
     def _check_layers(self) -> Self:
         if len(self.attention_windows) not in (0, self.num_layers):
-            raise ValueError(f"attention_windows has {len(self.attention_windows)} entries for {self.num_layers} layers")
+            raise ValueError(
+                f"attention_windows has {len(self.attention_windows)} entries for {self.num_layers} layers"
+            )
         if any(layer >= self.num_layers for layer in self.rope_free_layers):
             raise ValueError(f"rope_free_layers {self.rope_free_layers} are not all of {self.num_layers} layers")
         return self

@@ -25,7 +25,13 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, *, window: int
         columns = torch.arange(first, stop, device=query.device)
         seen = (columns <= rows) & (columns > rows - window)
         parts.append(
-            scaled_dot_product_attention(query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop],
-                                         attn_mask=seen, scale=scale, enable_gqa=grouped)  # fmt: skip
+            scaled_dot_product_attention(
+                query[:, :, start:stop],
+                key[:, :, first:stop],
+                value[:, :, first:stop],
+                attn_mask=seen,
+                scale=scale,
+                enable_gqa=grouped,
+            )
         )
     return torch.cat(parts, dim=2)

@@ -1,4 +1,4 @@
-"""Every family: transformers' folder → Megatron → back bit for bit, and transformers' logits from our model (bar C1)."""
+"""Every family: transformers → Megatron → transformers bit for bit, and the same logits from our model (bar C1)."""
 
 from __future__ import annotations
 
