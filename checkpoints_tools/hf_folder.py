@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from checkpoints_tools.tensor_file import StoredTensor, is_finite, read_header
+from checkpoints_tools.tensor_file import StoredTensor, is_finite, read_header, read_into
 from checkpoints_tools.weight_map import DERIVED_SUFFIXES
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.checkpoint import HF_FILES, put_in_place
@@ -38,8 +39,12 @@ class HfFolder:
     config: dict[str, Any]
     files: Mapping[str, Path]
     """File of each tensor."""
-    stored: Mapping[str, StoredTensor]
-    """Its place in that file."""
+
+    @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Where each tensor lies in its file."""
+        headers = [read_header(file) for file in sorted(set(self.files.values()))]
+        return {name: place for header in headers for name, place in header.items()}
 
     def tensor(self, name: str) -> Tensor:
         """Returns a tensor; raises InputError where it is damaged or not finite."""
@@ -47,6 +52,16 @@ class HfFolder:
         if not is_finite(tensor):
             raise InputError("model", self.files[name], f"{name} holds NaN or infinity")
         return tensor
+
+    def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Returns sizes and dtype without reading the tensor."""
+        return self.stored[name].sizes, self.stored[name].dtype
+
+    def read_rows(self, name: str, first: int, target: Tensor) -> None:
+        """Fills `target`, which fills its memory, with the rows from `first` on; finite or not."""
+        place, file = self.stored[name], self.files[name]
+        with file.open("rb", buffering=0) as stream:
+            read_into(stream.fileno(), place.start + first * place.row_bytes, target, file)
 
     def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
         path = self.files[name]
@@ -74,11 +89,10 @@ class HfFolder:
         self._refuse_names("unknown weights", present - expected.keys() - tied_to.keys())
         dtypes = set()
         for name, sizes in expected.items():
-            found = self.stored[name]
-            if found.sizes != sizes:
-                rule = f"{name} has sizes {list(found.sizes)}, its config says {list(sizes)}"
-                raise InputError("model", self.path, rule)
-            dtypes.add(found.dtype)
+            found, dtype = self.header(name)
+            if found != sizes:
+                raise InputError("model", self.path, f"{name} has sizes {list(found)}, its config says {list(sizes)}")
+            dtypes.add(dtype)
         if len(dtypes) > 1:
             mixed = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise InputError("model", self.path, f"weights of mixed dtypes ({mixed}); convert them to one first")
@@ -89,11 +103,11 @@ class HfFolder:
 
     def _same_bits(self, name: str, other: str) -> bool:
         """Compares two weights a few rows at a time: an embedding may be larger than what memory is left."""
-        if (self.stored[name].sizes, self.stored[name].dtype) != (self.stored[other].sizes, self.stored[other].dtype):
+        if self.header(name) != self.header(other):
             return False
-        starts = range(0, self.stored[name].sizes[0], _COMPARED_ROWS)
-        return all(bits_equal(self._rows(name, start, start + _COMPARED_ROWS),
-                              self._rows(other, start, start + _COMPARED_ROWS)) for start in starts)  # fmt: skip
+        starts = range(0, self.header(name)[0][0], _COMPARED_ROWS)
+        pairs = ([self._rows(each, start, start + _COMPARED_ROWS) for each in (name, other)] for start in starts)
+        return all(bits_equal(*pair) for pair in pairs)
 
     def _refuse_names(self, what: str, names: Iterable[str]) -> None:
         some = sorted(names)
@@ -113,9 +127,7 @@ def open_hf_folder(path: Path | str) -> HfFolder:
     if not path.is_dir():
         raise InputError("model", path, "no such folder")
     config = read_config(path)
-    headers = {file: read_header(file) for file in _weight_files(path)}
-    files = {name: file for file, header in headers.items() for name in header}
-    return HfFolder(path, config, files, {name: place for header in headers.values() for name, place in header.items()})
+    return HfFolder(path, config, {name: file for file in _weight_files(path) for name in read_header(file)})
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.hf_folder import HfFolder, open_hf_folder
-from checkpoints_tools.rows import RowReader
+from checkpoints_tools.rows import read_megatron_rows
 from checkpoints_tools.torch_dist_writer import (
     EXTRA_STATE,
     MODULES_WITH_EXTRA_STATE,
@@ -61,21 +61,28 @@ def import_hf(
     runtime: Runtime | None = None,
     *,
     keep_windows: bool = True,
+    dynamic_length: int | None = None,
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Conversion:
     """Writes the Megatron checkpoint of an HF folder; interrupted, the same call goes on where it was.
 
     With a runtime every rank calls it, one converts and the others wait. `keep_windows=False` switches sliding windows
-    off for good, in the config carried along too. Raises InputError for a folder that is damaged, of an architecture
-    or with an option that is not supported.
+    off, and exports say so. `dynamic_length` (tokens) fixes the factors of rope_type dynamic, which else follow the
+    input, at one length. Raises InputError for a folder that is damaged, of an architecture or with an option that is
+    not supported.
     """
+    options = ImportOptions(keep_windows, dynamic_length, processes, progress)
+    return _on_main_rank(runtime, lambda: import_folder(open_hf_folder(hf_dir), megatron_dir, options))
+
+
+def _on_main_rank(runtime: Runtime | None, convert: Callable[[], Conversion]) -> Conversion:
     if runtime is None:
-        return _import(Path(hf_dir), Path(megatron_dir), keep_windows, processes, progress)
+        return convert()
     outcome: Conversion | LongRopeError | None = None
     if runtime.is_main:
         try:
-            outcome = _import(Path(hf_dir), Path(megatron_dir), keep_windows, processes, progress)
+            outcome = convert()
         except LongRopeError as error:  # the other ranks are to end with the same line
             outcome = error
     outcome = runtime.broadcast(outcome)
@@ -85,19 +92,29 @@ def import_hf(
     return outcome
 
 
-def _import(hf_dir: Path, megatron_dir: Path, keep_windows: bool, processes: int, progress: Progress | None
-            ) -> Conversion:  # fmt: skip
-    folder, target = open_hf_folder(hf_dir), megatron_dir.resolve()
-    shape, dtype = check_folder(folder, keep_windows=keep_windows)
+@dataclass(frozen=True)
+class ImportOptions:
+    """As in `import_hf`."""
+
+    keep_windows: bool = True
+    dynamic_length: int | None = None
+    processes: int = 1
+    progress: Progress | None = None
+
+
+def import_folder(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) -> Conversion:
+    """As `import_hf`, in this process, of an opened folder."""
+    target = Path(megatron_dir).resolve()
+    shape, dtype = check_folder(folder, keep_windows=options.keep_windows)
     description = CheckpointDescription(
-        shape=shape, factor_set=factor_set_from_hf(folder.config), dtype=dtype_name(dtype)
+        shape=shape, factor_set=factor_set_from_hf(folder.config, options.dynamic_length), dtype=dtype_name(dtype)
     )
     refuse_foreign_folder(target)
     maker = _WeightFile(folder, shape, dtype)
     units = maker.units()
-    plan = {"import": folder.fingerprint(), "keep_windows": keep_windows, "chunk_bytes": CHUNK_BYTES}
+    plan = {"import": folder.fingerprint(), "keep_windows": options.keep_windows, "chunk_bytes": CHUNK_BYTES}
     with partial_folder(target, plan, sum(unit.num_bytes for unit in units)) as partial:
-        records = make_units(partial, units, maker, processes=processes, progress=progress)
+        records = make_units(partial, units, maker, processes=options.processes, progress=options.progress)
         weights = partial / WEIGHTS_FOLDER
         write_metadata(weights, maker.stored_tensors(), _chunks_of(units, records))
         carry_hf_files(folder.path, partial / HF_FOLDER)
@@ -106,12 +123,14 @@ def _import(hf_dir: Path, megatron_dir: Path, keep_windows: bool, processes: int
         put_in_place(partial, target)
     names = hf_sizes(shape)
     left_out = tuple(sorted(folder.files.keys() - names.keys()))
-    return Conversion(megatron_dir, len(names), shape.num_parameters * dtype.itemsize, description.dtype, left_out)
+    return Conversion(
+        Path(megatron_dir), len(names), shape.num_parameters * dtype.itemsize, description.dtype, left_out
+    )
 
 
 @dataclass(frozen=True)
 class _WeightFile:
-    """Makes the checkpoint's data files: one for what stands before the layers, one for each layer, one for the rest."""
+    """Makes the checkpoint's data files: one for what stands before the layers, one for each layer, one for the end."""
 
     folder: HfFolder
     shape: ModelShape
@@ -135,11 +154,11 @@ class _WeightFile:
     def __call__(self, number: int, path: Path, report: Report) -> Record:
         chunks: list[list[Any]] = []
         buffer = bytearray(min(self.units()[number].num_bytes, max(CHUNK_BYTES, self._longest_row())))
-        with path.open("wb") as stream, RowReader(self.folder) as reader:
+        with path.open("wb") as stream:
             for rule, layer, bound in bound_rules(self.shape):
                 if self._unit_of(bound, layer) != number:
                     continue
-                for first, block in self._blocks(bound, reader, buffer):
+                for first, block in self._blocks(bound, buffer):
                     start, length = write_tensor(stream, block if layer is None else block[None])
                     offsets, sizes = [first, *[0] * (block.dim() - 1)], list(block.shape)
                     if layer is not None:
@@ -152,7 +171,7 @@ class _WeightFile:
                     chunks.append([name, None, None, *write_object(stream, [None])])
         return {"chunks": chunks}
 
-    def _blocks(self, rule: WeightRule, reader: RowReader, buffer: bytearray) -> Iterator[tuple[int, Tensor]]:
+    def _blocks(self, rule: WeightRule, buffer: bytearray) -> Iterator[tuple[int, Tensor]]:
         """Yields (first row, rows) of a whole Megatron weight; all of them in the same buffer, one after the other."""
         sizes = rule.sizes_in_megatron(self.shape)
         row_numbers = torch.Size(sizes[1:]).numel()
@@ -160,7 +179,7 @@ class _WeightFile:
         for first in range(0, sizes[0], at_once):
             rows = min(at_once, sizes[0] - first)
             block = torch.frombuffer(buffer, dtype=self.dtype, count=rows * row_numbers).view(rows, *sizes[1:])
-            reader.read_megatron_rows(rule, self.shape, first, block)
+            read_megatron_rows(self.folder, rule, self.shape, first, block)
             yield first, block
 
     def _longest_row(self) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launchers.options import json_option, write_json
+from launchers.options import LENGTH, json_option, write_json
+from launchers.progress import ProgressLines
 from megatron_longrope.errors import EXIT_FAILED
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # these import torch, which `--help` does without
     from checkpoints_tools.verify import Comparison
 
 _FOLDER = click.Path(path_type=Path)
+_processes = click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                          help="Processes that work on files of the target side by side.")  # fmt: skip
 
 
 @click.group()
@@ -26,14 +29,32 @@ def command() -> None:
 @command.command("import")
 @click.argument("hf_dir", type=_FOLDER)
 @click.argument("megatron_dir", type=_FOLDER)
+@click.option("--sliding-window", type=click.Choice(["keep", "off"]), default="keep", show_default=True,
+              help="off: every layer attends to everything before it, and exports say so.")  # fmt: skip
+@click.option("--dynamic-at", type=LENGTH, default=None, metavar="N",
+              help="rope_type dynamic only: fix its factors, which follow the input, at N tokens.")  # fmt: skip
+@_processes
 @json_option
-def import_command(hf_dir: Path, megatron_dir: Path, json_path: Path | None) -> None:
-    """Write the Megatron checkpoint MEGATRON_DIR of the Hugging Face folder HF_DIR, in the dtype it has."""
+def import_command(
+    hf_dir: Path,
+    megatron_dir: Path,
+    sliding_window: str,
+    dynamic_at: int | None,
+    processes: int,
+    json_path: Path | None,
+) -> None:
+    """Write the Megatron checkpoint MEGATRON_DIR of the Hugging Face folder HF_DIR, in the dtype it has.
+
+    Interrupted, the same command goes on where it was.
+    """
     from checkpoints_tools.import_hf import import_hf
     from megatron_longrope.runtime import start_runtime
 
     with start_runtime() as runtime:
-        _report(import_hf(hf_dir, megatron_dir, runtime), json_path)
+        done = import_hf(hf_dir, megatron_dir, runtime, keep_windows=sliding_window == "keep",
+                         dynamic_length=dynamic_at, processes=processes,
+                         progress=ProgressLines(runtime.is_main).bytes_counter())  # fmt: skip
+        _report(done, json_path)
 
 
 @command.command("export")
@@ -41,14 +62,22 @@ def import_command(hf_dir: Path, megatron_dir: Path, json_path: Path | None) -> 
 @click.argument("hf_dir", type=_FOLDER)
 @click.option("--factors", "factors_path", type=_FOLDER, metavar="FILE",
               help="A factors JSON file to export with, instead of the factors the checkpoint holds.")  # fmt: skip
+@_processes
 @json_option
-def export_command(megatron_dir: Path, hf_dir: Path, factors_path: Path | None, json_path: Path | None) -> None:
-    """Write the Hugging Face folder HF_DIR of the checkpoint MEGATRON_DIR; refuse what its config cannot carry."""
+def export_command(
+    megatron_dir: Path, hf_dir: Path, factors_path: Path | None, processes: int, json_path: Path | None
+) -> None:
+    """Write the Hugging Face folder HF_DIR of the checkpoint MEGATRON_DIR; refuse what its config cannot carry.
+
+    MEGATRON_DIR may be Megatron-LM's own. Interrupted, the same command goes on where it was.
+    """
     from checkpoints_tools.export_hf import export_hf
     from megatron_longrope.rope import read_factors
 
     factors = read_factors(factors_path) if factors_path is not None else None
-    _report(export_hf(megatron_dir, hf_dir, factors), json_path)
+    done = export_hf(megatron_dir, hf_dir, factors, processes=processes,
+                     progress=ProgressLines(True).bytes_counter())  # fmt: skip
+    _report(done, json_path)
 
 
 @command.command("verify")

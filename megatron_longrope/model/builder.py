@@ -72,8 +72,8 @@ def build_model(
     layout.check_model(num_layers=shape.num_layers, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
                        ffn_hidden_size=shape.ffn_hidden_size)  # fmt: skip
     if layout.context_parallel > 1 and shape.attention_windows:
-        raise InputError("context_parallel", layout.context_parallel,
-                         "sliding windows are not cut by context parallelism: import with --sliding-window off")  # fmt: skip
+        rule = "sliding windows are not cut by context parallelism: import with --sliding-window off"
+        raise InputError("context_parallel", layout.context_parallel, rule)
     config = transformer_config(shape, layout, dtype=dtype, recompute=recompute, initialize=initialize,
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
     stage = LongRopeGPT(
