@@ -29,6 +29,7 @@ from checkpoints_tools.gguf_names import (
 )
 from checkpoints_tools.gguf_tokenizer import tokenizer_to_gguf
 from checkpoints_tools.import_hf import Conversion
+from checkpoints_tools.units import Progress
 from checkpoints_tools.weight_map import hf_sizes
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
@@ -42,7 +43,12 @@ _LLAMA_TYPES = ("llama", "mistral")
 
 
 def export_gguf(
-    megatron_dir: Path | str, target: Path | str, factors: FactorSet | None = None, *, tokenizer: bool = True
+    megatron_dir: Path | str,
+    target: Path | str,
+    factors: FactorSet | None = None,
+    *,
+    tokenizer: bool = True,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Writes the GGUF file `target` with `factors` in force, the checkpoint's own if None; one process does it.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launchers.options import LENGTH, json_option, write_json
+from launchers.progress import ProgressLines
 from megatron_longrope.errors import EXIT_FAILED, InputError
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # these import torch, which `--help` does without
     from checkpoints_tools.verify import Comparison
 
 _FOLDER = click.Path(path_type=Path)
+_processes = click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                          help="Processes that work on files of the target side by side.")  # fmt: skip
 
 
 @click.group()
@@ -27,12 +30,26 @@ def command() -> None:
 @command.command("import")
 @click.argument("source", type=_FOLDER, metavar="HF_DIR|FILE.gguf")
 @click.argument("megatron_dir", type=_FOLDER)
+@click.option("--sliding-window", type=click.Choice(["keep", "off"]), default="keep", show_default=True,
+              help="off: every layer attends to everything before it, and exports say so.")  # fmt: skip
+@click.option("--dynamic-at", type=LENGTH, default=None, metavar="N",
+              help="rope_type dynamic only: fix its factors, which follow the input, at N tokens.")  # fmt: skip
 @click.option("--no-tokenizer", is_flag=True, help="GGUF files: leave the tokenizer out instead of refusing its kind.")
+@_processes
 @json_option
-def import_command(source: Path, megatron_dir: Path, no_tokenizer: bool, json_path: Path | None) -> None:
+def import_command(
+    source: Path,
+    megatron_dir: Path,
+    sliding_window: str,
+    dynamic_at: int | None,
+    no_tokenizer: bool,
+    processes: int,
+    json_path: Path | None,
+) -> None:
     """Write the Megatron checkpoint MEGATRON_DIR of a Hugging Face folder, in the dtype it has, or of a GGUF file.
 
-    Quantized blocks of a GGUF file become the float32 numbers they stand for.
+    Quantized blocks of a GGUF file become the float32 numbers they stand for. Interrupted, the same command goes on
+    where it was.
     """
     from checkpoints_tools.gguf_header import is_gguf
     from checkpoints_tools.gguf_import import import_gguf
@@ -42,11 +59,18 @@ def import_command(source: Path, megatron_dir: Path, no_tokenizer: bool, json_pa
     is_file = is_gguf(source) or source.suffix == ".gguf"
     if no_tokenizer and not is_file:
         raise InputError("--no-tokenizer", source, "goes with GGUF files")
+    if is_file and (sliding_window == "off" or dynamic_at):
+        field = "--dynamic-at" if dynamic_at else "--sliding-window"
+        raise InputError(field, source, "goes with Hugging Face folders; GGUF files of Llamas have neither")
     with start_runtime() as runtime:
+        progress = ProgressLines(runtime.is_main).bytes_counter()
         if is_file:
-            _report(import_gguf(source, megatron_dir, runtime, tokenizer=not no_tokenizer), json_path)
+            done = import_gguf(source, megatron_dir, runtime, tokenizer=not no_tokenizer, processes=processes,
+                               progress=progress)  # fmt: skip
         else:
-            _report(import_hf(source, megatron_dir, runtime), json_path)
+            done = import_hf(source, megatron_dir, runtime, keep_windows=sliding_window == "keep",
+                             dynamic_length=dynamic_at, processes=processes, progress=progress)  # fmt: skip
+        _report(done, json_path)
 
 
 @command.command("export")
@@ -62,6 +86,7 @@ def import_command(source: Path, megatron_dir: Path, no_tokenizer: bool, json_pa
 @click.option(
     "--no-tokenizer", is_flag=True, help="--serve gguf: leave the tokenizer out instead of refusing its kind."
 )
+@_processes
 @json_option
 def export_command(
     megatron_dir: Path,
@@ -70,9 +95,13 @@ def export_command(
     serve: ServingTarget,
     length: int | None,
     no_tokenizer: bool,
+    processes: int,
     json_path: Path | None,
 ) -> None:
-    """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it cannot carry."""
+    """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it cannot carry.
+
+    MEGATRON_DIR may be Megatron-LM's own. Interrupted, the same command goes on where it was; a GGUF file is begun anew.
+    """
     from checkpoints_tools.export_hf import export_hf
     from checkpoints_tools.gguf_export import export_gguf
     from checkpoints_tools.serving import engine_notes, rounding_note, serving_set
@@ -81,16 +110,21 @@ def export_command(
 
     if no_tokenizer and serve != "gguf":
         raise InputError("--no-tokenizer", serve, "goes with --serve gguf")
+    if processes > 1 and serve == "gguf":
+        raise InputError("--processes", processes, "a GGUF file is written by one")
     given = read_factors(factors_path) if factors_path is not None else read_description(megatron_dir).factor_set
     factors, left_out = serving_set(given, serve, length)
     for words in left_out:
         click.echo(f"left out: {words}")
+    progress = ProgressLines(True).bytes_counter()
     if serve == "gguf":
-        _report(export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer), json_path)
+        done = export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer, progress=progress)
         notes = rounding_note(factors)
     else:
-        _report(export_hf(megatron_dir, target, factors, static=serve == "static"), json_path)
+        done = export_hf(megatron_dir, target, factors, static=serve == "static", processes=processes,
+                         progress=progress)  # fmt: skip
         notes = engine_notes(target)
+    _report(done, json_path)
     for words in notes:
         click.echo(f"note: {words}")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
@@ -69,11 +71,14 @@ def build_model(
     layout = runtime.layout
     layout.check_model(num_layers=shape.num_layers, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
                        ffn_hidden_size=shape.ffn_hidden_size)  # fmt: skip
+    if layout.context_parallel > 1 and shape.attention_windows:
+        rule = "sliding windows are not cut by context parallelism: import with --sliding-window off"
+        raise InputError("context_parallel", layout.context_parallel, rule)
     config = transformer_config(shape, layout, dtype=dtype, recompute=recompute, initialize=initialize,
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
     stage = LongRopeGPT(
         config=config,
-        transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel),
+        transformer_layer_spec=block_spec(shape, _layers_of_stage(shape, runtime)),
         vocab_size=shape.padded_vocab_size,
         max_sequence_length=shape.context_length,
         pre_process=runtime.is_first_stage,
@@ -88,14 +93,27 @@ def build_model(
     return model
 
 
-def block_spec(num_layers: int) -> TransformerBlockSubmodules:
-    """Returns megatron-core's local specification of one stage's layers, with our norm and core attention in it."""
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer = spec.submodules
-    layer.input_layernorm = RMSNorm
-    layer.pre_mlp_layernorm = RMSNorm
-    layer.self_attention.submodules.core_attention = DocumentAttention
-    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
+def block_spec(shape: ModelShape, layers: range) -> TransformerBlockSubmodules:
+    """Returns megatron-core's local specification of `layers` (from 0), with our norms and core attention in it."""
+    return TransformerBlockSubmodules(layer_specs=[_layer_spec(shape, layer) for layer in layers], layer_norm=RMSNorm)
+
+
+def _layer_spec(shape: ModelShape, layer: int) -> ModuleSpec:
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.traits.qk_norm)
+    spec.submodules.input_layernorm = RMSNorm
+    spec.submodules.pre_mlp_layernorm = RMSNorm
+    attention = spec.submodules.self_attention.submodules
+    if shape.traits.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    window, is_rotated = shape.window(layer), layer not in shape.rope_free_layers
+    attention.core_attention = partial(DocumentAttention, window=window, is_rotated=is_rotated)
+    return spec
+
+
+def _layers_of_stage(shape: ModelShape, runtime: Runtime) -> range:
+    num_layers = shape.num_layers // runtime.layout.pipeline_parallel
+    first = runtime.groups.pp.rank() * num_layers
+    return range(first, first + num_layers)
 
 
 def transformer_config(
@@ -107,7 +125,7 @@ def transformer_config(
     initialize: bool,
     on_cpu: bool,
 ) -> TransformerConfig:
-    """Returns megatron-core's config of a Llama of this shape under this layout."""
+    """Returns megatron-core's config of a model of this shape under this layout."""
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -120,6 +138,9 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=silu,
         add_bias_linear=False,
+        add_qkv_bias=shape.traits.qkv_bias,
+        qk_layernorm=shape.traits.qk_norm,
+        no_rope_freq=_skipped_rotations(shape),
         attention_dropout=0.0,
         hidden_dropout=0.0,
         init_method_std=shape.initializer_range,
@@ -143,6 +164,13 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         **_recompute_settings(recompute),
+    )
+
+
+def _skipped_rotations(shape: ModelShape) -> list[int] | None:
+    """Returns megatron-core's 1 for each layer that does not rotate; None where all do."""
+    return (
+        [int(layer in shape.rope_free_layers) for layer in range(shape.num_layers)] if shape.rope_free_layers else None
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_longrope.model.packed import LongRopePackedParams
+from megatron_longrope.model.sliding_window import windowed_attention
 
 
 class DocumentAttention(nn.Module):
@@ -27,9 +29,14 @@ class DocumentAttention(nn.Module):
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
+        *,
+        window: int | None = None,
+        is_rotated: bool = True,
         **_: Any,
     ) -> None:
+        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turned this layer's."""
         super().__init__()
+        self.window, self.is_rotated = window, is_rotated
         assert config.attention_dropout == 0.0 and config.context_parallel_size == 1
 
     def forward(
@@ -44,9 +51,10 @@ class DocumentAttention(nn.Module):
     ) -> Tensor:
         """Returns [total, heads · head_dim] for a query [total, heads, head_dim] and [total, kv_heads, head_dim]."""
         assert packed_seq_params is not None and attention_mask is None and attention_bias is None
-        scale = packed_seq_params.softmax_scale
+        # the temperature is RoPE's: transformers multiplies it into cos and sin, which a layer without RoPE has not
+        scale = packed_seq_params.softmax_scale if self.is_rotated else 1 / math.sqrt(query.shape[-1])
         parts = [
-            _attend(query[run], key[run], value[run], length, scale)
+            _attend(query[run], key[run], value[run], length, scale, self.window)
             for run, length in _runs(packed_seq_params.document_lengths)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -61,13 +69,16 @@ def _runs(lengths: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
         start = stop
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float, window: int | None) -> Tensor:
     """Causal attention over rows of `length` tokens laid end to end."""
 
     def rows(x: Tensor) -> Tensor:
         return x.reshape(-1, length, x.shape[-2], x.shape[-1]).transpose(1, 2)
 
-    grouped = query.shape[1] != key.shape[1]
-    out = scaled_dot_product_attention(rows(query), rows(key), rows(value), is_causal=True, scale=scale,
-                                       enable_gqa=grouped)  # fmt: skip
+    if window is not None and window < length:
+        out = windowed_attention(rows(query), rows(key), rows(value), window=window, scale=scale)
+    else:
+        grouped = query.shape[1] != key.shape[1]
+        out = scaled_dot_product_attention(rows(query), rows(key), rows(value), is_causal=True, scale=scale,
+                                           enable_gqa=grouped)  # fmt: skip
     return out.transpose(1, 2).reshape(query.shape[0], -1)

@@ -83,6 +83,21 @@ class StoredTensors:
             tensor[tuple(slice(offset, offset + length) for offset, length in where)] = part
         return tensor
 
+    def row_parts(self, name: str, layer: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields (first row, rows) of what `read` returns, chunk by chunk where the chunks hold whole rows."""
+        if name not in self.entries:
+            raise InputError(FIELD, self._weights, f"has no tensor {name}")
+        entry = self.entries[name]
+        at = 0 if layer is None else 1
+        boxes = [box for box in entry.chunks
+                 if layer is None or box.offsets[0] <= layer < box.offsets[0] + box.sizes[0]]  # fmt: skip
+        if any(box.sizes[at + 1 :] != entry.size[at + 1 :] for box in boxes):
+            yield 0, self.read(name, layer)
+            return
+        for box in sorted(boxes, key=lambda box: box.offsets[at]):
+            part = self._read_chunk(MetadataIndex(name, box.offsets), box.sizes, entry.properties.dtype)
+            yield box.offsets[at], part if layer is None else part[layer - box.offsets[0]]
+
     def _read_chunk(self, index: MetadataIndex, sizes: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         place = self._metadata.storage_data[index]
         with _refusing_damage(self._weights), (self._weights / place.relative_path).open("rb") as file:
