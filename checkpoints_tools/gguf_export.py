@@ -38,7 +38,6 @@ from megatron_longrope.rope import FactorSet, RopeFactors, short_and_long
 
 _CARRIER = "a GGUF file"
 _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}
-_BF16 = 30
 _LLAMA_TYPES = ("llama", "mistral")
 
 
@@ -168,6 +167,8 @@ def _write(
         for values in vectors.values():
             writer.write_tensor_data(values)
         for name, tensor in hf_tensors(megatron_dir, shape):
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError("checkpoint", megatron_dir, f"{name} holds NaN or infinity")
             writer.write_tensor_data(_stored(name, tensor, shape))
     except BaseException:
         writer.close()

@@ -23,7 +23,8 @@ from checkpoints_tools.serving import serving_set
 from checkpoints_tools.verify import all_equal, counts, verify
 from launchers.main import main
 from megatron_longrope.errors import EXIT_BAD_INPUT, InputError
-from megatron_longrope.model.checkpoint import read_description
+from megatron_longrope.model import build_model
+from megatron_longrope.model.checkpoint import read_description, save_checkpoint
 from megatron_longrope.presets import MODELS
 from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors, factor_set_from_hf, write_factors
 from megatron_longrope.runtime import Runtime
@@ -202,6 +203,16 @@ def test_nothing_foreign_is_overwritten(tmp_path: Path, checkpoint: Path) -> Non
     export_gguf(checkpoint, tmp_path / "m.gguf")
     export_gguf(checkpoint, tmp_path / "m.gguf", TWO)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "out", "thesis.gguf"]
+
+
+def test_weights_that_are_no_numbers_are_not_exported(tmp_path: Path, runtime: Runtime) -> None:
+    model = build_model(SHAPE, runtime)
+    with torch.no_grad():
+        next(model.stage.parameters())[3, 5] = torch.nan
+    save_checkpoint(model, tmp_path / "megatron")
+    with pytest.raises(InputError, match="holds NaN"):
+        export_gguf(tmp_path / "megatron", tmp_path / "m.gguf", tokenizer=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["megatron"]
 
 
 def test_a_tokenizer_of_another_kind_is_left_out_on_request(tmp_path: Path, runtime: Runtime) -> None:
