@@ -55,7 +55,8 @@ def export_hf(
     """Writes the HF folder of a Megatron checkpoint with `factors` in force, its own if None; one caller does it.
 
     Interrupted, the same call goes on where it was. A checkpoint nobody changed since its import gets its config.json
-    back byte for byte; `static` adds the keys that engines which choose one set read the temperature by. Raises InputError for what transformers' `longrope` cannot carry, and for damaged checkpoints.
+    back byte for byte; `static` adds the keys that engines which choose one set read the temperature by. Raises
+    InputError for what transformers' `longrope` cannot carry, and for damaged checkpoints.
     """
     target, megatron_dir = Path(hf_dir).resolve(), Path(megatron_dir)
     description = read_description(megatron_dir)

@@ -68,7 +68,8 @@ def export_gguf(
     keys |= tokenizer_to_gguf(carried, shape.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
     vectors = _rope_tensors(factor_set)
     done = Conversion(target, len(hf_sizes(shape)) + len(vectors), 0, description.dtype)
-    return replace(done, num_bytes=_write(target, keys, vectors, Path(megatron_dir), shape, description.torch_dtype))
+    num_bytes = _write(target, keys, vectors, Path(megatron_dir), shape, description.torch_dtype, progress)
+    return replace(done, num_bytes=num_bytes)
 
 
 def _check_target(target: Path) -> None:
@@ -143,6 +144,7 @@ def _write(
     megatron_dir: Path,
     shape: ModelShape,
     dtype: torch.dtype,
+    progress: Progress | None,
 ) -> int:
     """Writes the file beside its place and puts it there when whole; returns the bytes of its tensors."""
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -152,7 +154,7 @@ def _write(
     writer = GGUFWriter(partial, ARCHITECTURE)
     for key, value in keys.items():
         _add_key(writer, key, value)
-    total = 0
+    total = written = 0
     for name, sizes in [*((name, values.shape) for name, values in vectors.items()), *hf_sizes(shape).items()]:
         half = len(sizes) > 1 and dtype != torch.float32
         num_bytes = int(np.prod(sizes)) * (2 if half else 4)
@@ -166,10 +168,15 @@ def _write(
         writer.write_ti_data_to_file()
         for values in vectors.values():
             writer.write_tensor_data(values)
+            written += values.nbytes
         for name, tensor in hf_tensors(megatron_dir, shape):
             if not bool(torch.isfinite(tensor).all()):
                 raise InputError("checkpoint", megatron_dir, f"{name} holds NaN or infinity")
-            writer.write_tensor_data(_stored(name, tensor, shape))
+            values = _stored(name, tensor, shape)
+            writer.write_tensor_data(values)
+            written += values.nbytes
+            if progress is not None:
+                progress(written, total)
     except BaseException:
         writer.close()
         partial.unlink(missing_ok=True)

@@ -100,7 +100,8 @@ def export_command(
 ) -> None:
     """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it cannot carry.
 
-    MEGATRON_DIR may be Megatron-LM's own. Interrupted, the same command goes on where it was; a GGUF file is begun anew.
+    MEGATRON_DIR may be Megatron-LM's own. Interrupted, the same command goes on where it was, or
+    begins a GGUF file anew.
     """
     from checkpoints_tools.export_hf import export_hf
     from checkpoints_tools.gguf_export import export_gguf
