@@ -90,7 +90,7 @@ def tokens_of(folder: Path, text: Path) -> list[int]:
     """Returns the text as the folder's tokenizer encodes it."""
     from tokenizers import Tokenizer
 
-    ids: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text.read_text(encoding="utf-8")).ids
+    ids: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text.read_bytes().decode()).ids
     return ids
 
 
