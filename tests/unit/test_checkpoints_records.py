@@ -51,7 +51,7 @@ def test_a_damaged_record_never_raises_nor_leads_outside(position: int, byte: in
     raw[position % len(raw)] = byte
     place = locate_tensor(io.BytesIO(bytes(raw)), 0, len(raw))
     if place is not None:
-        assert 0 <= place.start and place.start + torch.Size(place.sizes).numel() * place.dtype.itemsize <= len(raw)
+        assert place.start >= 0 and place.start + torch.Size(place.sizes).numel() * place.dtype.itemsize <= len(raw)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
