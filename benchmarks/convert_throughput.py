@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def main() -> None:
 
 
 def _measure(folder: Path, gigabytes: float, rounds: int, processes: int) -> list[dict[str, Any]]:
-    num_bytes = _make_model(folder / "hf", gigabytes)
+    # in a process of its own: Linux counts a parent's peak memory as its children's
+    with get_context("spawn").Pool(1) as pool:
+        num_bytes = pool.apply(_make_model, (folder / "hf", gigabytes))
     print(f"{num_bytes / 1e9:.2f} GB in {len(list((folder / 'hf').glob('*.safetensors')))} shards", flush=True)
     rows = []
     for number in range(rounds):
@@ -77,7 +80,8 @@ def _measure(folder: Path, gigabytes: float, rounds: int, processes: int) -> lis
             rows.append(row)
             print(f"{direction}: {rate / 1e6:.0f} MB/s, cp {copy_rate / 1e6:.0f} MB/s, ratio {row['ratio']:.2f}, "
                   f"peak {converted['peak_bytes'] / 1e9:.2f} GB", flush=True)  # fmt: skip
-        _compare(folder / "hf", folder / "back")
+        with get_context("spawn").Pool(1) as pool:
+            pool.apply(_compare, (folder / "hf", folder / "back"))
         for target in ("megatron", "back"):
             shutil.rmtree(folder / target)
     return rows

@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from sys import intern
 from typing import BinaryIO, NamedTuple
 
 import torch
@@ -71,18 +72,24 @@ def write_tensor(stream: BinaryIO, tensor: Tensor) -> tuple[int, int]:
 
 
 def write_metadata(weights: Path, tensors: Mapping[str, StoredTensorInfo], chunks: Iterable[StoredChunk]) -> None:
-    """Writes what makes a folder of data files a checkpoint: metadata.json, common.pt and, last, `.metadata`."""
+    """Writes what makes a folder of data files a checkpoint: metadata.json, common.pt and, last, `.metadata`.
+
+    The bytes follow from the values alone: a pickle tells one string met twice from two equal ones, so texts are
+    interned.
+    """
+    tensors = {intern(name): info for name, info in tensors.items()}
     boxes: dict[str, list[ChunkStorageMetadata]] = {name: [] for name in tensors}
     objects: dict[str, BytesStorageMetadata] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
     for chunk in chunks:
+        name = intern(chunk.name)
         if chunk.offsets is None or chunk.sizes is None:
-            objects[chunk.name] = BytesStorageMetadata()
-            index = MetadataIndex(chunk.name)
+            objects[name] = BytesStorageMetadata()
+            index = MetadataIndex(name)
         else:
-            index = MetadataIndex(chunk.name, torch.Size(chunk.offsets), len(boxes[chunk.name]))
-            boxes[chunk.name].append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
-        places[index] = _StorageInfo(chunk.file, chunk.start, chunk.length)
+            index = MetadataIndex(name, torch.Size(chunk.offsets), len(boxes[name]))
+            boxes[name].append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
+        places[index] = _StorageInfo(intern(chunk.file), chunk.start, chunk.length)
     entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {
         name: TensorStorageMetadata(TensorProperties(dtype=info.dtype), torch.Size(info.sizes), boxes[name])
         for name, info in tensors.items()

@@ -37,11 +37,12 @@ class PackingPlan:
         return len(self.rows) * self.sequence_length - self.tokens
 
 
-def plan_packing(lengths: Sequence[int], sequence_length: int, min_piece: int = 1) -> PackingPlan:
+def plan_packing(lengths: Sequence[int], sequence_length: int, min_piece: int = 1, short_limit: int = 0) -> PackingPlan:
     """Returns where every token of documents of `lengths` goes.
 
     A document longer than a row is cut into row-long pieces and a rest; pieces go longest first, each into the row
-    with the least room that still takes it. Pieces shorter than `min_piece` tokens are left out and listed.
+    with the least room that still takes it. Pieces shorter than `min_piece` tokens are left out and listed. Pieces of
+    at most `short_limit` tokens never share a row with longer ones.
     """
     if sequence_length < 1:
         raise InputError("sequence_length", sequence_length, "must be 1 or more")
@@ -54,11 +55,17 @@ def plan_packing(lengths: Sequence[int], sequence_length: int, min_piece: int = 
     ]
     kept = [piece for piece in pieces if piece.length >= min_piece]
     left_out = [piece for piece in pieces if piece.length < min_piece]
-    assignment, num_rows = best_fit_decreasing([piece.length for piece in kept], sequence_length)
+    long = [piece for piece in kept if piece.length > short_limit]
+    short = [piece for piece in kept if piece.length <= short_limit]
+    return PackingPlan(sequence_length, _rows(long, sequence_length) + _rows(short, sequence_length), left_out)
+
+
+def _rows(pieces: Sequence[Piece], sequence_length: int) -> list[list[Piece]]:
+    assignment, num_rows = best_fit_decreasing([piece.length for piece in pieces], sequence_length)
     rows: list[list[Piece]] = [[] for _ in range(num_rows)]
-    for piece, row in zip(kept, assignment, strict=True):
+    for piece, row in zip(pieces, assignment, strict=True):
         rows[row].append(piece)
-    return PackingPlan(sequence_length, rows, left_out)
+    return rows
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> tuple[np.ndarray, int]:

@@ -31,12 +31,14 @@ def write_packed(
     tokenizer: TokenizerIdentity,
     vocab_size: int,
     min_piece: int = 1,
+    short_limit: int = 0,
 ) -> DatasetManifest:
     """Packs `documents` into rows of at most `sequence_length` tokens, writes them, and returns the manifest.
 
-    Raises InputError where nothing is left to write or a token is outside the vocabulary.
+    Pieces of at most `short_limit` tokens get rows of their own. Raises InputError where nothing is left to write or
+    a token is outside the vocabulary.
     """
-    plan = plan_packing([len(document.tokens) for document in documents], sequence_length, min_piece)
+    plan = plan_packing([len(document.tokens) for document in documents], sequence_length, min_piece, short_limit)
     rows = [
         [documents[piece.document].tokens[piece.start : piece.start + piece.length] for piece in row]
         for row in plan.rows

@@ -12,16 +12,18 @@ from data_prep.documents import tokenize
 from data_prep.readers import read_text_files
 from launchers.extension import search_lines
 from launchers.progress import ProgressLines
-from megatron_longrope.config import format_length
+from megatron_longrope.config import build_config, format_length
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, check_documents, documents_sha256
 from megatron_longrope.model import LongRopeModel
+from megatron_longrope.pipeline.margins import baseline_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     first_search,
+    search_cost_json,
     search_factors,
     search_objective,
     second_search,
@@ -42,36 +44,69 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
         texts = tokenize(read_text_files(settings["texts"]), tokenizer)
         documents = [EvaluationDocument(text.name, text.tokens) for text in texts]
         check_documents(documents, [target])
-        config = SearchConfig(evolution=_settings(settings), num_documents=len(documents), seed=settings["seed"],
-                              temperature=settings["temperature"],
-                              search_start_tokens=settings["start_tokens"])  # fmt: skip
+        config = _config(settings, len(documents))
         problem = _problem(config, loaded.model, target, settings["from_factors"])
         directory = RunDirectory(out)
         lines = ProgressLines(runtime.is_main)
         objective = search_objective(loaded.model, documents, tokenizer, config, target)
         factors, outcome = search_factors(problem, objective, config, directory, documents_sha256(documents),
                                           search_lines(lines))  # fmt: skip
+        margins = baseline_margins(objective, outcome)
         if not runtime.is_main:
             return None
         write_factors(directory.factors("best"), factors)
-        result = {"perplexity": outcome.evaluation.perplexity, "evaluations": outcome.num_evaluations,
-                  "tokens": outcome.tokens, "seconds": outcome.seconds, "target_length": target,
-                  "factors": str(directory.factors("best"))}  # fmt: skip
+        cost = search_cost_json(outcome, loaded.model.shape, target)
+        result = {"perplexity": outcome.evaluation.perplexity, **cost, "recovered": outcome.recovered,
+                  "target_length": target, "baselines": margins, "factors": str(directory.factors("best"))}  # fmt: skip
         write_json(directory.result, result)
         return result
 
 
-def _settings(settings: dict[str, Any]) -> EvolutionSettings:
-    paper = EvolutionSettings.paper(settings["target"])
-    offspring = settings["offspring"]
+def _config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
+    """What the options ask for; sizes belong to the searcher they are of."""
+    searcher = settings["searcher"]
+    values: dict[str, Any] = {
+        "searcher": searcher,
+        "num_documents": num_documents,
+        "seed": settings["seed"],
+        "temperature": settings["temperature"],
+        "search_start_tokens": settings["start_tokens"],
+        "space": settings["space"],
+        "critical_pair": settings["critical_pair"],
+        "last_fraction": settings["last_fraction"],
+        "retrieval_documents": settings["retrieval_documents"],
+    }
+    if not settings["early_stopping"]:
+        values["early_stopping"] = None
+    return build_config(SearchConfig, values | _sizes(searcher, settings), "longrope search")
+
+
+def _sizes(searcher: str, settings: dict[str, Any]) -> dict[str, Any]:
+    evolution = [settings[name] for name in ("population", "offspring", "iterations")]
+    is_evolution = searcher in ("evolution", "piecewise")
+    if any(size is not None for size in evolution) and not is_evolution:
+        raise InputError("--searcher", searcher, "has no --population, --offspring or --iterations")
+    steps = settings["steps"]
+    if steps is not None and searcher not in ("hybrid", "gradient"):
+        raise InputError("--searcher", searcher, "has no --steps")
+    if is_evolution:
+        return {"evolution": _evolution(settings)}
+    if steps is None:
+        return {}
+    return {"gradient": {"steps": steps}} if searcher == "gradient" else {"hybrid": {"descent": {"steps": steps}}}
+
+
+def _evolution(settings: dict[str, Any]) -> dict[str, Any]:
+    population, offspring = settings["population"], settings["offspring"]
     changes = {
-        "population": settings["population"],
+        "population": population,
         "iterations": settings["iterations"],
         "mutants": offspring,
         "crossovers": offspring,
-        "parents": settings["population"] and max(1, settings["population"] // 2),
+        "parents": population and max(1, population // 2),
     }
-    return paper.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    sizes = EvolutionSettings.paper(settings["target"]).model_dump()
+    return sizes | {key: value for key, value in changes.items() if value is not None}
 
 
 def _problem(config: SearchConfig, model: LongRopeModel, target: int, tuned: Path | None) -> SearchProblem:

@@ -10,6 +10,7 @@ import click
 from launchers.list_options import ListOptionsCommand
 from launchers.options import LENGTH, json_option, write_json
 from megatron_longrope.config import format_length
+from megatron_longrope.search import SEARCHER_NAMES
 
 
 @click.command(cls=ListOptionsCommand)
@@ -21,10 +22,35 @@ from megatron_longrope.config import format_length
               help="Gets factors/best.json, journals/, result.json; run again, it goes on.")  # fmt: skip
 @click.option("--from-factors", type=click.Path(path_type=Path), metavar="FILE",
               help="Fine-tuned factors: search beyond them (second stage).")  # fmt: skip
-@click.option("--population", type=click.IntRange(1), metavar="N", help="First generation  [default: the paper's, 64]")
-@click.option("--offspring", type=click.IntRange(1), metavar="N", help="Mutants, and as many crossovers, per iteration"
-              "  [default: 16]")  # fmt: skip
-@click.option("--iterations", type=click.IntRange(0), metavar="N", help="Generations after the first  [default: 40]")
+@click.option("--searcher", type=click.Choice(SEARCHER_NAMES), default="hybrid",
+              help="hybrid: gradients, then mutants; evolution: the paper's; piecewise: that with frozen ends; "
+                   "cma: CMA-ES on a curve; random: the control.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Of hybrid and gradient; one costs about three "
+              "evaluations  [default: 36, 40]")  # fmt: skip
+@click.option("--population", type=click.IntRange(1), metavar="N",
+              help="First generation of an evolution  [default: the paper's, 64]")  # fmt: skip
+@click.option("--offspring", type=click.IntRange(1), metavar="N", help="Mutants, and as many crossovers, per iteration "
+              "of an evolution  [default: 16]")  # fmt: skip
+@click.option("--iterations", type=click.IntRange(0), metavar="N",
+              help="Generations of an evolution after the first  [default: 40]")  # fmt: skip
+@click.option(
+    "--space",
+    type=click.Choice(["longrope", "longrope2"]),
+    default="longrope",
+    help="longrope: λ from 1 to 1.25·s. longrope2: from s to 2s above the critical pair, a closed form below.",
+)
+@click.option("--critical-pair", type=click.IntRange(1), metavar="N", help="Of longrope2  [default: by theory]")
+@click.option("--early-stopping/--no-early-stopping", default=True,
+              help="Stop scoring candidates that are hopeless after some of the documents.")  # fmt: skip
+@click.option("--last-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, metavar="F",
+              help="Count predictions on this last part of each document only.")  # fmt: skip
+@click.option(
+    "--retrieval-documents",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Also score the answers of N pass-key documents of the target length, at half the text's weight.",
+)
 @click.option("--temperature", type=click.Choice(["searched", "fixed", "one"]), default="searched",
               help="Attention factor: searched from 1 to 1.3, fixed to √(1 + ln s/ln L), or one.")  # fmt: skip
 @click.option(
@@ -43,6 +69,27 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
     result = run_factor_search(out, **settings)
     if result is not None:
         click.echo(f"best perplexity {result['perplexity']:.4f} at {format_length(settings['target'])} tokens")
+        for row in result["baselines"]:
+            click.echo(_margin_line(row))
+        click.echo(_cost_line(result))
         click.echo(f"factors: {out / 'factors' / 'best.json'}")
         if json_path is not None:
             write_json(json_path, result)
+
+
+def _margin_line(row: dict[str, Any]) -> str:
+    """A baseline's perplexity and by how much it exceeds the best one's."""
+    name = f"{row['method']} ({row['temperature']} temperature)"
+    if row["perplexity"] is None:
+        return f"  {name:<38} no finite perplexity"
+    interval = f"  [{row['low'] - 1:+.2%}, {row['high'] - 1:+.2%}]" if row["low"] is not None else ""
+    return f"  {name:<38} {row['perplexity']:>10.4f}  {row['ratio'] - 1:+.2%}{interval}"
+
+
+def _cost_line(result: dict[str, Any]) -> str:
+    recovered = f", {result['recovered']} of them from the journal" if result["recovered"] else ""
+    return (
+        f"cost: {result['evaluations']} evaluations ({result['stopped_early']} stopped early{recovered}), "
+        f"{result['tokens']:,} tokens forward, {result['backward_tokens']:,} backward, {result['flops']:.3g} FLOP, "
+        f"{result['seconds']:.0f} s"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,23 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns `values` with every `key.sub=value` of `overrides` set; values are read as YAML."""
-    result = _deep_copy(values)
+    """Returns `values` with every `key.sub=value` of `overrides` set; values are read as YAML.
+
+    An entry of a list goes by its number, from 0 on: `extension.0.length=4k`.
+    """
+    result = copy.deepcopy(dict(values))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError("--set", override, "an override is written key.sub=value")
         *parents, last = key.split(".")
-        place = result
+        place: dict[str, Any] | list[Any] = result
         for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise InputError("--set", override, f"{parent} is a value, not a group of keys")
-        place[last] = _scalar(text, override)
+            place = _group(place, parent, override)
+        if isinstance(place, list):
+            place[_index(place, last, override)] = _scalar(text, override)
+        else:
+            place[last] = _scalar(text, override)
     return result
 
 
@@ -65,8 +70,18 @@ def _scalar(text: str, override: str) -> Any:
         raise InputError("--set", override, "the value is not valid YAML") from error
 
 
-def _deep_copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _deep_copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+def _group(place: dict[str, Any] | list[Any], key: str, override: str) -> dict[str, Any] | list[Any]:
+    """The group of keys or the list at `key`, made where a mapping has none yet."""
+    inner = place[_index(place, key, override)] if isinstance(place, list) else place.setdefault(key, {})
+    if not isinstance(inner, dict | list):
+        raise InputError("--set", override, f"{key} is a value, not a group of keys")
+    return inner
+
+
+def _index(place: list[Any], key: str, override: str) -> int:
+    if not (key.isdecimal() and int(key) < len(place)):
+        raise InputError("--set", override, f"{key} is not one of the list's entries, 0 to {len(place) - 1}")
+    return int(key)
 
 
 def _yaml() -> YAML:

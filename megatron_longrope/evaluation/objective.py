@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from numpy.typing import NDArray
 
 from megatron_longrope.data.passkey import PasskeyDocument
 from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation.dispatch import Dispatcher
 from megatron_longrope.evaluation.documents import Tokens
 from megatron_longrope.evaluation.perplexity import DEFAULT_BATCH_TOKENS
-from megatron_longrope.evaluation.spread import spread
-from megatron_longrope.model import LongRopeModel, score_documents
+from megatron_longrope.model import LongRopeModel, score_documents, score_with_gradient
 from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry
-from megatron_longrope.search.types import Candidate, Evaluation
+from megatron_longrope.search.types import Candidate, Evaluation, Gradient, Terms
 
 Counted = NDArray[np.bool_]
 
@@ -65,15 +66,16 @@ class ObjectivePart:
 class PerplexityObjective:
     """Scores candidates on a model: called with candidates, it returns their evaluations, the same on every rank.
 
-    Each data-parallel group evaluates its share of the candidates with its own TP×PP. After a call the model has the
-    factors of the last candidate asked, on every rank: whoever goes on with the model sets the factors wanted.
+    Each data-parallel group evaluates candidates with its own TP×PP×CP, and takes the next as soon as it is free;
+    where there are fewer candidates than groups, they share the passes of each. After a call the model has the factors
+    of the last candidate asked, on every rank: whoever goes on with the model sets the factors wanted.
 
     An evaluation has an entry per document, parts in order. Token counts are those of the counted predictions. Its
     loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end each part's sums are multiplied by a constant,
     `scales[p]`, which is exactly 1 where there is one part. So with one part the sums are plain nats.
 
     >>> objective = PerplexityObjective(model, documents, target_length=4096)
-    >>> outcome = run_search(searcher, objective, journal, batch=objective.preferred_batch)
+    >>> outcome = run_search(searcher, objective.stream, journal)
     """
 
     def __init__(
@@ -95,33 +97,84 @@ class PerplexityObjective:
         self._documents = [tokens for part in self.parts for tokens in part.documents]
         self._masks = [mask for part in self.parts for mask in part.counted]
         self._scale_of = [s for part, s in zip(self.parts, self.scales, strict=True) for _ in part.documents]
+        self._passes = _passes([len(tokens) for tokens in self._documents], max_batch_tokens)
+        self._dispatcher = Dispatcher(model.runtime)
 
     @property
     def cost_tokens(self) -> int:
-        """Tokens that go through the model for one candidate."""
+        """Tokens that go through the model for one candidate that is not stopped early."""
         return sum(len(tokens) for tokens in self._documents)
 
-    @property
-    def preferred_batch(self) -> int:
-        """Candidates to ask for at a time, so that no data-parallel group is idle."""
-        return self.model.runtime.data_parallel_size
-
-    def __call__(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+    def __call__(self, candidates: Sequence[Candidate], terms: Terms | None = None) -> list[Evaluation]:
         """Returns the evaluation of each candidate, in the order asked; all ranks come with the same candidates."""
-        evaluations = spread(self.model.runtime, candidates, self.evaluate)
+        return list(self.stream(candidates, terms or Terms()))
+
+    def stream(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
+        """Yields what `__call__` returns, each evaluation as soon as it and all before it are there."""
+        if len(candidates) >= self.model.runtime.data_parallel_size:
+            whole = self._dispatcher.in_order(len(candidates), lambda i: self._to_json(candidates[i], terms))
+            yield from (Evaluation.from_json(result) for result in whole)
+        else:
+            yield from self._stream_passes(candidates, terms)
         if candidates:  # groups ended with different ones; ranks that disagree about factors would go unnoticed
             self._set_factors(candidates[-1])
-        return evaluations
 
-    def evaluate(self, candidate: Candidate) -> Evaluation:
+    def evaluate(self, candidate: Candidate, terms: Terms | None = None) -> Evaluation:
         """Returns the evaluation of one candidate by this rank's own model-parallel group alone."""
+        asked = terms or Terms()
+        return self._joined((self._pass(candidate, number, asked) for number in range(len(self._passes))), asked)
+
+    def _to_json(self, candidate: Candidate, terms: Terms) -> dict[str, Any]:
+        return self.evaluate(candidate, terms).to_json()
+
+    def _stream_passes(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
+        """The same evaluations, each candidate's passes spread over the groups."""
+        num_passes = len(self._passes)
+
+        def one_pass(item: int) -> dict[str, Any]:
+            candidate, number = divmod(item, num_passes)
+            return self._pass(candidates[candidate], number, terms).to_json()
+
+        results = self._dispatcher.in_order(len(candidates) * num_passes, one_pass)
+        parts = (Evaluation.from_json(result) for result in results)
+        for _ in candidates:
+            of_candidate = [next(parts) for _ in range(num_passes)]
+            yield self._joined(of_candidate, terms)
+
+    def _pass(self, candidate: Candidate, number: int, terms: Terms) -> Evaluation:
+        """One forward pass, and a backward pass where gradients are asked for: the documents that share it."""
         self._set_factors(candidate)
-        scores = score_documents(self.model, self._documents, max_batch_tokens=self.max_batch_tokens)
+        documents = self._passes[number]
+        texts = [self._documents[d] for d in documents]
+        gradient = None
+        nats: list[NDArray[np.floating[Any]]]
+        if terms.gradient:
+            weights = [self._masks[d].astype(np.float64) * (self._scale_of[d] / self._num_counted) for d in documents]
+            nats, by_factors = score_with_gradient(self.model, texts, weights, max_batch_tokens=self.max_batch_tokens)
+            gradient = Gradient(by_factors.rescale, by_factors.attention_factor)
+        else:
+            scores = score_documents(self.model, texts, max_batch_tokens=self.max_batch_tokens)
+            nats = [np.asarray(score.nll) for score in scores]
         sums = [
-            float(score.nll[mask].sum(dtype=np.float64)) * scale
-            for score, mask, scale in zip(scores, self._masks, self._scale_of, strict=True)
+            float(nll[self._masks[d]].sum(dtype=np.float64)) * self._scale_of[d]
+            for nll, d in zip(nats, documents, strict=True)
         ]
-        return Evaluation(tuple(sums), tuple(int(mask.sum()) for mask in self._masks))
+        counts = tuple(int(self._masks[d].sum()) for d in documents)
+        return Evaluation(tuple(sums), counts, gradient=gradient, cost_tokens=sum(len(text) for text in texts))
+
+    @cached_property
+    def _num_counted(self) -> int:
+        return sum(int(mask.sum()) for mask in self._masks)
+
+    def _joined(self, passes: Iterable[Evaluation], terms: Terms) -> Evaluation:
+        """All passes as one evaluation, or those up to where the rule stops it: the same whoever did how many."""
+        done: list[Evaluation] = []
+        for one in passes:
+            done.append(one)
+            so_far = _sum_of(done, completed=len(done) == len(self._passes))
+            if not so_far.completed and terms.judge is not None and terms.judge(so_far):
+                break
+        return so_far
 
     def _set_factors(self, candidate: Candidate) -> None:
         self.model.set_factors(factors_of(candidate, self.model.geometry, self.target_length, self.origin))
@@ -166,6 +219,30 @@ def factors_of(
         head_dim=geometry.head_dim,
         origin=origin or FactorOrigin(method="search"),
     )
+
+
+def _passes(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Which documents share a forward pass: neighbours, up to `max_tokens` a pass (a longer one goes alone)."""
+    passes: list[list[int]] = []
+    room = 0
+    for document, length in enumerate(lengths):
+        if length > room:
+            passes.append([])
+            room = max(max_tokens, length)
+        passes[-1].append(document)
+        room -= length
+    return passes
+
+
+def _sum_of(passes: Sequence[Evaluation], completed: bool) -> Evaluation:
+    sums = tuple(nats for one in passes for nats in one.nll_sums)
+    counts = tuple(count for one in passes for count in one.token_counts)
+    gradient = None
+    if completed and passes[0].gradient is not None:
+        parts = [one.gradient for one in passes if one.gradient is not None]
+        by_factor = math.fsum(part.attention_factor for part in parts)
+        gradient = Gradient(np.sum([part.rescale for part in parts], axis=0), by_factor)
+    return Evaluation(sums, counts, completed, gradient, sum(one.cost_tokens for one in passes))
 
 
 def _as_parts(documents: Sequence[Tokens] | Sequence[ObjectivePart], last_fraction: float) -> tuple[ObjectivePart, ...]:

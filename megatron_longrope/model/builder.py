@@ -49,6 +49,11 @@ class LongRopeModel:
         self.stage.output_kind = kind
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.stage.parameters()).dtype
+
+    @property
     def geometry(self) -> RopeGeometry:
         return RopeGeometry(
             base=self.shape.rope_base, head_dim=self.shape.head_dim, original_length=self.shape.context_length

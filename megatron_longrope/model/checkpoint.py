@@ -160,7 +160,7 @@ def load_checkpoint(
         if mine != stored:
             raise InputError("checkpoint", directory, f"its {name} is {stored}, the model's is {mine}")
     state = {"model": _without_objects(model.stage.sharded_state_dict()), **(extra_sharded or {})}
-    loaded = load_sharded(state, weights_folder(directory))
+    loaded = load_sharded(state, weights_folder(directory), read_common=not is_megatron_lm(Path(directory)))
     model.stage.load_state_dict(loaded["model"])
     return description, {key: loaded[key] for key in extra_sharded or {} if key in loaded}
 

@@ -17,6 +17,20 @@ from megatron_longrope.model.packed import LongRopePackedParams
 from megatron_longrope.model.sliding_window import windowed_attention
 
 
+class ScaleGradient(torch.autograd.Function):
+    """Hands the query on as it is; on the way back gives the leaf Σ q · ∂loss/∂q, which is s · ∂loss/∂s."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, leaf: Tensor) -> Tensor:
+        ctx.save_for_backward(query)
+        return query.view_as(query)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (query,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient, torch.linalg.vecdot(query.flatten(1).double(), gradient.flatten(1).double()).sum()
+
+
 class DocumentAttention(nn.Module):
     """megatron-core's core-attention slot: memory linear in the length, grouped K/V heads never copied.
 
@@ -51,8 +65,12 @@ class DocumentAttention(nn.Module):
     ) -> Tensor:
         """Returns [total, heads · head_dim] for a query [total, heads, head_dim] and [total, kv_heads, head_dim]."""
         assert packed_seq_params is not None and attention_mask is None and attention_bias is None
-        # the temperature is RoPE's: transformers multiplies it into cos and sin, which a layer without RoPE has not
-        scale = packed_seq_params.softmax_scale if self.is_rotated else 1 / math.sqrt(query.shape[-1])
+        # The temperature is RoPE's: transformers multiplies it into cos and sin, which a layer without RoPE has not.
+        scale = 1 / math.sqrt(query.shape[-1])
+        if self.is_rotated:
+            scale = packed_seq_params.softmax_scale
+            if packed_seq_params.scale_gradient is not None:
+                query = ScaleGradient.apply(query, packed_seq_params.scale_gradient)
         parts = [
             _attend(query[run], key[run], value[run], length, scale, self.window)
             for run, length in _runs(packed_seq_params.document_lengths)

@@ -17,7 +17,7 @@ from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.builder import LongRopeModel
 from megatron_longrope.model.gpt import OutputKind
-from megatron_longrope.model.packed import packed_params
+from megatron_longrope.model.packed import LongRopePackedParams, packed_params
 
 Tokens = NDArray[np.integer[Any]]
 
@@ -34,8 +34,15 @@ class DocumentScores:
 
 def run_stage(model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch) -> Tensor:
     """Runs one micro-batch through `stage` (bare or wrapped for data parallelism) under the factors in force."""
+    packed = packed_params(batch, model.factor_set, model.angle_precision, model.runtime.device, model.dtype)
+    return forward_stage(model, stage, batch, packed)
+
+
+def forward_stage(
+    model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch, packed: LongRopePackedParams
+) -> Tensor:
+    """Runs one micro-batch through `stage` with the angles and temperature of `packed`."""
     device = model.runtime.device
-    packed = packed_params(batch, model.factor_set, model.angle_precision, device)
     output: Tensor = stage(
         input_ids=batch.tokens[None].to(device),
         position_ids=batch.positions[None].to(device),
@@ -55,9 +62,9 @@ def score_documents(
     serve them. Raises InputError for a document of fewer than two tokens or with a token the model has no row for.
     """
     for index, document in enumerate(documents):
-        _check_document(model, document, index)
-    batches = _share_passes(model, documents, max_batch_tokens)
-    outputs = _forward_only(model, [_to_batch(model, batch) for batch in batches], "scores")
+        check_document(model, document, index)
+    batches = share_passes(model, documents, max_batch_tokens)
+    outputs = _forward_only(model, [to_batch(model, batch) for batch in batches], "scores")
     scores: list[DocumentScores] = []
     for batch, output in zip(batches, outputs, strict=True):
         scores += _split_scores(model, batch, output)
@@ -66,12 +73,12 @@ def score_documents(
 
 def document_logits(model: LongRopeModel, document: Tokens) -> NDArray[np.float32]:
     """Returns logits [tokens, vocab_size] on every rank: for comparisons over short inputs."""
-    _check_document(model, document, 0)
-    (output,) = _forward_only(model, [_to_batch(model, [document])], "logits")
+    check_document(model, document, 0)
+    (output,) = _forward_only(model, [to_batch(model, [document])], "logits")
     return output[: len(document)].astype(np.float32)
 
 
-def _check_document(model: LongRopeModel, document: Tokens, index: int) -> None:
+def check_document(model: LongRopeModel, document: Tokens, index: int) -> None:
     if len(document) < 2:
         raise InputError(f"documents[{index}]", f"{len(document)} tokens", "a document needs at least 2 tokens")
     if int(document.max()) >= model.shape.vocab_size or int(document.min()) < 0:
@@ -79,7 +86,7 @@ def _check_document(model: LongRopeModel, document: Tokens, index: int) -> None:
                          f"the model's vocabulary has {model.shape.vocab_size} entries: wrong tokenizer?")  # fmt: skip
 
 
-def _share_passes(model: LongRopeModel, documents: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
+def share_passes(model: LongRopeModel, documents: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
     """Groups neighbours that the same factors serve, up to `max_tokens` a group."""
     batches: list[list[Tokens]] = []
     room, serving = 0, None
@@ -93,7 +100,7 @@ def _share_passes(model: LongRopeModel, documents: Sequence[Tokens], max_tokens:
     return batches
 
 
-def _to_batch(model: LongRopeModel, documents: Sequence[Tokens]) -> DocumentBatch:
+def to_batch(model: LongRopeModel, documents: Sequence[Tokens]) -> DocumentBatch:
     return DocumentBatch.from_documents(documents, pad_to_multiple=model.runtime.layout.sequence_divisor)
 
 
@@ -119,7 +126,7 @@ def _forward_only(
     finally:
         model.stage.train(was_training)
         model.set_output(was_kind)
-    return _from_last_stage(model, outputs)
+    return from_last_stage(model, outputs)
 
 
 def _scoring_step(model: LongRopeModel) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
@@ -130,7 +137,7 @@ def _scoring_step(model: LongRopeModel) -> Callable[..., tuple[Tensor, Callable[
     return step
 
 
-def _from_last_stage(model: LongRopeModel, outputs: list[Any]) -> list[NDArray[np.floating[Any]]]:
+def from_last_stage(model: LongRopeModel, outputs: list[Any]) -> list[NDArray[np.floating[Any]]]:
     group = model.runtime.groups.pp
     if group.size() == 1:
         return outputs
@@ -142,11 +149,18 @@ def _from_last_stage(model: LongRopeModel, outputs: list[Any]) -> list[NDArray[n
 def _split_scores(
     model: LongRopeModel, documents: Sequence[Tokens], output: NDArray[np.floating[Any]]
 ) -> list[DocumentScores]:
-    """Cuts one pass's [2, total] back into its documents; padding and each last position have no label."""
+    nats = split_by_document(model, documents, output[0])
+    hits = split_by_document(model, documents, output[1])
+    return [DocumentScores(a.astype(np.float32), b > 0.5) for a, b in zip(nats, hits, strict=True)]
+
+
+def split_by_document(
+    model: LongRopeModel, documents: Sequence[Tokens], output: NDArray[np.floating[Any]]
+) -> list[NDArray[np.floating[Any]]]:
+    """Cuts one pass's [total] back into its documents; padding and each last position have no label."""
     divisor = model.runtime.layout.sequence_divisor
-    scores, start = [], 0
+    parts, start = [], 0
     for document in documents:
-        stop = start + len(document) - 1
-        scores.append(DocumentScores(output[0, start:stop].astype(np.float32), output[1, start:stop] > 0.5))
+        parts.append(output[start : start + len(document) - 1])
         start += -(-len(document) // divisor) * divisor
-    return scores
+    return parts

@@ -27,6 +27,10 @@ class LongRopePackedParams(PackedSeqParams):
     softmax_scale: float = 1.0
     """t² / √head_dim of the factors in force."""
     document_lengths: tuple[int, ...] = field(default_factory=tuple)
+    positions: Tensor | None = None
+    """Of each token in its document, int64 [total]."""
+    scale_gradient: Tensor | None = None
+    """Where a leaf stands here, its gradient becomes s · ∂loss/∂s of the softmax scale s, summed over layers."""
 
 
 class RotaryFromBatch(nn.Module):
@@ -50,11 +54,19 @@ class RotaryFromBatch(nn.Module):
 
 
 def packed_params(
-    batch: DocumentBatch, factor_set: FactorSet, precision: AnglePrecision, device: torch.device
+    batch: DocumentBatch,
+    factor_set: FactorSet,
+    precision: AnglePrecision,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> LongRopePackedParams:
-    """Returns the parameters of `batch` under the factors its longest document selects."""
+    """Returns the parameters of `batch` under the factors its longest document selects.
+
+    The table is float32 whatever the model's `dtype` is, and float64 for a float64 model.
+    """
     factors = factor_set.for_length(batch.longest)
-    angles = rotary_angles(batch.positions, factors, precision=precision)
+    table_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    angles = rotary_angles(batch.positions, factors, precision=precision, dtype=table_dtype)
     table = torch.cat([angles, angles], dim=-1)[:, None, None, :].to(device)
     boundaries = batch.cu_seqlens.to(device)
     lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).tolist()
@@ -67,4 +79,5 @@ def packed_params(
         rotary_table=table,
         softmax_scale=factors.attention_factor**2 / math.sqrt(factors.head_dim),
         document_lengths=tuple(int(length) for length in lengths),
+        positions=batch.positions,
     )

@@ -20,7 +20,7 @@ from megatron_longrope.model.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.exporting import export_factor_set
-from megatron_longrope.pipeline.fine_tuning import TrainingStage, train_model
+from megatron_longrope.pipeline.fine_tuning import TrainingStage, train_model, training_factors
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.measuring import RunModels, measure_run, write_baselines
 from megatron_longrope.pipeline.recipe import ExtensionStep, FineTuneConfig, Recipe, SearchConfig
@@ -30,6 +30,7 @@ from megatron_longrope.pipeline.searching import (
     SearchProblem,
     first_search,
     recovery_search,
+    search_cost_json,
     search_factors,
     search_objective,
     second_search,
@@ -135,8 +136,8 @@ class Extension:
             objective = search_objective(model, documents, self.tokenizer, config, problem.length)
             show = self.progress.search(problem.name)
             factors, outcome = search_factors(problem, objective, config, self.directory, identity, show)
-            return {"factors": factors_to_json(factors), "evaluations": outcome.num_evaluations,
-                    "tokens": outcome.tokens, "perplexity": outcome.evaluation.perplexity}  # fmt: skip
+            cost = search_cost_json(outcome, model.shape, problem.length)
+            return {"factors": factors_to_json(factors), **cost, "perplexity": outcome.evaluation.perplexity}
 
         result = self.stages.run(problem.name, inputs, work)
         return factors_from_json(result["factors"], problem.name).for_length(problem.length)
@@ -144,7 +145,8 @@ class Extension:
     def _fine_tune(
         self, name: str, step: ExtensionStep, config: FineTuneConfig, current: str, factors: RopeFactors
     ) -> None:
-        self._train(name, config, current, factors, max_piece=None)
+        trained = training_factors(factors, config.short_inputs)
+        self._train(name, config, current, trained, max_piece=None)
         if config.control:
             unscaled = self.model.factor_set
             self._train("control", config, "base", unscaled, max_piece=self.geometry.original_length)
@@ -159,6 +161,7 @@ class Extension:
         def build() -> dict[str, Any]:
             manifest = build_training_set(prefix, self.corpus.train, self.tokenizer, config.data,
                                           window=self.geometry.original_length, max_piece=max_piece,
+                                          short_rows=config.short_inputs != "extended",
                                           seed=self.recipe.seed)  # fmt: skip
             return {"rows": manifest.counts.rows, "tokens": manifest.counts.tokens}
 

@@ -11,8 +11,9 @@ from typing import Any
 from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.checkpoint import save_checkpoint
+from megatron_longrope.pipeline.recipe import ShortInputs
 from megatron_longrope.pipeline.run_directory import RunDirectory
-from megatron_longrope.rope import FactorSet, RopeFactors
+from megatron_longrope.rope import FactorRange, FactorSet, NoScaling, RopeFactors
 from megatron_longrope.training import (
     MetricsFile,
     ReportProgress,
@@ -37,6 +38,17 @@ class TrainingStage:
     data: Path
     directory: RunDirectory
     hf_files: Path | None
+
+
+def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorSet:
+    """Returns what each row is trained under: by the longest piece in it, as inputs are served later."""
+    if short_inputs == "extended":
+        return FactorSet.single(factors)
+    unscaled = NoScaling().factors(factors.geometry)
+    if short_inputs == "unscaled":
+        unscaled = unscaled.model_copy(update={"attention_factor": factors.attention_factor})
+    short = FactorRange(up_to=factors.original_length, factors=unscaled)
+    return FactorSet(ranges=(short, FactorRange(up_to=None, factors=factors)))
 
 
 def train_model(

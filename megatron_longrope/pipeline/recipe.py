@@ -9,9 +9,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.runtime import ParallelLayout
-from megatron_longrope.search import EvolutionSettings
+from megatron_longrope.search import EarlyStopping, SearcherChoice
 from megatron_longrope.training import TrainingConfig
 
+ShortInputs = Literal["extended", "pretrained", "unscaled"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -71,21 +72,37 @@ class TrainingDataConfig(StrictConfig):
     retrieval: RetrievalConfig = RetrievalConfig()
 
 
-class SearchConfig(StrictConfig):
-    """One search: what is scored, how much of it, and what is free."""
+class SearchConfig(SearcherChoice):
+    """One search: by which searcher, what is scored, how much of it, and what is free."""
 
-    evolution: EvolutionSettings | Literal["paper"] = "paper"
     num_documents: PositiveInt = 5
     windows_per_document: PositiveInt = 1
     """Consecutive stretches of the searched length taken from each document: short lengths need more than one."""
     last_fraction: float = Field(default=1.0, gt=0, le=1)
+    mixture: dict[Length, PositiveFloat] = Field(default_factory=dict)
+    """Further lengths and their weights beside the searched one's 1: the same documents' first tokens count too, so
+    that one set serves a range."""
     retrieval_documents: NonNegativeInt = 0
+    """Pass-key documents of the searched length of which the answers alone count (LongRoPE2's needles)."""
     retrieval_weight: PositiveFloat = 0.5
     temperature: Literal["searched", "inherited", "fixed", "one"] = "searched"
     """`searched`: 1.0 to 1.3, beyond a fine-tuned length 1.0 to 1.4 times the fine-tuned one; `inherited`: the
     fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
     search_start_tokens: bool = False
+    space: Literal["longrope", "longrope2"] = "longrope"
+    """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below it; for a first
+    extension."""
+    critical_pair: PositiveInt | None = None
+    """Of `longrope2`; by default what theory says."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    """`null`: every candidate is scored on all documents."""
     seed: NonNegativeInt = 1
+
+    @model_validator(mode="after")
+    def _critical_pair_is_of_longrope2(self) -> SearchConfig:
+        if self.critical_pair is not None and self.space != "longrope2":
+            raise ValueError("critical_pair belongs to space: longrope2")
+        return self
 
 
 class FineTuneConfig(StrictConfig):
@@ -93,6 +110,10 @@ class FineTuneConfig(StrictConfig):
 
     training: TrainingConfig
     data: TrainingDataConfig
+    short_inputs: ShortInputs = "extended"
+    """The factors that pieces within the pretrained window are trained under. `extended`: the searched ones, as all
+    (LongRoPE). In rows of their own (LongRoPE2's mixed windows, arXiv 2502.20082): `pretrained`, none at all;
+    `unscaled`, λ = 1 with the searched temperature, which Hugging Face's format can carry beside the long set."""
     control: bool = False
     """Also train the pretrained model for the same steps and tokens at its own window, to compare with."""
 

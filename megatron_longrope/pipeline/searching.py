@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.evaluation import EvaluationDocument, ObjectivePart, PerplexityObjective, factors_of
-from megatron_longrope.model import LongRopeModel
+from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.rope import (
@@ -26,21 +26,26 @@ from megatron_longrope.search import (
     PAPER_START_TOKENS,
     SEARCHED_ATTENTION_FACTORS,
     Candidate,
-    EvolutionSearch,
-    EvolutionSettings,
+    CriticalSpace,
     Journal,
     MemoryJournal,
     SearchOutcome,
     SearchProgress,
     SearchSpace,
     grid,
+    make_searcher,
     run_search,
+    theoretical_critical_pair,
 )
 from megatron_longrope.search.space import Choices
 
 _SHARPER = 1.3
 """Times the fine-tuned temperature: where the second searches of the demonstration model ended."""
 _SHARPEST = 1.4
+_BACKWARD_OVER_FORWARD = 1.5
+"""Of operations: products with weights once more, attention two and a half times."""
+_PASS_TOKENS = 2048
+"""Documents share a pass up to so many; longer ones go alone, so that candidates can be stopped between them."""
 Show = Callable[[SearchProgress], None]
 
 
@@ -58,7 +63,14 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
     """Returns the search of a pretrained model for `length` tokens: from PI, NTK and YaRN, λ up to 1.25·s."""
     scale = length / geometry.original_length
     choices = _choices(config, scale, geometry, tuned=None)
-    space = SearchSpace.first_stage(geometry.head_dim // 2, scale, **choices)
+    num_pairs = geometry.head_dim // 2
+    if config.space == "longrope2":
+        critical_pair = config.critical_pair or theoretical_critical_pair(
+            geometry.head_dim, geometry.base, geometry.original_length
+        )
+        space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
+    else:
+        space = SearchSpace.first_stage(num_pairs, scale, **choices)
     methods = [PositionInterpolation(scale=scale), NtkAware(scale=scale), Yarn(scale=scale)]
     starts = [method.factors(geometry) for method in methods]
     seeds = _with_temperatures(starts, choices["attention_factors"], longrope_attention_factor_of(scale, geometry))
@@ -122,13 +134,19 @@ def search_objective(
     config: SearchConfig,
     length: int,
 ) -> PerplexityObjective:
-    """Returns what candidates are scored by: documents at `length`, and where asked for the answers of pass keys."""
+    """Returns what candidates are scored by: documents at `length`, and where asked for at other lengths and the
+
+    answers of pass keys.
+    """
     texts = [
         document.prefix(length * config.windows_per_document)[start : start + length]
         for document in documents[: config.num_documents]
         for start in range(0, length * config.windows_per_document, length)
     ]
     parts = [ObjectivePart.last_part(texts, config.last_fraction)]
+    for other, weight in config.mixture.items():
+        prefixes = [document.prefix(other) for document in documents[: config.num_documents]]
+        parts.append(ObjectivePart.last_part(prefixes, config.last_fraction, weight))
     if config.retrieval_documents:
         filler = classic_filler(tokenizer)
         keys = [
@@ -138,7 +156,7 @@ def search_objective(
             for number in range(config.retrieval_documents)
         ]
         parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
-    return PerplexityObjective(model, parts, target_length=length)
+    return PerplexityObjective(model, parts, target_length=length, max_batch_tokens=max(length, _PASS_TOKENS))
 
 
 def search_factors(
@@ -150,25 +168,44 @@ def search_factors(
     show: Show | None = None,
 ) -> tuple[RopeFactors, SearchOutcome]:
     """Runs a search to its end, from its journal where there is one, and writes the best factors down."""
-    settings = EvolutionSettings.paper(problem.length) if config.evolution == "paper" else config.evolution
-    searcher = EvolutionSearch(problem.space, settings, problem.seeds, config.seed)
-    runtime = objective.model.runtime
-    identity: dict[str, Any] = {**objective.identity(), "documents_sha256": documents_sha256}
-    options: dict[str, Any] = {"batch": objective.preferred_batch, "on_progress": show}
+    runtime, geometry = objective.model.runtime, objective.model.geometry
+    searcher = make_searcher(config, problem.space, problem.seeds, config.seed, length=problem.length,
+                             scale=problem.length / geometry.original_length)  # fmt: skip
+    stopping = config.early_stopping
+    identity: dict[str, Any] = {**objective.identity(), "documents_sha256": documents_sha256,
+                                "early_stopping": stopping and stopping.model_dump(mode="json")}  # fmt: skip
+    options: dict[str, Any] = {"stopping": stopping, "on_progress": show}
     if runtime.is_main:
         path = directory.journal(problem.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal.open(path, searcher.identity(), identity) as journal:
             runtime.broadcast(journal.entries)
-            outcome = run_search(searcher, objective, journal, **options)
+            outcome = run_search(searcher, objective.stream, journal, **options)
     else:
-        outcome = run_search(searcher, objective, MemoryJournal(runtime.broadcast(None)), **options)
+        outcome = run_search(searcher, objective.stream, MemoryJournal(runtime.broadcast(None)), **options)
     origin = FactorOrigin(method="longrope", data=documents_sha256[:16], score=outcome.evaluation.perplexity)
     factors = factors_of(outcome.best, objective.model.geometry, problem.length, origin)
     if runtime.is_main:
         write_factors(directory.factors(problem.name), factors)
     runtime.barrier()
     return factors, outcome
+
+
+def search_cost_json(outcome: SearchOutcome, shape: ModelShape, length: int) -> dict[str, Any]:
+    """Returns what a search took: evaluations, tokens forward and backward, floating-point operations, seconds.
+
+    A backward pass without weight gradients is counted as one and a half forward passes.
+    """
+    cost = outcome.cost
+    per_token = shape.forward_flops(length) / length
+    return {
+        "evaluations": cost.evaluations,
+        "stopped_early": outcome.stopped_early,
+        "tokens": cost.tokens,
+        "backward_tokens": cost.backward_tokens,
+        "flops": per_token * (cost.tokens + _BACKWARD_OVER_FORWARD * cost.backward_tokens),
+        "seconds": cost.seconds,
+    }
 
 
 def _choices(

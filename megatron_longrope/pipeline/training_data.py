@@ -27,9 +27,12 @@ def build_training_set(
     *,
     window: int,
     max_piece: int | None = None,
+    short_rows: bool = False,
     seed: int,
 ) -> DatasetManifest:
     """Writes the rows of `config` below `prefix` and returns their manifest.
+
+    `short_rows` keeps pieces that fit the window in rows of their own, which can then be trained under other factors.
 
     `max_piece` cuts everything, retrieval documents included, to at most so many tokens: a control at the pretrained
     window gets the same text in the same rows that way.
@@ -39,7 +42,8 @@ def build_training_set(
     text_tokens = sum(len(piece.tokens) for piece in pieces)
     retrieval = _retrieval(tokenizer, config.retrieval, documents, text_tokens, longest, seed)
     return write_packed(prefix, [*pieces, *retrieval], config.sequence_length, tokenizer.identity,
-                        tokenizer.vocab_size, min_piece=_SHORTEST_PIECE)  # fmt: skip
+                        tokenizer.vocab_size, min_piece=_SHORTEST_PIECE,
+                        short_limit=window if short_rows else 0)  # fmt: skip
 
 
 def _cut(

@@ -1,6 +1,6 @@
 """Rotary embeddings: geometry, rescale factors and their files, angles, scaling methods, Hugging Face configs."""
 
-from megatron_longrope.rope.angles import AnglePrecision, inverse_frequencies, rotary_angles
+from megatron_longrope.rope.angles import AnglePrecision, angle_derivatives, inverse_frequencies, rotary_angles
 from megatron_longrope.rope.factor_file import factors_from_json, factors_to_json, read_factors, write_factors
 from megatron_longrope.rope.factors import MAX_ATTENTION_FACTOR, FactorOrigin, FactorRange, FactorSet, RopeFactors
 from megatron_longrope.rope.geometry import RopeGeometry
@@ -39,6 +39,7 @@ __all__ = [
     "RopeGeometry",
     "RopeMethod",
     "Yarn",
+    "angle_derivatives",
     "factor_set_from_hf",
     "factors_from_json",
     "factors_to_json",

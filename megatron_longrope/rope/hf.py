@@ -146,7 +146,8 @@ def _build_longrope(reading: _Reading) -> RopeMethod:
 
 def _check_list(key: str, reading: _Reading) -> None:
     values, pairs = reading.parameters[key], reading.geometry.num_pairs
-    if not isinstance(values, list | tuple) or len(values) != pairs:
+    is_list = isinstance(values, list | tuple) and not any(isinstance(value, str | bool) for value in values)
+    if not is_list or len(values) != pairs:
         raise InputError(key, values, f"head_dim {reading.geometry.head_dim} needs a list of {pairs} numbers")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from megatron_longrope.runtime import cpu_platform
 from megatron_longrope.runtime.layout import ParallelLayout
@@ -28,6 +29,14 @@ class Runtime:
     rank: int
     world_size: int
     groups: ProcessGroupCollection
+    store: dist.Store
+    """Keys and values all processes share."""
+
+    @property
+    def leads_group(self) -> bool:
+        """Whether this process speaks for its data-parallel group: the first of its tensor, pipeline and context
+        ranks."""
+        return self.groups.tp.rank() == self.groups.pp.rank() == self.groups.cp.rank() == 0
 
     @property
     def data_parallel_size(self) -> int:
@@ -86,7 +95,7 @@ def start_runtime(
     if threads is not None:
         torch.set_num_threads(threads)
     device = _pick_device(on_cpu)
-    _join(on_cpu, device, world_size, timeout_seconds)
+    store = _join(on_cpu, device, world_size, timeout_seconds)
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -100,7 +109,7 @@ def start_runtime(
         torch.manual_seed(seed)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
         groups = ProcessGroupCollection.use_mpu_process_groups()
-        yield Runtime(layout, device, dist.get_rank(), world_size, groups)
+        yield Runtime(layout, device, dist.get_rank(), world_size, groups, dist.PrefixStore("longrope", store))
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
@@ -114,11 +123,15 @@ def _pick_device(on_cpu: bool) -> torch.device:
     return device
 
 
-def _join(on_cpu: bool, device: torch.device, world_size: int, timeout_seconds: float) -> None:
+def _join(on_cpu: bool, device: torch.device, world_size: int, timeout_seconds: float) -> dist.Store:
     # gloo serves objects and CPU tensors on GPU machines too
     backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store: dist.Store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=timeout, device_id=None if on_cpu else device)
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
+                                device_id=None if on_cpu else device)  # fmt: skip
+    return store

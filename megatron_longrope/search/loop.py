@@ -1,16 +1,35 @@
-"""Running a search: replay what the journal holds, evaluate the rest in batches, write each result down."""
+"""Running a search: replay what the journal holds, evaluate the rest round by round, write each result down."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.search.journal import JournalEntry, Record
-from megatron_longrope.search.types import Candidate, Evaluation, Searcher
+from megatron_longrope.search.stopping import EarlyStopping
+from megatron_longrope.search.types import Candidate, Evaluation, Searcher, Terms
 
-Objective = Callable[[Sequence[Candidate]], list[Evaluation]]
+Objective = Callable[[Sequence[Candidate], Terms], Iterable[Evaluation]]
+"""Gives the evaluation of each candidate, in the order asked, each as soon as it is there."""
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """What evaluations took. Tokens are those that went through the model, forward, and of those backward too."""
+
+    evaluations: int = 0
+    tokens: int = 0
+    backward_tokens: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, entries: Iterable[JournalEntry]) -> SearchCost:
+        """Returns the sum over `entries`."""
+        kept = list(entries)
+        backward = sum(entry.cost_tokens for entry in kept if entry.evaluation.gradient is not None)
+        return cls(len(kept), sum(entry.cost_tokens for entry in kept), backward, sum(entry.seconds for entry in kept))
 
 
 @dataclass(frozen=True)
@@ -29,14 +48,13 @@ class SearchProgress:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search found and what it took; evaluations, tokens and seconds include the recovered ones."""
+    """What a search found and what it took, recovered evaluations included."""
 
     best: Candidate
     evaluation: Evaluation
-    num_evaluations: int
     recovered: int
-    tokens: int
-    seconds: float
+    cost: SearchCost
+    stopped_early: int
 
 
 def run_search(
@@ -44,25 +62,26 @@ def run_search(
     objective: Objective,
     journal: Record,
     *,
-    batch: int,
+    stopping: EarlyStopping | None = None,
     on_progress: Callable[[SearchProgress], None] | None = None,
 ) -> SearchOutcome:
     """Runs a new `searcher` to its end and returns the best candidate.
 
-    What `journal` holds is told, not evaluated again. Then `objective` is called with at most `batch` candidates at a
-    time, and its evaluations are written down and told in the order asked. Raises InputError where the journal holds
-    other candidates than the searcher proposes, LongRopeError where nothing usable was found.
+    What `journal` holds is told, not evaluated again. Then `objective` is given what is left of each round, and each
+    evaluation is written down and told as it comes. Raises InputError where the journal holds other candidates than
+    the searcher proposes, LongRopeError where nothing usable was found.
     """
-    if batch < 1:
-        raise InputError("batch", batch, "evaluate 1 candidate or more at a time")
     recovered = _replay(searcher, journal.entries)
     start = time.monotonic()
-    while True:
+
+    def report() -> None:
         if on_progress is not None:
             on_progress(_progress(searcher, len(journal.entries), recovered, time.monotonic() - start))
-        if searcher.finished:
-            return _outcome(searcher, journal.entries, recovered)
-        _evaluate_batch(searcher, objective, journal, batch)
+
+    report()
+    while not searcher.finished:
+        _evaluate_round(searcher, objective, journal, stopping, report)
+    return _outcome(searcher, journal.entries, recovered)
 
 
 def _replay(searcher: Searcher, entries: Sequence[JournalEntry]) -> int:
@@ -78,19 +97,31 @@ def _replay(searcher: Searcher, entries: Sequence[JournalEntry]) -> int:
     return len(entries)
 
 
-def _evaluate_batch(searcher: Searcher, objective: Objective, journal: Record, batch: int) -> None:
-    candidates = searcher.ask(batch)
+def _evaluate_round(
+    searcher: Searcher,
+    objective: Objective,
+    journal: Record,
+    stopping: EarlyStopping | None,
+    report: Callable[[], None],
+) -> None:
+    """Evaluates what is left of the present round; the rule to stop early is the same wherever in it a run resumed."""
+    num_before = len(journal.entries) - searcher.num_told_of_round
+    told_before = [entry.evaluation for entry in journal.entries[:num_before]]
+    judge = stopping.judge(searcher.incumbent, told_before) if stopping is not None else None
+    terms = Terms(searcher.asks_gradient, judge)
+    candidates = searcher.ask(searcher.round_size)
     if not candidates:
         raise LongRopeError("the searcher is not finished, yet proposes nothing")
-    start = time.monotonic()
-    evaluations = objective(candidates)
-    seconds = (time.monotonic() - start) / len(candidates)
-    if len(evaluations) != len(candidates):
-        raise LongRopeError(f"the objective gave {len(evaluations)} evaluations of {len(candidates)} candidates")
-    for candidate, evaluation in zip(candidates, evaluations, strict=True):
+    before, num_evaluated = time.monotonic(), 0
+    for candidate, evaluation in zip(candidates, objective(candidates, terms), strict=False):
+        now = time.monotonic()
         index, provenance = len(journal.entries), searcher.provenance(candidate)
-        journal.append(JournalEntry(index, candidate, provenance, evaluation, seconds, evaluation.tokens))
+        journal.append(JournalEntry(index, candidate, provenance, evaluation, now - before, evaluation.cost_tokens))
         searcher.tell(candidate, evaluation)
+        before, num_evaluated = now, num_evaluated + 1
+        report()
+    if num_evaluated != len(candidates):
+        raise LongRopeError(f"the objective gave {num_evaluated} evaluations of {len(candidates)} candidates")
 
 
 def _progress(searcher: Searcher, done: int, recovered: int, seconds: float) -> SearchProgress:
@@ -106,5 +137,5 @@ def _outcome(searcher: Searcher, entries: Sequence[JournalEntry], recovered: int
     if searcher.best is None:
         raise LongRopeError(f"none of {len(entries)} candidates was scored to the end with a finite loss")
     candidate, evaluation = searcher.best
-    tokens, seconds = sum(entry.cost_tokens for entry in entries), sum(entry.seconds for entry in entries)
-    return SearchOutcome(candidate, evaluation, len(entries), recovered, tokens, seconds)
+    stopped = sum(not entry.evaluation.completed for entry in entries)
+    return SearchOutcome(candidate, evaluation, recovered, SearchCost.of(entries), stopped)

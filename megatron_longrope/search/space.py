@@ -113,6 +113,30 @@ class SearchSpace:
         """Whether `candidate` is on the grid, within bounds, non-decreasing and made of allowed choices."""
         return self.encode(candidate) is not None
 
+    def admits(self, candidate: Candidate) -> bool:
+        """Whether `candidate` keeps bounds, order and choices; unlike `contains`, between grid points too."""
+        self._check_length(candidate)
+        rescale = np.array(candidate.rescale)
+        lower, upper = self.bounds
+        return (
+            candidate.start_tokens in self.start_tokens
+            and self.attention_factors[0] <= candidate.attention_factor <= self.attention_factors[-1]
+            and bool(np.all(rescale >= lower) and np.all(rescale <= upper) and np.all(np.diff(rescale) >= 0))
+        )
+
+    @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Least and greatest λ of each pair, each [num_pairs], neither decreasing."""
+        return self.values[self.low[:-2]], self.values[self.high[:-2]]
+
+    def shape(self, rescale: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the λ of this space's form nearest to `rescale` [num_pairs]; here any form is right."""
+        return rescale
+
+    def pull_back(self, by_log: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns ∂/∂log λ [num_pairs] of the free pairs from that of all pairs; here all are free."""
+        return by_log
+
     def project(self, candidate: Candidate) -> Candidate:
         """Returns the nearest candidate of the space: made non-decreasing (least squares), clipped, then rounded."""
         self._check_length(candidate)

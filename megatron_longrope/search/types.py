@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,10 +73,14 @@ class Evaluation:
     token_counts: tuple[int, ...]
     completed: bool = True
     gradient: Gradient | None = field(default=None, compare=False)
+    cost_tokens: int = -1
+    """Tokens that went through the model for this; by default as many as were predicted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nll_sums", tuple(float(value) for value in self.nll_sums))
         object.__setattr__(self, "token_counts", tuple(int(count) for count in self.token_counts))
+        if self.cost_tokens < 0:
+            object.__setattr__(self, "cost_tokens", self.tokens)
         if len(self.nll_sums) != len(self.token_counts):
             rule = f"as many sums as token counts ({len(self.token_counts)})"
             raise InputError("nll_sums", len(self.nll_sums), rule)
@@ -117,6 +121,7 @@ class Evaluation:
             "token_counts": list(self.token_counts),
             "completed": self.completed,
             "gradient": gradient,
+            "cost_tokens": self.cost_tokens,
         }
 
     @classmethod
@@ -127,7 +132,7 @@ class Evaluation:
             np.array([float(value) for value in stored["rescale"]]), float(stored["attention_factor"])
         )
         sums = tuple(float(value) for value in data["nll_sums"])
-        return cls(sums, tuple(data["token_counts"]), bool(data["completed"]), gradient)
+        return cls(sums, tuple(data["token_counts"]), bool(data["completed"]), gradient, int(data["cost_tokens"]))
 
     @property
     def _sums_are_finite(self) -> bool:
@@ -136,6 +141,18 @@ class Evaluation:
 
 def _number_to_json(value: float) -> float | str:
     return float(value) if math.isfinite(value) else repr(float(value))
+
+
+Judge = Callable[[Evaluation], bool]
+"""Told what has been scored of a candidate so far; True: score no more of it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How candidates are to be evaluated: with gradients, and with what rule to stop them early."""
+
+    gradient: bool = False
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +171,22 @@ class Searcher(Protocol):
 
     def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Takes the result of the oldest candidate asked and not yet told; raises TellError for any other."""
+
+    @property
+    def asks_gradient(self) -> bool:
+        """Whether the present round's evaluations are to come with their gradients."""
+
+    @property
+    def incumbent(self) -> Evaluation | None:
+        """What the present round's candidates are stopped early against, fixed when the round was drawn."""
+
+    @property
+    def round_size(self) -> int:
+        """Candidates of the present round."""
+
+    @property
+    def num_told_of_round(self) -> int:
+        """Of these, how many have been told."""
 
     def provenance(self, candidate: Candidate) -> Provenance:
         """Returns where an asked and not yet told candidate came from; raises TellError for any other."""

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from megatron_longrope.config import StrictConfig
 
+Trainable = Literal["all", "attention"]
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -22,6 +23,8 @@ class TrainingConfig(StrictConfig):
     final_learning_rate: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 20
     schedule: Schedule = "linear"
+    trainable: Trainable = "all"
+    """`attention`: all other weights stay as they were pretrained, which disturbs short inputs less and is cheaper."""
     weight_decay: NonNegativeFloat = 0.1
     decay_norms: bool = False
     """Decay the weights of norms as well."""

@@ -25,6 +25,8 @@ def wrap_for_training(
     model: LongRopeModel, config: TrainingConfig
 ) -> tuple[DistributedDataParallel, MegatronOptimizer]:
     """Returns the stage wrapped for data parallelism, and its optimizer with its state in place."""
+    for name, parameter in model.stage.named_parameters():
+        parameter.requires_grad_(config.trainable == "all" or ".self_attention." in name)
     stage_config = model.stage.config
     ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
     wrapped = DistributedDataParallel(stage_config, ddp_config, model.stage, pg_collection=model.runtime.groups)

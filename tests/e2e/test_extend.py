@@ -133,8 +133,9 @@ def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> 
 
     recipe, _ = finished
     small = {"population": 6, "mutants": 1, "crossovers": 1, "parents": 2, "iterations": 1}
-    settings = {f"extension.{n}.search": {"num_documents": 1, "evolution": small} for n in (0, 1)}
-    settings |= {"recovery.0.search": {"num_documents": 1, "evolution": small, "temperature": "inherited"},
+    search = {"num_documents": 1, "searcher": "evolution", "evolution": small}
+    settings = {f"extension.{n}.search": search for n in (0, 1)}
+    settings |= {"recovery.0.search": {**search, "temperature": "inherited"},
                  "extension.0.fine_tune.training": {"steps": 2, "rows_per_step": 1, "learning_rate": 1e-4,
                                                     "warmup_steps": 1},
                  "evaluation.passkey_trials": 1, "evaluation.num_documents": 1}  # fmt: skip

@@ -45,7 +45,7 @@ def make_model(folder: Path, texts: list[Path]) -> Path:
 def recipe_values(model: Path, texts: list[Path]) -> dict[str, Any]:
     """Returns a recipe that goes through every stage in seconds."""
     evolution = {"population": 6, "mutants": 2, "crossovers": 2, "parents": 4, "iterations": 1}
-    search = {"num_documents": 2, "evolution": evolution}
+    search = {"num_documents": 2, "searcher": "evolution", "evolution": evolution}
     training = {"steps": 4, "rows_per_step": 2, "learning_rate": 1e-3, "warmup_steps": 1, "checkpoint_every": 2}
     data = {"sequence_length": TUNED, "short_piece_share": 0.5,
             "retrieval": {"share": 0.2, "min_length": 100, "max_length": TUNED}}  # fmt: skip

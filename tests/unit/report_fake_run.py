@@ -177,7 +177,7 @@ def write_journals(folder: Path) -> None:
         settings = EvolutionSettings(population=16, parents=8, mutants=6, crossovers=6, iterations=12)
         search = EvolutionSearch(SearchSpace.first_stage(PAIRS, scale), settings, seeds, seed=5)
         with Journal.open(folder / f"{stage}.jsonl", search.identity(), {"documents": "abc"}) as journal:
-            run_search(search, lambda batch, s=scale: [_score(c, s) for c in batch], journal, batch=8)
+            run_search(search, lambda batch, _, s=scale: [_score(c, s) for c in batch], journal)
 
 
 def _seed(method: str, scale: float) -> tuple[tuple[float, ...], int, float]:

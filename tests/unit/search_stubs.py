@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from megatron_longrope.search import Candidate, Evaluation, EvolutionSearch, EvolutionSettings, SearchSpace
+from megatron_longrope.search import (
+    Candidate,
+    Evaluation,
+    EvolutionSearch,
+    EvolutionSettings,
+    Gradient,
+    SearchSpace,
+    Terms,
+)
 
 NUM_PAIRS = 8
 SCALE = 8.0
@@ -20,15 +29,28 @@ SEEDS = (
 
 def stub_evaluation(candidate: Candidate) -> Evaluation:
     """Two documents of 100 and 50 tokens; the optimum is a logistic step in log λ, n̂ = 4 and t = 1.17."""
-    pairs = np.arange(len(candidate.rescale))
-    target = np.log(9.0) / (1 + np.exp(-(pairs - 3.0)))
-    distance = float(np.mean((np.log(candidate.rescale) - target) ** 2))
+    distance = float(np.mean((np.log(candidate.rescale) - _target(len(candidate.rescale))) ** 2))
     loss = 2.0 + distance + 3 * (candidate.attention_factor - 1.17) ** 2 + 0.002 * abs(candidate.start_tokens - 4)
     return Evaluation((100 * loss, 50 * loss), (100, 50))
 
 
-def stub_objective(candidates: Sequence[Candidate]) -> list[Evaluation]:
-    return [stub_evaluation(candidate) for candidate in candidates]
+def stub_gradient(candidate: Candidate) -> Gradient:
+    """Of the loss of `stub_evaluation`."""
+    logs = np.log(candidate.rescale)
+    by_rescale = 2 * (logs - _target(len(logs))) / len(logs) / np.array(candidate.rescale)
+    return Gradient(by_rescale, 6 * (candidate.attention_factor - 1.17))
+
+
+def stub_objective(candidates: Sequence[Candidate], terms: Terms | None = None) -> list[Evaluation]:
+    """Evaluates all of them whole, with gradients where those are asked for."""
+    evaluations = [stub_evaluation(candidate) for candidate in candidates]
+    if terms is None or not terms.gradient:
+        return evaluations
+    return [replace(e, gradient=stub_gradient(c)) for e, c in zip(evaluations, candidates, strict=True)]
+
+
+def _target(num_pairs: int) -> np.ndarray:
+    return np.log(9.0) / (1 + np.exp(-(np.arange(num_pairs) - 3.0)))
 
 
 def small_search(seed: int = 1, settings: EvolutionSettings = SMALL) -> EvolutionSearch:

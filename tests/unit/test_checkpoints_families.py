@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from checkpoints_tools.export_hf import export_hf
 from checkpoints_tools.hf_folder import bits_equal, open_hf_folder
@@ -14,8 +15,10 @@ from checkpoints_tools.import_hf import import_hf
 from checkpoints_tools.load_any import load_model
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape, document_logits
+from megatron_longrope.rope import factor_set_from_hf
 from megatron_longrope.runtime import Runtime
 from tests.hf_families import FAMILIES, LENGTH, family_document, family_logits, random_config, save_family
+from tests.hf_folders import random_hf_folder
 from tests.tiny_models import single_runtime
 
 SEEDS = range(4)
@@ -67,6 +70,37 @@ def test_a_window_is_not_dropped_silently(tmp_path: Path, runtime: Runtime) -> N
     assert ModelShape.from_hf(without).attention_windows == (4096,) * 4  # transformers' default
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_windows_switched_off_are_off_in_model_and_export(tmp_path: Path, runtime: Runtime, family: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    seed = next(seed for seed in range(40) if random_config(family, seed).sliding_window == 5)
+    theirs = save_family(tmp_path / "hf", family, seed)
+    import_hf(tmp_path / "hf", tmp_path / "megatron", keep_windows=False)
+    export_hf(tmp_path / "megatron", tmp_path / "back")
+    config = open_hf_folder(tmp_path / "back").config
+    assert config["sliding_window"] is None and ModelShape.from_hf(config).attention_windows == ()
+    document = family_document(theirs, 100)
+    ours = document_logits(load_model(tmp_path / "megatron", runtime, angle_precision="hf").model, document)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32).eval()
+    np.testing.assert_allclose(ours, family_logits(again, document), atol=1e-4, rtol=0)
+    assert np.abs(ours - family_logits(theirs, document)).max() > 1e-2
+
+
+def test_dynamic_is_carried_at_one_length_or_not_at_all(tmp_path: Path) -> None:
+    source = random_hf_folder(tmp_path / "hf", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(InputError, match="follow the input"):
+        import_hf(source, tmp_path / "megatron")
+    assert not list(tmp_path.glob("megatron*"))
+    import_hf(source, tmp_path / "megatron", dynamic_length=200)
+    export_hf(tmp_path / "megatron", tmp_path / "back")
+    config = open_hf_folder(tmp_path / "back").config
+    factors = factor_set_from_hf(config).for_length(200)
+    assert config["rope_scaling"]["rope_type"] == "longrope"
+    assert factors.rescale == factor_set_from_hf(open_hf_folder(source).config, 200).for_length(200).rescale
+    assert max(factors.rescale) > 2
+
+
 REFUSED = {
     "llama": [{"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}, {"attention_dropout": 0.1},
               {"quantization_config": {"bits": 4}}, {"num_hidden_layers": 10**9}, {"num_attention_heads": True},
@@ -96,8 +130,6 @@ def test_phi3s_first_name_for_longrope_is_read() -> None:
     old = {key: value for key, value in config.items() if key != "rope_parameters"}
     old |= {"rope_scaling": {"type": "su", **lists}, "max_position_embeddings": 1024, "rope_theta": 10000.0,
             "original_max_position_embeddings": 256}  # fmt: skip
-    from megatron_longrope.rope import factor_set_from_hf
-
     factors = factor_set_from_hf(old)
     assert ModelShape.from_hf(old).context_length == 256
     assert factors.for_length(257).rescale == tuple(lists["long_factor"])

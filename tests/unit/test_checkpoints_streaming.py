@@ -102,8 +102,6 @@ def test_killed_at_any_step_the_next_run_ends_with_the_same_bytes(
         kills += 1
         if (tmp_path / "target").exists():
             assert digests(tmp_path / "target") == expected
-        with pytest.raises(InputError):
-            find_model(tmp_path / "target.partial" / "nothing")
         if kills % 3 == 0:  # else the next kill meets what this one left
             convert(source, tmp_path / "target")
             assert digests(tmp_path / "target") == expected
@@ -168,6 +166,7 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path, sources: dict[
     assert refused and all_equal(verify(source, tmp_path / "target"))
 
 
+@pytest.mark.timeout(400)
 def test_two_processes_write_what_one_does(tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]) -> None:
     _, hf, megatron = sources["import"]
     _, _, back = sources["export"]

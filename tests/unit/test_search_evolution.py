@@ -138,7 +138,7 @@ def test_stopped_and_non_finite_evaluations_are_never_best_nor_parents(spoiled):
             if index % 2:
                 bad.add(candidate)
             search.tell(candidate, spoiled if index % 2 else stub_evaluation(candidate))
-        parents = {SPACE.decode(np.array(parent[2])) for parent in search.state_dict()["parents"]}
+        parents = set(search.parents)
         assert parents and not parents & bad
     assert search.best is not None and search.best[0] not in bad
 

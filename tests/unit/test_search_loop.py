@@ -35,12 +35,13 @@ def timeless(entries: list[JournalEntry]) -> list[tuple]:
 def search_to_file(path, objective=stub_objective) -> None:
     searcher = small_search(5, LONGER)
     with Journal.open(path, searcher.identity(), "stub") as journal:
-        run_search(searcher, objective, journal, batch=4)
+        run_search(searcher, objective, journal)
 
 
-def slow_objective(candidates):
-    time.sleep(0.001 * len(candidates))
-    return stub_objective(candidates)
+def slow_objective(candidates, terms):
+    for candidate in candidates:
+        time.sleep(0.001)
+        yield stub_evaluation(candidate)
 
 
 def test_a_killed_search_ends_like_an_undisturbed_one(tmp_path):
@@ -68,53 +69,54 @@ def test_a_killed_search_ends_like_an_undisturbed_one(tmp_path):
 def test_nothing_journalled_is_evaluated_again():
     journal, evaluated = MemoryJournal(), []
 
-    def failing(candidates):
-        if len(evaluated) >= 13:
-            raise LongRopeError("the machine went away")
-        evaluated.extend(candidates)
-        return stub_objective(candidates)
+    def failing(candidates, terms):
+        for candidate in candidates:
+            if len(evaluated) >= 13:
+                raise LongRopeError("the machine went away")
+            evaluated.append(candidate)
+            yield stub_evaluation(candidate)
 
     with pytest.raises(LongRopeError, match="went away"):
-        run_search(small_search(), failing, journal, batch=4)
+        run_search(small_search(), failing, journal)
     recovered = len(journal.entries)
     evaluated_before, batches = list(evaluated), []
 
-    def counting(candidates):
+    def counting(candidates, terms):
         batches.append(list(candidates))
         return stub_objective(candidates)
 
-    outcome = run_search(small_search(), counting, journal, batch=4)
+    outcome = run_search(small_search(), counting, journal)
     again = [candidate for batch in batches for candidate in batch]
     assert not set(again) & set(evaluated_before) and len(again) == 34 - recovered
-    assert (outcome.recovered, outcome.num_evaluations, outcome.tokens) == (recovered, 34, 34 * 150)
-    assert outcome.seconds == sum(e.seconds for e in journal.entries)
-    undisturbed = run_search(small_search(), stub_objective, MemoryJournal(), batch=9)
+    assert (outcome.recovered, outcome.cost.evaluations, outcome.cost.tokens) == (recovered, 34, 34 * 150)
+    assert outcome.cost.seconds == sum(e.seconds for e in journal.entries)
+    undisturbed = run_search(small_search(), stub_objective, MemoryJournal())
     assert (outcome.best, outcome.evaluation) == (undisturbed.best, undisturbed.evaluation)
 
 
 def test_a_finished_journal_is_only_replayed():
     journal = MemoryJournal()
-    first = run_search(small_search(), stub_objective, journal, batch=4)
-    second = run_search(small_search(), lambda _: pytest.fail("evaluated again"), journal, batch=4)
+    first = run_search(small_search(), stub_objective, journal)
+    second = run_search(small_search(), lambda *_: pytest.fail("evaluated again"), journal)
     assert (second.best, second.recovered) == (first.best, 34)
 
 
 def test_a_journal_of_other_candidates_is_refused():
     journal = MemoryJournal()
-    run_search(small_search(seed=1), stub_objective, journal, batch=4)
+    run_search(small_search(seed=1), stub_objective, journal)
     with pytest.raises(InputError, match="another candidate"):
-        run_search(small_search(seed=2), stub_objective, MemoryJournal(journal.entries), batch=4)
+        run_search(small_search(seed=2), stub_objective, MemoryJournal(journal.entries))
     other = MemoryJournal()
-    run_search(small_search(seed=2), stub_objective, other, batch=4)
+    run_search(small_search(seed=2), stub_objective, other)
     longer = MemoryJournal([*journal.entries, *other.entries[:1]])
     with pytest.raises(InputError, match="another candidate"):
-        run_search(small_search(seed=1), stub_objective, longer, batch=4)
+        run_search(small_search(seed=1), stub_objective, longer)
 
 
 def test_progress_counts_up_to_the_total():
     seen = []
-    run_search(small_search(), stub_objective, MemoryJournal(), batch=4, on_progress=seen.append)
-    assert [p.done for p in seen][:4] == [0, 4, 8, 10] and seen[-1].done == seen[-1].total == 34
+    run_search(small_search(), stub_objective, MemoryJournal(), on_progress=seen.append)
+    assert [p.done for p in seen][:4] == [0, 1, 2, 3] and seen[-1].done == seen[-1].total == 34
     assert seen[0].best_loss is None and seen[0].rate is None and seen[0].eta_seconds is None
     assert seen[-1].eta_seconds == 0 and all(p.rate > 0 for p in seen[1:])
     losses = [p.best_loss for p in seen[1:]]
@@ -123,13 +125,13 @@ def test_progress_counts_up_to_the_total():
 
 
 def test_an_objective_that_loses_results_is_refused():
-    with pytest.raises(LongRopeError, match="3 evaluations of 4"):
-        run_search(small_search(), lambda c: stub_objective(c)[:-1], MemoryJournal(), batch=4)
+    with pytest.raises(LongRopeError, match="9 evaluations of 10"):
+        run_search(small_search(), lambda c, _: stub_objective(c)[:-1], MemoryJournal())
 
 
 def test_a_search_without_a_usable_result_says_so():
     with pytest.raises(LongRopeError, match="none of 34"):
-        run_search(small_search(), lambda c: [Evaluation((math.nan,), (1,)) for _ in c], MemoryJournal(), batch=4)
+        run_search(small_search(), lambda c, _: [Evaluation((math.nan,), (1,))] * len(c), MemoryJournal())
 
 
 def test_loss_divides_sums_once():

@@ -1,0 +1,104 @@
+"""The command line: `run` one search, `peer` for Microsoft's, `compare` what the journals hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from benchmarks.search_cost.compare import Curve, read_curve, summary_rows, table
+from benchmarks.search_cost.peer import run_peer
+from benchmarks.search_cost.plot import plot_curves
+from benchmarks.search_cost.problems import LENGTHS, Bench, open_bench
+from megatron_longrope.search import (
+    SEARCHER_NAMES,
+    EvolutionSettings,
+    HybridSettings,
+    Journal,
+    SearcherChoice,
+    SearchProgress,
+    make_searcher,
+    run_search,
+)
+from megatron_longrope.search.descent import DescentSettings
+
+_TENTH_OF_672 = HybridSettings(descent=DescentSettings(steps=17), mutants=4, rounds=1)
+_PROBLEM = click.option("--problem", type=click.Choice(list(LENGTHS)), default="8x", show_default=True)
+_OUT = click.option("--out", type=click.Path(path_type=Path), default="runs/search_cost", show_default=True,
+                    help="Folder of the journals; a search interrupted goes on.")  # fmt: skip
+
+
+@click.group()
+def main() -> None:
+    """Perplexity against evaluated tokens for every searcher, on the demonstration model."""
+
+
+@main.command()
+@_PROBLEM
+@click.option("--searcher", type=click.Choice(SEARCHER_NAMES), default="hybrid", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@_OUT
+def run(problem: str, searcher: str, seed: int, out: Path) -> None:
+    """Run one search, the evolution at the paper's full size (at 32x the half size of long targets)."""
+    with open_bench(problem) as bench:
+        choice = _choice(problem, searcher)
+        search = make_searcher(choice, bench.problem.space, bench.problem.seeds, seed,
+                               length=LENGTHS[problem], scale=LENGTHS[problem] / bench.window)  # fmt: skip
+        with Journal.open(_journal(out, problem, searcher, seed), search.identity(), bench.identity) as journal:
+            run_search(search, bench.search.stream, journal, on_progress=_say)
+
+
+@main.command()
+@_PROBLEM
+@click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Microsoft's code uses 42.")
+@click.option("--evaluations", type=click.IntRange(1), help="Stop after so many  [default: at its own end]")
+@click.argument("checkout", type=click.Path(path_type=Path, exists=True))
+@_OUT
+def peer(problem: str, seed: int, evaluations: int | None, checkout: Path, out: Path) -> None:
+    """Run the evolution in CHECKOUT, a checkout of microsoft/LongRoPE, through our evaluator."""
+    with open_bench(problem) as bench:
+        run_peer(bench, checkout, _journal(out, problem, "microsoft", seed), seed, evaluations)
+
+
+@main.command()
+@_PROBLEM
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG of best perplexity against cost.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path))
+@_OUT
+def compare(problem: str, plot: Path | None, json_path: Path | None, out: Path) -> None:
+    """Print what each search reached at which cost, on its documents and on others."""
+    curves = [read_curve(path) for path in sorted(out.glob(f"{problem}-*.jsonl*"))]
+    if not curves:
+        raise click.ClickException(f"no journals of {problem} in {out}")
+    with open_bench(problem) as bench:
+        rows = summary_rows(curves, _held_out(bench, curves))
+    click.echo(table(rows))
+    if json_path is not None:
+        json_path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        plot_curves(curves, plot)
+
+
+def _choice(problem: str, searcher: str) -> SearcherChoice:
+    values: dict[str, object] = {"searcher": searcher}
+    if searcher in ("evolution", "piecewise"):
+        values["evolution"] = EvolutionSettings.paper("256k" if problem == "8x" else "2M")
+    if searcher == "hybrid" and problem == "32x":
+        values["hybrid"] = _TENTH_OF_672
+    return SearcherChoice.model_validate(values)
+
+
+def _held_out(bench: Bench, curves: list[Curve]) -> list[float]:
+    return [evaluation.perplexity for evaluation in bench.held_out([curve.best for curve in curves])]
+
+
+def _journal(out: Path, problem: str, searcher: str, seed: int) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    return out / f"{problem}-{searcher}-{seed}.jsonl"
+
+
+def _say(progress: SearchProgress) -> None:
+    if progress.done % 10 == 0 and progress.best_perplexity is not None:
+        left = f"  {progress.eta_seconds:.0f} s left" if progress.eta_seconds else ""
+        click.echo(f"{progress.done}/{progress.total}  best {progress.best_perplexity:.4f}{left}")

@@ -1,0 +1,71 @@
+"""The two search problems of the comparison: the demonstration model at 8 and at 32 times its window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from checkpoints_tools.load_any import load_model
+from megatron_longrope.data import load_tokenizer
+from megatron_longrope.evaluation import EvaluationDocument, PerplexityObjective, documents_sha256
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.pipeline.corpus import load_corpus
+from megatron_longrope.pipeline.recipe import CorpusConfig, SearchConfig
+from megatron_longrope.pipeline.searching import SearchProblem, first_search
+from megatron_longrope.presets import model_path
+from megatron_longrope.rope import RopeGeometry
+from megatron_longrope.runtime import Runtime, start_runtime
+
+LENGTHS = {"8x": 2048, "32x": 8192}
+_NUM_SEARCH = {"8x": 5, "32x": 3}
+_NUM_HELD_OUT = 8
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, documents to search on and others to judge by, and the space all searchers share."""
+
+    runtime: Runtime
+    problem: SearchProblem
+    search: PerplexityObjective
+    held_out: PerplexityObjective
+    identity: dict[str, Any]
+    """Of what is measured, for journals."""
+
+    @property
+    def geometry(self) -> RopeGeometry:
+        return self.search.model.geometry
+
+    @property
+    def window(self) -> int:
+        return self.geometry.original_length
+
+    @property
+    def scale(self) -> float:
+        return self.problem.length / self.window
+
+
+@contextmanager
+def open_bench(name: str, dtype: torch.dtype = torch.bfloat16) -> Iterator[Bench]:
+    """Yields the problem called `name` on this process, or under torchrun on all of them."""
+    length = LENGTHS[name]
+    with start_runtime(threads=1) as runtime:
+        loaded = load_model(model_path("preset:demo"), runtime, dtype=dtype)
+        assert loaded.tokenizer_file is not None
+        tokenizer = load_tokenizer(loaded.tokenizer_file)
+        corpus = load_corpus(CorpusConfig(standard_library=True), tokenizer, max(LENGTHS.values()))
+        search, held_out = corpus.search[: _NUM_SEARCH[name]], corpus.held_out[:_NUM_HELD_OUT]
+        problem = first_search(SearchConfig(), loaded.model.geometry, length)
+        objective = _objective(loaded.model, search, length)
+        identity = {**objective.identity(), "documents": documents_sha256(search)}
+        yield Bench(runtime, problem, objective, _objective(loaded.model, held_out, length), identity)
+
+
+def _objective(model: LongRopeModel, documents: list[EvaluationDocument], length: int) -> PerplexityObjective:
+    # one document a pass, so that what is measured does not depend on how documents are grouped
+    texts = [document.prefix(length) for document in documents]
+    return PerplexityObjective(model, texts, target_length=length, max_batch_tokens=length)

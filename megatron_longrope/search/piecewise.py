@@ -1,0 +1,57 @@
+"""Microsoft's piecewise variant of the evolution: both ends of λ frozen, and where they begin is searched too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_longrope.search.evolution import EvolutionSearch, EvolutionSettings
+from megatron_longrope.search.space import Genome, SearchSpace, nearest
+from megatron_longrope.search.types import Candidate
+from megatron_longrope.search.variation import mutate
+
+_SPREAD = 2.0
+"""Standard deviation of a move of either end, in pairs."""
+
+
+class PiecewiseSearch(EvolutionSearch):
+    """Evolution whose mutants keep λ at its least value up to a pair α, and at `level` from a pair β on.
+
+    α and β are read off the parent and moved a little with each mutation; between them λ varies as in the plain
+    evolution. Source of the idea: `dim_piece_mono` in microsoft/LongRoPE, where `level` is the scale s.
+    """
+
+    name = "piecewise"
+
+    def __init__(
+        self, space: SearchSpace, settings: EvolutionSettings, seeds: Sequence[Candidate], seed: int, level: float
+    ) -> None:
+        self.level = level
+        self._level_index = int(nearest(space.values, np.array(level)))
+        super().__init__(space, settings, seeds, seed)
+
+    def settings_json(self) -> dict[str, object]:
+        """Returns the settings as JSON values."""
+        return {**super().settings_json(), "level": self.level}
+
+    def _mutant(self, parents: Sequence[Genome]) -> Genome:
+        parent = self._choose(parents)
+        child = mutate(self.space, parent, self.settings.mutation_probability, self._rng)
+        first, last = self._ends(parent)
+        num_pairs = len(child) - 2
+        first, last = sorted(round(end + self._rng.normal(0, _SPREAD)) for end in (first, last))
+        first, last = max(0, first), min(num_pairs, max(last, 0))
+        low, high = self.space.low[:-2], self.space.high[:-2]
+        pairs = np.minimum(child[:-2], np.maximum(self._level_index, low))
+        pairs[:first] = low[:first]
+        pairs[last:] = self._level_index
+        child[:-2] = np.maximum.accumulate(np.clip(pairs, low, high))
+        return child
+
+    def _ends(self, genome: Genome) -> tuple[int, int]:
+        """First pair above the least λ, and first pair at the level or above it."""
+        pairs = genome[:-2]
+        above = np.flatnonzero(pairs > self.space.low[:-2])
+        level = np.flatnonzero(pairs >= self._level_index)
+        return int(above[0]) if len(above) else len(pairs), int(level[0]) if len(level) else len(pairs)

@@ -1,0 +1,104 @@
+"""The same journal on any number of data-parallel ranks, and the same gradient under every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_longrope.evaluation import PerplexityObjective
+from megatron_longrope.rope import AnglePrecision
+from megatron_longrope.runtime import ParallelLayout, start_runtime
+from megatron_longrope.search import (
+    Candidate,
+    EarlyStopping,
+    Journal,
+    MemoryJournal,
+    Searcher,
+    SearcherChoice,
+    SearchSpace,
+    make_searcher,
+    read_journal,
+    run_search,
+)
+from tests.distributed.spawn import run_distributed
+from tests.factor_gradients import factors, gradient_of, relative_error
+from tests.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+CHOICES = {
+    "hybrid": {"searcher": "hybrid", "hybrid": {"descent": {"steps": 3}, "rounds": 2, "mutants": 5}},
+    "evolution": {"searcher": "evolution",
+                  "evolution": {"population": 12, "mutants": 5, "crossovers": 4, "parents": 6, "iterations": 2}},
+}  # fmt: skip
+
+
+def searcher(name: str) -> Searcher:
+    space = SearchSpace.first_stage(8, 4.0)
+    seeds = [Candidate((4.0,) * 8), Candidate(tuple(np.linspace(1.0, 4.0, 8)), 0, 1.1)]
+    return make_searcher(SearcherChoice.model_validate(CHOICES[name]), space, seeds, 1, length=200, scale=4.0)
+
+
+def search(layout: ParallelLayout, weights: HfWeights, folder: Path) -> None:
+    """Runs on every rank: both searches, the main rank with a journal file."""
+    angles: AnglePrecision = "float64"
+    with start_runtime(layout, threads=1) as runtime:
+        model = our_model(weights, runtime, angle_precision=angles, scaled=False)
+        documents = random_documents(200, 70, 130, 90, seed=4)
+        for name in CHOICES:
+            objective = PerplexityObjective(model, documents, target_length=256, max_batch_tokens=200)
+            stopping = EarlyStopping(error_level=0.3)
+            if runtime.is_main:
+                with Journal.open(folder / f"{name}.jsonl", searcher(name).identity(), objective.identity()) as journal:
+                    run_search(searcher(name), objective.stream, journal, stopping=stopping)
+            else:
+                run_search(searcher(name), objective.stream, MemoryJournal(), stopping=stopping)
+            runtime.barrier()
+
+
+def timeless(path: Path) -> list[dict[str, object]]:
+    return [{**entry.to_json(), "seconds": None} for entry in read_journal(path)[1]]
+
+
+def test_journals_are_identical_on_one_two_and_four_ranks(tmp_path: Path) -> None:
+    weights = HfWeights.of(tiny_hf_model())
+    for ranks in (1, 2, 4):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        if ranks == 1:
+            search(ParallelLayout(), weights, folder)
+        else:
+            run_distributed(ranks, search, ParallelLayout(), weights, folder)
+    for name in CHOICES:
+        journals = [timeless(tmp_path / str(ranks) / f"{name}.jsonl") for ranks in (1, 2, 4)]
+        assert journals[0] == journals[1] == journals[2]
+    stopped = [entry["completed"] for entry in timeless(tmp_path / "4" / "evolution.jsonl")]
+    assert False in stopped and True in stopped
+    gradients = [entry["gradient"] for entry in timeless(tmp_path / "4" / "hybrid.jsonl")]
+    assert sum(gradient is not None for gradient in gradients) == 3
+
+
+def gradients(layout: ParallelLayout, weights: HfWeights) -> list[np.ndarray]:
+    """Runs on every rank: the gradient by λ and t of the float64 model, without and with n̂."""
+    with start_runtime(layout, threads=1) as runtime:
+        model = our_model(weights, runtime, angle_precision="float64", dtype=torch.float64, scaled=False)
+        return [gradient_of(model, factors(start_tokens)) for start_tokens in (0, 12)]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ParallelLayout(tensor_parallel=2),
+        ParallelLayout(tensor_parallel=2, sequence_parallel=True),
+        ParallelLayout(pipeline_parallel=2),
+    ],
+    ids=["TP2", "TP2+SP", "PP2"],
+)
+def test_gradients_equal_the_single_process(layout: ParallelLayout) -> None:
+    weights = HfWeights.of(tiny_hf_model())
+    single = gradients(ParallelLayout(), weights)
+    for rank in run_distributed(2, gradients, layout, weights):
+        for found, expected in zip(rank, single, strict=True):
+            assert relative_error(found, expected) < 1e-9
