@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoints_tools.gguf_model import opened_gguf
-from checkpoints_tools.import_hf import Conversion, ImportOptions, import_folder, on_main_rank
+from checkpoints_tools.import_hf import Conversion, ImportOptions, import_folder
 from checkpoints_tools.units import Progress
 from megatron_longrope.runtime import Runtime
 
@@ -25,9 +25,6 @@ def import_gguf(
     out. Raises InputError for a damaged file, for another architecture, and for a tokenizer or scaling that cannot be
     carried; MissingDependencyError without the package `gguf`.
     """
-
-    def convert() -> Conversion:
-        with opened_gguf(path, tokenizer=tokenizer) as folder:
-            return import_folder(folder, megatron_dir, ImportOptions(processes=processes, progress=progress))
-
-    return on_main_rank(runtime, convert)
+    with opened_gguf(path, tokenizer=tokenizer) as folder:
+        options = ImportOptions(processes=processes, progress=progress)
+        return import_folder(folder, megatron_dir, runtime, options)

@@ -55,6 +55,16 @@ class Conversion:
     left_out: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ImportOptions:
+    """As in `import_hf`."""
+
+    keep_windows: bool = True
+    dynamic_length: int | None = None
+    processes: int = 1
+    progress: Progress | None = None
+
+
 def import_hf(
     hf_dir: Path | str,
     megatron_dir: Path | str,
@@ -73,11 +83,17 @@ def import_hf(
     not supported.
     """
     options = ImportOptions(keep_windows, dynamic_length, processes, progress)
-    return on_main_rank(runtime, lambda: import_folder(open_hf_folder(hf_dir), megatron_dir, options))
+    return _on_main_rank(runtime, lambda: _import(open_hf_folder(hf_dir), megatron_dir, options))
 
 
-def on_main_rank(runtime: Runtime | None, convert: Callable[[], Conversion]) -> Conversion:
-    """Returns what `convert` returns on the first rank, everywhere; its errors of ours too."""
+def import_folder(
+    folder: HfFolder, megatron_dir: Path | str, runtime: Runtime | None = None, options: ImportOptions | None = None
+) -> Conversion:
+    """As `import_hf`, of an opened folder, whose weights may lie in files of another kind."""
+    return _on_main_rank(runtime, lambda: _import(folder, megatron_dir, options or ImportOptions()))
+
+
+def _on_main_rank(runtime: Runtime | None, convert: Callable[[], Conversion]) -> Conversion:
     if runtime is None:
         return convert()
     outcome: Conversion | LongRopeError | None = None
@@ -93,18 +109,7 @@ def on_main_rank(runtime: Runtime | None, convert: Callable[[], Conversion]) -> 
     return outcome
 
 
-@dataclass(frozen=True)
-class ImportOptions:
-    """As in `import_hf`."""
-
-    keep_windows: bool = True
-    dynamic_length: int | None = None
-    processes: int = 1
-    progress: Progress | None = None
-
-
-def import_folder(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) -> Conversion:
-    """As `import_hf`, in this process, of an opened folder, which may be a GGUF file seen as one."""
+def _import(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) -> Conversion:
     target = Path(megatron_dir).resolve()
     shape, dtype = check_folder(folder, keep_windows=options.keep_windows)
     description = CheckpointDescription(
