@@ -202,7 +202,7 @@ def _chunks_of(units: list[Unit], records: list[Record]) -> Iterator[StoredChunk
     for unit, record in zip(units, records, strict=True):
         for name, offsets, sizes, start, length in record["chunks"]:
             box = (None, None) if offsets is None else (tuple(offsets), tuple(sizes))
-            yield StoredChunk(name, *box, os.path.basename(unit.path), start, length)
+            yield StoredChunk(name, box[0], box[1], os.path.basename(unit.path), start, length)
 
 
 def check_folder(folder: HfFolder, *, keep_windows: bool = True) -> tuple[ModelShape, torch.dtype]:

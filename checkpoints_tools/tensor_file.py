@@ -89,7 +89,7 @@ def plan_file(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tup
 
 def read_into(descriptor: int, start: int, target: Tensor, file: Path) -> None:
     """Fills a contiguous tensor with the bytes from `start` on; raises InputError where the file ends before."""
-    view = memoryview(target.view(torch.uint8).numpy()).cast("B") if target.numel() else memoryview(b"")
+    view = _bytes_of(target)
     done = 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], start + done)
@@ -100,10 +100,16 @@ def read_into(descriptor: int, start: int, target: Tensor, file: Path) -> None:
 
 def write_from(descriptor: int, start: int, source: Tensor) -> None:
     """Writes a contiguous tensor's bytes at `start`."""
-    view = memoryview(source.view(torch.uint8).numpy()).cast("B") if source.numel() else memoryview(b"")
+    view = _bytes_of(source)
     done = 0
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], start + done)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Returns the memory of a contiguous tensor."""
+    raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(raw)
 
 
 def is_finite(tensor: Tensor) -> bool:

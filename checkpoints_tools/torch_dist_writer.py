@@ -94,7 +94,7 @@ def write_metadata(weights: Path, tensors: Mapping[str, StoredTensorInfo], chunk
         name: TensorStorageMetadata(TensorProperties(dtype=info.dtype), torch.Size(info.sizes), boxes[name])
         for name, info in tensors.items()
     }
-    metadata = Metadata(entries | objects, storage_data=places, storage_meta=StorageMeta())
+    metadata = Metadata({**entries, **objects}, storage_data=places, storage_meta=StorageMeta())
     torch.save({}, weights / COMMON_FILE)
     save_config(CheckpointingConfig("torch_dist"), str(weights))
     (weights / METADATA_FILE).write_bytes(pickle.dumps(metadata))

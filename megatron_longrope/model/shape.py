@@ -124,7 +124,7 @@ class ModelShape(StrictConfig):
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the config keys of this shape for its family in transformers, without RoPE."""
-        must_be = COMMON_MUST_BE | self.traits.must_be
+        must_be = {**COMMON_MUST_BE, **self.traits.must_be}
         return {
             "architectures": [self.traits.hf_class],
             "model_type": self.architecture,
@@ -157,7 +157,7 @@ def _mean_reach(length: int, window: int | None) -> float:
 
 
 def _check_options(kind: str, traits: Architecture, config: Mapping[str, Any]) -> None:
-    for key, value in (COMMON_MUST_BE | traits.must_be).items():
+    for key, value in {**COMMON_MUST_BE, **traits.must_be}.items():
         if config.get(key) not in (value, None):
             raise InputError(f"config.{key}", config[key], f"only {value} is supported for {kind}")
     for key in traits.must_say:
