@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from checkpoints_tools.tensor_file import StoredTensor, is_finite, read_header, read_into
 from checkpoints_tools.weight_map import DERIVED_SUFFIXES
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.checkpoint import HF_FILES, put_in_place
@@ -26,10 +28,7 @@ MAX_SHARD_BYTES = 4 << 30
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_HEADER_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+_COMPARED_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,43 @@ class HfFolder:
     files: Mapping[str, Path]
     """File of each tensor."""
 
+    @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Where each tensor lies in its file."""
+        headers = [read_header(file) for file in sorted(set(self.files.values()))]
+        return {name: place for header in headers for name, place in header.items()}
+
     def tensor(self, name: str) -> Tensor:
         """Returns a tensor; raises InputError where it is damaged or not finite."""
-        path = self.files[name]
-        try:
-            with safe_open(path, "pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise InputError("model", path, f"{name} cannot be read: {error}") from error
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError("model", path, f"{name} holds NaN or infinity")
+        tensor = self._rows(name, 0, None)
+        if not is_finite(tensor):
+            raise InputError("model", self.files[name], f"{name} holds NaN or infinity")
         return tensor
 
     def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """Returns sizes and dtype without reading the tensor."""
-        with safe_open(self.files[name], "pt") as file:
-            part = file.get_slice(name)
-            return tuple(part.get_shape()), _torch_dtype(part.get_dtype(), name, self.path)
+        return self.stored[name].sizes, self.stored[name].dtype
+
+    def read_rows(self, name: str, first: int, target: Tensor) -> None:
+        """Fills `target`, which fills its memory, with the rows from `first` on; finite or not."""
+        place, file = self.stored[name], self.files[name]
+        with file.open("rb", buffering=0) as stream:
+            read_into(stream.fileno(), place.start + first * place.row_bytes, target, file)
+
+    def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
+        path = self.files[name]
+        try:
+            with safe_open(path, "pt") as file:
+                tensor: Tensor = file.get_slice(name)[start:stop] if stop is not None else file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise InputError("model", path, f"{name} cannot be read: {error}") from error
+        return tensor
+
+    def fingerprint(self) -> list[list[object]]:
+        """Returns what tells this folder's contents from another's: each file's name, size and time of change."""
+        read = [self.path / name for name in HF_FILES] + sorted(set(self.files.values()))
+        stats = [(file, file.stat()) for file in read if file.is_file()]
+        return [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
     def check_weights(self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]) -> torch.dtype:
         """Returns the one dtype of all weights, after comparing names and sizes with `expected`.
@@ -78,9 +97,17 @@ class HfFolder:
             mixed = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise InputError("model", self.path, f"weights of mixed dtypes ({mixed}); convert them to one first")
         for name in present & tied_to.keys():
-            if not bits_equal(self.tensor(name), self.tensor(tied_to[name])):
+            if not self._same_bits(name, tied_to[name]):
                 raise InputError("model", self.path, f"tie_word_embeddings, but {name} differs from {tied_to[name]}")
         return dtypes.pop()
+
+    def _same_bits(self, name: str, other: str) -> bool:
+        """Compares two weights a few rows at a time: an embedding may be larger than what memory is left."""
+        if self.header(name) != self.header(other):
+            return False
+        starts = range(0, self.header(name)[0][0], _COMPARED_ROWS)
+        pairs = ([self._rows(each, start, start + _COMPARED_ROWS) for each in (name, other)] for start in starts)
+        return all(bits_equal(*pair) for pair in pairs)
 
     def _refuse_names(self, what: str, names: Iterable[str]) -> None:
         some = sorted(names)
@@ -100,7 +127,7 @@ def open_hf_folder(path: Path | str) -> HfFolder:
     if not path.is_dir():
         raise InputError("model", path, "no such folder")
     config = read_config(path)
-    return HfFolder(path, config, _tensor_files(path))
+    return HfFolder(path, config, {name: file for file in _weight_files(path) for name in read_header(file)})
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -130,15 +157,11 @@ def write_hf_folder(
 
     Raises InputError where `target` holds anything an export does not write.
     """
-    _refuse_foreign_folder(target)
+    refuse_foreign_hf_folder(target)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in HF_FILES:
-        if carried_from is not None and name != CONFIG_FILE and (carried_from / name).is_file():
-            shutil.copyfile(carried_from / name, partial / name)
-    raw = config if isinstance(config, bytes) else (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    (partial / CONFIG_FILE).write_bytes(raw)
+    write_settings(partial, config, carried_from)
     total = _write_shards(partial, tensors, max_shard_bytes)
     put_in_place(partial, target)
     return total
@@ -164,20 +187,40 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes
         held_bytes += tensor.nbytes
         total += tensor.nbytes
     flush()
-    if len(shards) == 1:
-        (folder / "shard-0").rename(folder / SINGLE_FILE)
-        return total
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+    for number, file in enumerate(shard_names(len(shards))):
         (folder / f"shard-{number}").rename(folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_index(folder, shards, total)
     return total
 
 
-def _refuse_foreign_folder(target: Path) -> None:
+def shard_names(count: int) -> list[str]:
+    """Returns the file names of a folder with `count` weight files, as transformers calls them."""
+    if count == 1:
+        return [SINGLE_FILE]
+    return [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
+
+
+def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int) -> None:
+    """Writes the index of several weight files, each given by its tensors' names; a single one has none."""
+    if len(shards) == 1:
+        return
+    named = zip(shards, shard_names(len(shards)), strict=True)
+    weight_map = {name: file for names, file in named for name in names}
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_settings(folder: Path, config: Mapping[str, Any] | bytes, carried_from: Path | None) -> None:
+    """Writes everything of a model folder that is no weight; `config` as bytes is written unchanged."""
+    for name in HF_FILES:
+        if carried_from is not None and name != CONFIG_FILE and (carried_from / name).is_file():
+            shutil.copyfile(carried_from / name, folder / name)
+    raw = config if isinstance(config, bytes) else (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    (folder / CONFIG_FILE).write_bytes(raw)
+
+
+def refuse_foreign_hf_folder(target: Path) -> None:
+    """Raises InputError where `target` holds anything an export does not write."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -188,18 +231,18 @@ def _refuse_foreign_folder(target: Path) -> None:
         raise InputError("hf_dir", target, f"holds files no export writes ({foreign[0]}); it is left alone")
 
 
-def _tensor_files(path: Path) -> dict[str, Path]:
-    """Returns the file of every tensor, from the index or the single file; what the headers say must agree."""
+def _weight_files(path: Path) -> list[Path]:
+    """Returns the files that hold weights, from the index or the single one; what the headers say must agree."""
     if (path / INDEX_FILE).is_file():
         return _indexed_files(path)
     if (path / SINGLE_FILE).is_file():
-        return dict.fromkeys(_names_in(path / SINGLE_FILE), path / SINGLE_FILE)
+        return [path / SINGLE_FILE]
     if any(file for pattern in _PICKLES for file in path.glob(pattern)):
         raise InputError("model", path, "its weights are pickles, which are never read: convert them to safetensors")
     raise InputError("model", path, f"a model folder without weights: it has no {SINGLE_FILE} and no {INDEX_FILE}")
 
 
-def _indexed_files(path: Path) -> dict[str, Path]:
+def _indexed_files(path: Path) -> list[Path]:
     index = path / INDEX_FILE
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -210,19 +253,11 @@ def _indexed_files(path: Path) -> dict[str, Path]:
     for file in sorted(set(weight_map.values())):
         if not (path / file).is_file():
             raise InputError("model", index, f"shard {file} is missing")
-        inside = set(_names_in(path / file))
+        inside = read_header(path / file).keys()
         said = {name for name, where in weight_map.items() if where == file}
         if inside != said:
             raise InputError("model", path / file, f"{min(inside ^ said)} is not where the index says")
-    return {name: path / file for name, file in weight_map.items()}
-
-
-def _names_in(file: Path) -> list[str]:
-    try:
-        with safe_open(file, "pt") as opened:
-            return list(opened.keys())
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError("model", file, f"damaged or cut short: {' '.join(str(error).split())}") from error
+    return [path / file for file in sorted(set(weight_map.values()))]
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -233,9 +268,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError("model", file, "not a JSON object")
     return values
-
-
-def _torch_dtype(name: str, tensor: str, path: Path) -> torch.dtype:
-    if name not in _HEADER_DTYPES:
-        raise InputError("model", path, f"{tensor} is stored as {name}, which is not supported")
-    return _HEADER_DTYPES[name]

@@ -21,6 +21,7 @@ from megatron_longrope.model.checkpoint import (
     load_weights,
     read_description,
 )
+from megatron_longrope.model.megatron_lm import is_megatron_lm
 from megatron_longrope.rope import AnglePrecision, FactorSet, factor_set_from_hf
 from megatron_longrope.runtime import Runtime
 
@@ -92,7 +93,7 @@ def find_model(path: Path | str) -> tuple[FolderKind, Path]:
     In a run directory that is what result.json names as its "checkpoint", else the checkpoint written last.
     """
     path = Path(path)
-    if is_checkpoint(path):
+    if is_checkpoint(path) or is_megatron_lm(path):
         return "megatron", path
     if not path.is_dir():
         raise InputError("model", path, "no such folder")
@@ -105,7 +106,7 @@ def find_model(path: Path | str) -> tuple[FolderKind, Path]:
     raise InputError(
         "model", path,
         f"neither a Hugging Face folder ({CONFIG_FILE} and safetensors: this is a model folder without config), "
-        f"nor a Megatron checkpoint ({DESCRIPTION_FILE}), nor a run directory",
+        f"nor a Megatron checkpoint ({DESCRIPTION_FILE}, or Megatron-LM's), nor a run directory",
     )  # fmt: skip
 
 

@@ -1,32 +1,35 @@
-"""Comparing two models tensor by tensor, whatever kind of folder holds them, and by what they compute."""
+"""Comparing two models tensor by tensor, whatever holds them, and by what they compute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from checkpoints_tools.export_hf import read_weight
-from checkpoints_tools.hf_folder import bits_equal, open_hf_folder
-from checkpoints_tools.import_hf import TIED, check_folder
-from checkpoints_tools.load_any import find_model, load_model, model_factors
-from checkpoints_tools.weight_map import bound_rules, hf_sizes, to_hf
+from checkpoints_tools.hf_folder import bits_equal
+from checkpoints_tools.sides import Side, opened_side
+from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape, document_logits
-from megatron_longrope.model.checkpoint import read_description, weights_folder
-from megatron_longrope.model.torch_dist import StoredTensors
 from megatron_longrope.rope import FactorSet
 from megatron_longrope.runtime import Runtime
 
 LOGITS_TOKENS = 256
 _LOGITS_SEED = 20240221
+_CHUNK_VALUES = 4 << 20
+Verdict = Literal["equal", "other dtype", "differs", "missing"]
+"""other dtype: the same numbers, stored otherwise. missing: on one side only."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table: a tensor, the RoPE factors or the logits. `difference` is the largest absolute one."""
+    """One row of the table: a tensor, the shape, the RoPE factors or the logits. `difference` is the largest one."""
 
     name: str
     a: str
@@ -34,75 +37,60 @@ class Comparison:
     equal: bool
     difference: float | None
 
+    @property
+    def verdict(self) -> Verdict:
+        """What the row says; only "equal" counts as equal."""
+        if self.equal:
+            return "equal"
+        if "absent" in (self.a, self.b):
+            return "missing"
+        return "other dtype" if self.difference == 0.0 and self.a != self.b else "differs"
 
-@dataclass(frozen=True)
-class _Source:
-    """One side: HF names, and a function that reads one."""
 
-    names: frozenset[str]
-    read: Callable[[str], Tensor]
-    shape: ModelShape
-
-
-def verify(a: Path | str, b: Path | str, *, logits: bool = False, runtime: Runtime | None = None) -> list[Comparison]:
+def verify(
+    a: Path | str, b: Path | str, *, logits: bool = False, runtime: Runtime | None = None, tokens: int = LOGITS_TOKENS
+) -> list[Comparison]:
     """Returns the table of all tensors, shapes and factors of two models; equal means in every bit.
 
-    With `logits` (which needs a one-process runtime) both also score the same random tokens in float32.
+    Each is an HF folder, a Megatron checkpoint, a GGUF file or a run directory. With `logits` (which needs a
+    one-process runtime) both also score the same `tokens` random tokens in float32. Raises InputError for what is
+    no model or damaged; a weight that one side lacks is a row.
     """
-    sides = (_open(a), _open(b))
-    rows = [_compare_shapes(sides[0].shape, sides[1].shape), _compare_factors(model_factors(a), model_factors(b))]
-    rows += [_compare_tensors(name, *sides) for name in _in_order(*sides)]
-    if logits:
-        assert runtime is not None
-        rows.append(_compare_logits(a, b, sides[0].shape, sides[1].shape, runtime))
-    return rows
+    with ExitStack() as stack:
+        left, right = (stack.enter_context(opened_side(path)) for path in (a, b))
+        rows = [_compare_shapes(left.shape, right.shape), _compare_factors(left.factor_set, right.factor_set)]
+        rows += [_compare_tensors(name, left, right) for name in dict.fromkeys((*left.names, *right.names))]
+        if logits:
+            assert runtime is not None
+            rows.append(_compare_logits(left, right, tokens, runtime))
+        return rows
 
 
-def all_equal(rows: list[Comparison]) -> bool:
+def all_equal(rows: Sequence[Comparison]) -> bool:
     """Returns whether nothing differs."""
     return all(row.equal for row in rows)
 
 
-def _open(path: Path | str) -> _Source:
-    kind, folder = find_model(path)
-    if kind == "hf":
-        opened = open_hf_folder(folder)
-        shape, _ = check_folder(opened)
-        return _Source(frozenset(hf_sizes(shape)), opened.tensor, shape)
-    shape = read_description(folder).shape
-    return _Source(frozenset(hf_sizes(shape)), _megatron_reader(folder, shape), shape)
+def counts(rows: Sequence[Comparison]) -> dict[Verdict, int]:
+    """Returns how many rows say what."""
+    found = Counter(row.verdict for row in rows)
+    return {verdict: found[verdict] for verdict in ("equal", "other dtype", "differs", "missing")}
 
 
-def _megatron_reader(folder: Path, shape: ModelShape) -> Callable[[str], Tensor]:
-    stored = StoredTensors(weights_folder(folder))
-    where = {name: entry for entry in bound_rules(shape) for name in entry[2].hf}
-    latest: dict[str, Tensor] = {}  # q, k and v, or gate and up, come from one weight: read it once
-
-    def read(name: str) -> Tensor:
-        if name not in latest:
-            latest.clear()
-            rule, layer, bound = where[name]
-            latest.update(to_hf(bound, read_weight(stored, rule, layer, bound), shape))
-        return latest[name]
-
-    return read
-
-
-def _in_order(a: _Source, b: _Source) -> list[str]:
-    known = [*hf_sizes(a.shape), *hf_sizes(b.shape), *TIED]
-    return [name for name in dict.fromkeys(known) if name in a.names | b.names]
-
-
-def _compare_tensors(name: str, a: _Source, b: _Source) -> Comparison:
-    left = a.read(name) if name in a.names else None
-    right = b.read(name) if name in b.names else None
+def _compare_tensors(name: str, a: Side, b: Side) -> Comparison:
+    left, right = (side.read(name) if name in side.names else None for side in (a, b))
     if left is None or right is None:
         return Comparison(name, _describe(left), _describe(right), False, None)
     if bits_equal(left, right):
         return Comparison(name, _describe(left), _describe(right), True, 0.0)
-    comparable = left.shape == right.shape and left.numel()
-    difference = float((left.double() - right.double()).abs().max()) if comparable else None
+    difference = _largest_difference(left, right) if left.shape == right.shape and left.numel() else None
     return Comparison(name, _describe(left), _describe(right), False, difference)
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    """Returns max |a − b| in float64, in pieces: the largest embeddings would not fit twice."""
+    pieces = zip(a.flatten().split(_CHUNK_VALUES), b.flatten().split(_CHUNK_VALUES), strict=True)
+    return max(float((left.double() - right.double()).abs().max()) for left, right in pieces)
 
 
 def _describe(tensor: Tensor | None) -> str:
@@ -132,16 +120,26 @@ def _compare_factors(a: FactorSet, b: FactorSet) -> Comparison:
 
 
 def _describe_factors(factors: FactorSet) -> str:
-    return " / ".join(entry.factors.origin.method for entry in factors.ranges)
+    """The sets with their limits and temperatures, as in `longrope ≤64 t1.25 / longrope t1.25`."""
+    return " / ".join(
+        f"{entry.factors.origin.method}{f' ≤{entry.up_to}' if entry.up_to else ''} t{entry.factors.attention_factor:g}"
+        for entry in factors.ranges
+    )
 
 
-def _compare_logits(
-    a: Path | str, b: Path | str, shape_a: ModelShape, shape_b: ModelShape, runtime: Runtime
-) -> Comparison:
-    vocabulary = min(shape_a.vocab_size, shape_b.vocab_size)
-    tokens = np.random.default_rng(_LOGITS_SEED).integers(0, vocabulary, LOGITS_TOKENS)
-    left, right = (document_logits(load_model(path, runtime).model, tokens) for path in (a, b))
+def _compare_logits(a: Side, b: Side, tokens: int, runtime: Runtime) -> Comparison:
+    if tokens < 2:
+        raise InputError("--tokens", tokens, "at least 2")
+    vocabulary = min(a.shape.vocab_size, b.shape.vocab_size)
+    document = np.random.default_rng(_LOGITS_SEED).integers(0, vocabulary, tokens)
+    left, right = (_logits(side, document, runtime) for side in (a, b))
+    shape_a, shape_b = (f"{logits.shape[0]} tokens × {logits.shape[1]}" for logits in (left, right))
     if left.shape != right.shape:
-        return Comparison("(logits)", str(list(left.shape)), str(list(right.shape)), False, None)
+        return Comparison("(logits)", shape_a, shape_b, False, None)
     difference = float(np.abs(left - right).max())
-    return Comparison("(logits)", str(list(left.shape)), str(list(right.shape)), difference == 0.0, difference)
+    return Comparison("(logits)", shape_a, shape_b, difference == 0.0, difference)
+
+
+def _logits(side: Side, document: np.ndarray, runtime: Runtime) -> np.ndarray:
+    with torch.no_grad():
+        return document_logits(side.load(runtime), document)

@@ -48,6 +48,21 @@ class ProgressLines:
 
         return show
 
+    def bytes_counter(self) -> Callable[[int, int], None]:
+        """Returns a `show(done, total)` in bytes, with the rate since its first call and the time left."""
+        first: list[tuple[float, int]] = []
+
+        def show(done: int, total: int) -> None:
+            now = time.monotonic()
+            if not first:
+                first.append((now, done))
+            since, begun = first[0]
+            rate = (done - begun) / (now - since) if now > since else 0.0
+            left = f"  {_clock((total - done) / rate)} left" if rate else ""
+            self._say(f"  {done / 1e9:.2f} of {total / 1e9:.2f} GB  {rate / 1e6:.0f} MB/s{left}", final=done >= total)
+
+        return show
+
     def _say(self, text: str, final: bool) -> None:
         if not self.is_main:
             return

@@ -1,4 +1,4 @@
-"""`longrope convert import | export | verify`: Hugging Face folders, Megatron checkpoints, the proof of equality."""
+"""`longrope convert import | export | verify`: Hugging Face folders, GGUF files, Megatron checkpoints, the proof."""
 
 from __future__ import annotations
 
@@ -8,71 +8,160 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launchers.options import json_option, write_json
-from megatron_longrope.errors import EXIT_FAILED
+from launchers.options import LENGTH, json_option, write_json
+from launchers.progress import ProgressLines
+from megatron_longrope.errors import EXIT_FAILED, InputError
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
     from checkpoints_tools.import_hf import Conversion
+    from checkpoints_tools.serving import ServingTarget
     from checkpoints_tools.verify import Comparison
 
 _FOLDER = click.Path(path_type=Path)
+_processes = click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                          help="Processes that work on files of the target side by side.")  # fmt: skip
 
 
 @click.group()
 def command() -> None:
-    """Convert between Hugging Face and Megatron checkpoints without losing a bit, and prove it."""
+    """Convert between Hugging Face, GGUF and Megatron checkpoints without losing a bit, and prove it."""
 
 
 @command.command("import")
-@click.argument("hf_dir", type=_FOLDER)
+@click.argument("source", type=_FOLDER, metavar="HF_DIR|FILE.gguf")
 @click.argument("megatron_dir", type=_FOLDER)
+@click.option("--sliding-window", type=click.Choice(["keep", "off"]), default="keep", show_default=True,
+              help="off: every layer attends to everything before it, and exports say so.")  # fmt: skip
+@click.option("--dynamic-at", type=LENGTH, default=None, metavar="N",
+              help="rope_type dynamic only: fix its factors, which follow the input, at N tokens.")  # fmt: skip
+@click.option("--no-tokenizer", is_flag=True, help="GGUF files: leave the tokenizer out instead of refusing its kind.")
+@_processes
 @json_option
-def import_command(hf_dir: Path, megatron_dir: Path, json_path: Path | None) -> None:
-    """Write the Megatron checkpoint MEGATRON_DIR of the Hugging Face folder HF_DIR, in the dtype it has."""
+def import_command(
+    source: Path,
+    megatron_dir: Path,
+    sliding_window: str,
+    dynamic_at: int | None,
+    no_tokenizer: bool,
+    processes: int,
+    json_path: Path | None,
+) -> None:
+    """Write the Megatron checkpoint MEGATRON_DIR of a Hugging Face folder, in the dtype it has, or of a GGUF file.
+
+    Quantized blocks of a GGUF file become the float32 numbers they stand for. Interrupted, the same command goes on
+    where it was.
+    """
+    from checkpoints_tools.gguf_header import is_gguf
+    from checkpoints_tools.gguf_import import import_gguf
     from checkpoints_tools.import_hf import import_hf
     from megatron_longrope.runtime import start_runtime
 
+    is_file = is_gguf(source) or source.suffix == ".gguf"
+    if no_tokenizer and not is_file:
+        raise InputError("--no-tokenizer", source, "goes with GGUF files")
+    if is_file and (sliding_window == "off" or dynamic_at):
+        field = "--dynamic-at" if dynamic_at else "--sliding-window"
+        raise InputError(field, source, "goes with Hugging Face folders; GGUF files of Llamas have neither")
     with start_runtime() as runtime:
-        _report(import_hf(hf_dir, megatron_dir, runtime), json_path)
+        progress = ProgressLines(runtime.is_main).bytes_counter()
+        if is_file:
+            done = import_gguf(source, megatron_dir, runtime, tokenizer=not no_tokenizer, processes=processes,
+                               progress=progress)  # fmt: skip
+        else:
+            done = import_hf(source, megatron_dir, runtime, keep_windows=sliding_window == "keep",
+                             dynamic_length=dynamic_at, processes=processes, progress=progress)  # fmt: skip
+        _report(done, json_path)
 
 
 @command.command("export")
 @click.argument("megatron_dir", type=_FOLDER)
-@click.argument("hf_dir", type=_FOLDER)
+@click.argument("target", type=_FOLDER, metavar="HF_DIR|FILE.gguf")
 @click.option("--factors", "factors_path", type=_FOLDER, metavar="FILE",
               help="A factors JSON file to export with, instead of the factors the checkpoint holds.")  # fmt: skip
+@click.option("--serve", type=click.Choice(["transformers", "static", "gguf"]), default="transformers",
+              show_default=True, help="transformers: two factor sets, by the length of the input. static: one set, for "
+              "engines that choose once. gguf: a file for llama.cpp. See docs/serving.md.")  # fmt: skip
+@click.option("--length", type=LENGTH, default=None, metavar="N",
+              help="Tokens to serve: chooses among several factor sets the one for N.")  # fmt: skip
+@click.option(
+    "--no-tokenizer", is_flag=True, help="--serve gguf: leave the tokenizer out instead of refusing its kind."
+)
+@_processes
 @json_option
-def export_command(megatron_dir: Path, hf_dir: Path, factors_path: Path | None, json_path: Path | None) -> None:
-    """Write the Hugging Face folder HF_DIR of the checkpoint MEGATRON_DIR; refuse what its config cannot carry."""
+def export_command(
+    megatron_dir: Path,
+    target: Path,
+    factors_path: Path | None,
+    serve: ServingTarget,
+    length: int | None,
+    no_tokenizer: bool,
+    processes: int,
+    json_path: Path | None,
+) -> None:
+    """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it cannot carry.
+
+    MEGATRON_DIR may be Megatron-LM's own. Interrupted, the same command goes on where it was, or
+    begins a GGUF file anew.
+    """
     from checkpoints_tools.export_hf import export_hf
+    from checkpoints_tools.gguf_export import export_gguf
+    from checkpoints_tools.serving import engine_notes, rounding_note, serving_set
+    from megatron_longrope.model.checkpoint import read_description
     from megatron_longrope.rope import read_factors
 
-    factors = read_factors(factors_path) if factors_path is not None else None
-    _report(export_hf(megatron_dir, hf_dir, factors), json_path)
+    if no_tokenizer and serve != "gguf":
+        raise InputError("--no-tokenizer", serve, "goes with --serve gguf")
+    if processes > 1 and serve == "gguf":
+        raise InputError("--processes", processes, "a GGUF file is written by one")
+    given = read_factors(factors_path) if factors_path is not None else read_description(megatron_dir).factor_set
+    factors, left_out = serving_set(given, serve, length)
+    for words in left_out:
+        click.echo(f"left out: {words}")
+    progress = ProgressLines(True).bytes_counter()
+    if serve == "gguf":
+        done = export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer, progress=progress)
+        notes = rounding_note(factors)
+    else:
+        done = export_hf(megatron_dir, target, factors, static=serve == "static", processes=processes,
+                         progress=progress)  # fmt: skip
+        notes = engine_notes(target)
+    _report(done, json_path)
+    for words in notes:
+        click.echo(f"note: {words}")
 
 
 @command.command("verify")
 @click.argument("a", type=_FOLDER)
 @click.argument("b", type=_FOLDER)
-@click.option("--logits", is_flag=True, help="Also run both on the same tokens, in float32.")
+@click.option("--logits", is_flag=True, help="Also run both on the same random tokens, in float32.")
+@click.option("--tokens", type=LENGTH, default=None, metavar="N", help="Tokens of --logits; by default 256.")
+@click.option("--all", "show_all", is_flag=True, help="Show every row of the table, not just those that differ.")
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, a: Path, b: Path, logits: bool, json_path: Path | None) -> None:
-    """Compare two models, each an HF folder or a Megatron checkpoint; exit code 0: equal in every bit, else 1."""
-    from checkpoints_tools.verify import all_equal, verify
+def verify_command(
+    ctx: click.Context, a: Path, b: Path, logits: bool, tokens: int | None, show_all: bool, json_path: Path | None
+) -> None:
+    """Compare two models tensor by tensor; exit code 0: equal in every bit, 1: not, 2: no model or a damaged one.
+
+    Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory.
+    """
+    from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify
     from megatron_longrope.runtime import start_runtime
 
+    if tokens is not None and not logits:
+        raise InputError("--tokens", tokens, "goes with --logits")
     if logits:
         with start_runtime() as runtime:
-            rows = verify(a, b, logits=True, runtime=runtime)
+            rows = verify(a, b, logits=True, runtime=runtime, tokens=tokens or LOGITS_TOKENS)
     else:
         rows = verify(a, b)
-    equal = all_equal(rows)
-    _print_table(rows)
-    differing = sum(not row.equal for row in rows)
-    click.echo(f"equal: {len(rows)} rows" if equal else f"not equal: {differing} of {len(rows)} rows differ")
+    found, equal = counts(rows), all_equal(rows)
+    _print_table([row for row in rows if show_all or not row.equal or row.name.startswith("(")])
+    said = ", ".join(f"{number} {verdict}" for verdict, number in found.items() if number)
+    click.echo(f"{'equal' if equal else 'not equal'}: {len(rows)} rows, {said}")
     if json_path is not None:
-        write_json(json_path, {"equal": equal, "a": str(a), "b": str(b), "rows": [asdict(row) for row in rows]})
+        listed = [asdict(row) | {"verdict": row.verdict} for row in rows]
+        write_json(json_path, {"equal": equal, "a": str(a), "b": str(b), "counts": found, "rows": listed})
     ctx.exit(0 if equal else EXIT_FAILED)
 
 
@@ -93,10 +182,10 @@ def _print_table(rows: list[Comparison]) -> None:
     table.add_column("tensor", overflow="fold")
     for heading in ("A", "B"):
         table.add_column(heading, overflow="fold")
-    table.add_column("equal")
+    table.add_column("verdict")
     table.add_column("max abs diff", justify="right", no_wrap=True)
     for row in rows:
         difference = "" if row.difference is None else f"{row.difference:.3g}"
         b = "" if row.b == row.a else row.b
-        table.add_row(row.name, row.a, b, "yes" if row.equal else "NO", difference)
+        table.add_row(row.name, row.a, b, row.verdict, difference)
     Console(highlight=False).print(table)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
@@ -88,6 +90,9 @@ def build_model(
     layout = runtime.layout
     layout.check_model(num_layers=shape.num_layers, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
                        ffn_hidden_size=shape.ffn_hidden_size)  # fmt: skip
+    if layout.context_parallel > 1 and shape.attention_windows:
+        rule = "sliding windows are not cut by context parallelism: import with --sliding-window off"
+        raise InputError("context_parallel", layout.context_parallel, rule)
     resolved = resolve_backend(backend or BackendSettings(), shape, layout, dtype=dtype, recompute=recompute,
                                purpose=purpose, sequence_length=sequence_length)  # fmt: skip
     config = transformer_config(shape, layout, resolved, dtype=dtype, recompute=recompute, initialize=initialize,
@@ -95,7 +100,7 @@ def build_model(
     with switches_kept():
         stage = LongRopeGPT(
             config=config,
-            transformer_layer_spec=block_spec(shape.num_layers // layout.pipeline_parallel, resolved),
+            transformer_layer_spec=block_spec(shape, _layers_of_stage(shape, runtime), resolved),
             vocab_size=shape.padded_vocab_size,
             max_sequence_length=shape.context_length,
             pre_process=runtime.is_first_stage,
@@ -112,23 +117,45 @@ def build_model(
     return LongRopeModel(shape, runtime, stage, _unscaled(shape), resolved, angle_precision)
 
 
-def block_spec(num_layers: int, backend: Backend) -> TransformerBlockSubmodules:
-    """Returns megatron-core's specification of one stage's layers: Transformer Engine's, or its own with our parts."""
+def block_spec(shape: ModelShape, layers: range, backend: Backend) -> TransformerBlockSubmodules:
+    """Returns megatron-core's specification of `layers` (from 0): Transformer Engine's, or its own with our parts."""
     if backend.engine == "transformer-engine":
-        from megatron_longrope.model.te_spec import FINAL_NORM, te_layer_spec
+        from megatron_longrope.model.te_spec import FINAL_NORM
 
-        settings = backend.settings
-        spec = te_layer_spec(fused_rope=settings.fused_rope, is_lean=settings.fp8 == "off")
-        return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=FINAL_NORM)
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.module = LeanLayer
-    layer = spec.submodules
-    layer.input_layernorm = RMSNorm
-    layer.pre_mlp_layernorm = RMSNorm
-    layer.self_attention.submodules.core_attention = (
-        FlashDocumentAttention if backend.engine == "flash-attn" else DocumentAttention
+        return TransformerBlockSubmodules(
+            layer_specs=[_te_layer(shape, layer, backend) for layer in layers], layer_norm=FINAL_NORM
+        )
+    return TransformerBlockSubmodules(
+        layer_specs=[_local_layer(shape, layer, backend) for layer in layers], layer_norm=RMSNorm
     )
-    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
+
+
+def _te_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
+    from megatron_longrope.model.te_spec import te_layer_spec
+
+    settings = backend.settings
+    return te_layer_spec(fused_rope=settings.fused_rope, is_lean=settings.fp8 == "off", qk_norm=shape.traits.qk_norm,
+                         window=shape.window(layer), is_rotated=layer not in shape.rope_free_layers)  # fmt: skip
+
+
+def _local_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.traits.qk_norm)
+    spec.module = LeanLayer
+    spec.submodules.input_layernorm = RMSNorm
+    spec.submodules.pre_mlp_layernorm = RMSNorm
+    attention = spec.submodules.self_attention.submodules
+    if shape.traits.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    kind = FlashDocumentAttention if backend.engine == "flash-attn" else DocumentAttention
+    window, is_rotated = shape.window(layer), layer not in shape.rope_free_layers
+    attention.core_attention = partial(kind, window=window, is_rotated=is_rotated)
+    return spec
+
+
+def _layers_of_stage(shape: ModelShape, runtime: Runtime) -> range:
+    num_layers = shape.num_layers // runtime.layout.pipeline_parallel
+    first = runtime.groups.pp.rank() * num_layers
+    return range(first, first + num_layers)
 
 
 def transformer_config(
@@ -141,7 +168,7 @@ def transformer_config(
     initialize: bool,
     on_cpu: bool,
 ) -> TransformerConfig:
-    """Returns megatron-core's config of a Llama of this shape under this layout and engine."""
+    """Returns megatron-core's config of a model of this shape under this layout and engine."""
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -154,6 +181,9 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=silu,
         add_bias_linear=False,
+        add_qkv_bias=shape.traits.qkv_bias,
+        qk_layernorm=shape.traits.qk_norm,
+        no_rope_freq=_skipped_rotations(shape),
         attention_dropout=0.0,
         hidden_dropout=0.0,
         init_method_std=shape.initializer_range,
@@ -177,6 +207,13 @@ def transformer_config(
         persist_layer_norm=False,
         **backend.config_settings(layout),
         **_recompute_settings(recompute),
+    )
+
+
+def _skipped_rotations(shape: ModelShape) -> list[int] | None:
+    """Returns megatron-core's 1 for each layer that does not rotate; None where all do."""
+    return (
+        [int(layer in shape.rope_free_layers) for layer in range(shape.num_layers)] if shape.rope_free_layers else None
     )
 
 

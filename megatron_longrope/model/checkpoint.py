@@ -4,7 +4,8 @@
     <dir>/longrope.json   shape, factor set in force, iteration, settings of training
     <dir>/hf/             config.json, generation_config.json, tokenizer files, carried unchanged
 
-Any layout reads what any other wrote. A folder is written beside its place and put there when whole.
+Any layout reads what any other wrote. What Megatron-LM wrote is read as well (`megatron_lm.py`).
+A folder is written beside its place and put there when whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic import Field, NonNegativeInt
 from megatron_longrope.config import StrictConfig, build_config
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.builder import LongRopeModel
+from megatron_longrope.model.megatron_lm import is_megatron_lm, iteration_folder, read_megatron_lm
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.model.torch_dist import load_sharded, save_sharded
 from megatron_longrope.rope import AnglePrecision, FactorSet, factors_from_json, factors_to_json
@@ -90,7 +92,7 @@ def save_checkpoint(
     """
     directory = Path(directory)
     partial = directory.with_name(directory.name + ".partial")
-    _refuse_foreign_folder(directory)
+    refuse_foreign_folder(directory)
     description = CheckpointDescription(
         shape=model.shape,
         factor_set=model.factor_set,
@@ -105,7 +107,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         (partial / WEIGHTS_FOLDER).mkdir(parents=True)
         write_description(partial, description)
-        _carry_hf_files(hf_files, partial / HF_FOLDER)
+        carry_hf_files(hf_files, partial / HF_FOLDER)
     runtime.barrier()
     state = {"model": _with_empty_objects(model.stage.sharded_state_dict()), **(extra_sharded or {})}
     save_sharded(state, partial / WEIGHTS_FOLDER)
@@ -117,6 +119,8 @@ def save_checkpoint(
 def read_description(directory: Path | str) -> CheckpointDescription:
     """Returns what the checkpoint says of itself, without reading weights. Raises InputError where it does not."""
     path = _locate(Path(directory)) / DESCRIPTION_FILE
+    if not path.is_file() and is_megatron_lm(path.parent):
+        return _describe_megatron_lm(path.parent)
     if not path.is_file():
         raise InputError("checkpoint", directory, f"not a Megatron checkpoint: it has no {DESCRIPTION_FILE}")
     try:
@@ -130,6 +134,11 @@ def read_description(directory: Path | str) -> CheckpointDescription:
         raise InputError("version", version, f"this release reads checkpoints of version {VERSION} ({path})")
     values["factor_set"] = factors_from_json(values.get("factor_set"), str(path))
     return build_config(CheckpointDescription, values, str(path))
+
+
+def _describe_megatron_lm(directory: Path) -> CheckpointDescription:
+    shape, factor_set, dtype, iteration = read_megatron_lm(directory)
+    return CheckpointDescription(shape=shape, factor_set=factor_set, dtype=dtype_name(dtype), iteration=iteration)
 
 
 def load_weights(model: LongRopeModel, directory: Path | str) -> None:
@@ -153,13 +162,15 @@ def load_checkpoint(
         if mine != stored:
             raise InputError("checkpoint", directory, f"its {name} is {stored}, the model's is {mine}")
     state = {"model": _without_objects(model.stage.sharded_state_dict()), **(extra_sharded or {})}
-    loaded = load_sharded(state, weights_folder(directory))
+    loaded = load_sharded(state, weights_folder(directory), read_common=not is_megatron_lm(Path(directory)))
     _fill(model.stage, loaded["model"])
     return description, {key: loaded[key] for key in extra_sharded or {} if key in loaded}
 
 
 def weights_folder(directory: Path | str) -> Path:
     """Returns where a checkpoint's torch_dist files are."""
+    if is_megatron_lm(Path(directory)):
+        return iteration_folder(Path(directory))
     return _locate(Path(directory)) / WEIGHTS_FOLDER
 
 
@@ -211,17 +222,19 @@ def _without_objects(sharded: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sharded.items() if not isinstance(value, ShardedObject)}
 
 
-def _refuse_foreign_folder(directory: Path) -> None:
+def refuse_foreign_folder(directory: Path) -> None:
+    """Raises InputError where `directory` is there and is no checkpoint of ours, which alone is replaced."""
     if directory.exists() and not is_checkpoint(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError("checkpoint", directory, "exists and is not a Megatron checkpoint; it is left alone")
 
 
-def _carry_hf_files(source: Path | None, target: Path) -> None:
+def carry_hf_files(source: Path | None, target: Path) -> None:
+    """Copies the files named in HF_FILES into the folder `target`, made for them."""
     if source is None:
         return
     if not source.is_dir():
         raise InputError("hf_files", source, "no such folder")
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for name in HF_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

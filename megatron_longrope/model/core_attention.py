@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from megatron_longrope.model.context_attention import attend
 from megatron_longrope.model.packed import LongRopePackedParams
 from megatron_longrope.model.rotary import rotate
+from megatron_longrope.model.sliding_window import windowed_documents
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -43,13 +44,15 @@ class DocumentAttention(nn.Module):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         pg_collection: ProcessGroupCollection,
+        window: int | None = None,
         is_rotated: bool = True,
         **_: Any,
     ) -> None:
-        """`is_rotated`: whether RoPE turns this layer's queries and keys."""
+        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns this layer's."""
         super().__init__()
         assert config.attention_dropout == 0.0
-        self.group, self.is_rotated = pg_collection.cp, is_rotated
+        self.group, self.window, self.is_rotated = pg_collection.cp, window, is_rotated
+        assert window is None or self.group.size() == 1
 
     def forward(
         self,
@@ -71,6 +74,8 @@ class DocumentAttention(nn.Module):
         scale = 1 / math.sqrt(query.shape[-1])
         if self.is_rotated:
             query, key, scale = apply_factors(query, key, packed, overwrite=overwrite)
+        if self.window is not None and self.window < max(packed.document_lengths):
+            return windowed_documents(query, key, value, packed.document_lengths, window=self.window, scale=scale)
         out = attend(
             query, key, value, document_lengths=packed.document_lengths, scale=scale, group=self.group,
             exchange=packed.context_exchange, overwrite=overwrite,

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -34,6 +35,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta, Te
 
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.model.safe_metadata import FIELD, one_line, read_metadata
+from megatron_longrope.model.tensor_record import locate_tensor
 
 COMMON_FILE = "common.pt"
 _FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
@@ -45,15 +47,19 @@ def save_sharded(state: dict[str, Any], weights: Path) -> None:
         dist_checkpointing.save(state, str(weights), sharded_strategy=_InProcessSave("torch_dist", 1))
 
 
-def load_sharded(state: dict[str, Any], weights: Path) -> dict[str, Any]:
+def load_sharded(state: dict[str, Any], weights: Path, *, read_common: bool = True) -> dict[str, Any]:
     """Returns megatron's sharded state dict filled from `weights`, whatever layout wrote it; every rank calls it.
 
-    Raises InputError for missing, damaged or hostile files, and for tensors of other names or shapes.
+    `read_common=False` leaves common.pt alone: in Megatron-LM's checkpoints it holds any objects. Raises InputError for
+    missing, damaged or hostile files, and for tensors of other names or shapes.
     """
     metadata = read_metadata(weights)
     with _refusing_damage(weights):
         loaded: dict[str, Any] = dist_checkpointing.load(
-            state, str(weights), sharded_strategy=_SafeLoad(metadata), common_strategy=_SafeCommonLoad()
+            state,
+            str(weights),
+            sharded_strategy=_SafeLoad(metadata),
+            common_strategy=_SafeCommonLoad() if read_common else _NoCommonLoad(),
         )
     return loaded
 
@@ -64,6 +70,7 @@ class StoredTensors:
     def __init__(self, weights: Path) -> None:
         self._weights = weights
         self._metadata = read_metadata(weights)
+        self._buffer = bytearray()
         entries = self._metadata.state_dict_metadata
         self.entries = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
@@ -83,14 +90,52 @@ class StoredTensors:
             tensor[tuple(slice(offset, offset + length) for offset, length in where)] = part
         return tensor
 
+    def row_parts(self, name: str, layer: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields (first row, rows) of what `read` returns, chunk by chunk where the chunks hold whole rows.
+
+        Rows are good until the next ones are asked for.
+        """
+        if name not in self.entries:
+            raise InputError(FIELD, self._weights, f"has no tensor {name}")
+        entry = self.entries[name]
+        at = 0 if layer is None else 1
+        boxes = [box for box in entry.chunks
+                 if layer is None or box.offsets[0] <= layer < box.offsets[0] + box.sizes[0]]  # fmt: skip
+        if any(box.sizes[at + 1 :] != entry.size[at + 1 :] for box in boxes):
+            yield 0, self.read(name, layer)
+            return
+        for box in sorted(boxes, key=lambda box: box.offsets[at]):
+            part = self._read_chunk(MetadataIndex(name, box.offsets), box.sizes, entry.properties.dtype)
+            yield box.offsets[at], part if layer is None else part[layer - box.offsets[0]]
+
     def _read_chunk(self, index: MetadataIndex, sizes: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         place = self._metadata.storage_data[index]
-        with _refusing_damage(self._weights), (self._weights / place.relative_path).open("rb") as file:
+        path = self._weights / place.relative_path
+        with _refusing_damage(self._weights), path.open("rb", buffering=0) as file:
+            found = locate_tensor(file, place.offset, place.length)
+            if found is not None and (found.dtype, found.sizes) == (dtype, tuple(sizes)):
+                return self._read_numbers(file, found.start, sizes, dtype)
             file.seek(place.offset)
             part = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
         if not isinstance(part, torch.Tensor) or part.shape != sizes or part.dtype != dtype:
-            raise InputError(FIELD, self._weights / place.relative_path, f"{index.fqn} is not what the metadata says")
+            raise InputError(FIELD, path, f"{index.fqn} is not what the metadata says")
         return part
+
+    def _read_numbers(self, file: RawIOBase, start: int, sizes: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """Returns a tensor whose memory the next chunk uses again."""
+        if sizes.numel() == 0:
+            return torch.empty(sizes, dtype=dtype)
+        num_bytes = sizes.numel() * dtype.itemsize
+        if len(self._buffer) < num_bytes:
+            self._buffer = bytearray(num_bytes)
+        view, done = memoryview(self._buffer)[:num_bytes], 0
+        file.seek(start)
+        while done < num_bytes:
+            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise EOFError("the file ended while it was read")
+            done += count
+        return torch.frombuffer(self._buffer, dtype=dtype, count=sizes.numel()).view(sizes)
 
 
 class _Writer(FileSystemWriter):
@@ -165,6 +210,13 @@ class _SafeCommonLoad(TorchCommonLoadStrategy):
         if not isinstance(common, dict):
             raise InputError(FIELD, path, "damaged: it does not hold a dictionary")
         return common
+
+
+class _NoCommonLoad(TorchCommonLoadStrategy):
+    """Leaves common.pt unread."""
+
+    def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
+        return {}
 
 
 @contextmanager

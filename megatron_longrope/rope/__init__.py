@@ -5,6 +5,7 @@ from megatron_longrope.rope.factor_file import factors_from_json, factors_to_jso
 from megatron_longrope.rope.factors import MAX_ATTENTION_FACTOR, FactorOrigin, FactorRange, FactorSet, RopeFactors
 from megatron_longrope.rope.geometry import RopeGeometry
 from megatron_longrope.rope.hf import factor_set_from_hf, geometry_from_hf, hf_rope_config, method_from_hf
+from megatron_longrope.rope.hf_export import short_and_long
 from megatron_longrope.rope.methods import (
     METHOD_NAMES,
     DynamicNtk,
@@ -53,5 +54,6 @@ __all__ = [
     "published_sets",
     "read_factors",
     "rotary_angles",
+    "short_and_long",
     "write_factors",
 ]

@@ -127,6 +127,9 @@ def _build_longrope(reading: _Reading) -> RopeMethod:
     for key in ("short_factor", "long_factor"):
         _check_list(key, reading)
     attention_factor, factor, ratio = reading.parameters.get("attention_factor"), reading.factor, reading.length_ratio
+    for key, value in reading.pick(*_MSCALES).items():
+        if value != attention_factor:
+            raise InputError(key, value, f"vLLM's word for the temperature, and attention_factor is {attention_factor}")
     if factor is not None and attention_factor is None and abs(factor - ratio) > 1e-6 * ratio:
         rule = (
             f"max_position_embeddings/{ORIGINAL_KEY} is {ratio:g}, and transformers 4 and 5 disagree which one counts"
@@ -143,7 +146,8 @@ def _build_longrope(reading: _Reading) -> RopeMethod:
 
 def _check_list(key: str, reading: _Reading) -> None:
     values, pairs = reading.parameters[key], reading.geometry.num_pairs
-    if not isinstance(values, list | tuple) or len(values) != pairs:
+    is_list = isinstance(values, list | tuple) and not any(isinstance(value, str | bool) for value in values)
+    if not is_list or len(values) != pairs:
         raise InputError(key, values, f"head_dim {reading.geometry.head_dim} needs a list of {pairs} numbers")
 
 
@@ -159,13 +163,15 @@ _FACTOR = frozenset({"factor"})
 _LLAMA3_KEYS = frozenset({"factor", ORIGINAL_KEY, "low_freq_factor", "high_freq_factor"})
 _YARN_KEYS = frozenset({"factor", ORIGINAL_KEY, "attention_factor", "beta_fast", "beta_slow"})
 _LONGROPE_LISTS = frozenset({"short_factor", "long_factor"})
+_MSCALES = ("short_mscale", "long_mscale")
+_LONGROPE_KEYS = _LONGROPE_LISTS | {"factor", "attention_factor", ORIGINAL_KEY, *_MSCALES}
 _KINDS = {
     "default": _Kind(lambda reading: NoScaling()),
     "linear": _Kind(_build_linear, _FACTOR, _FACTOR),
     "dynamic": _Kind(_build_dynamic, _FACTOR, _FACTOR),
     "yarn": _Kind(_build_yarn, _YARN_KEYS | {"mscale", "mscale_all_dim", "truncate"}),
     "llama3": _Kind(_build_llama3, _LLAMA3_KEYS, _LLAMA3_KEYS),
-    "longrope": _Kind(_build_longrope, _LONGROPE_LISTS | {"factor", "attention_factor", ORIGINAL_KEY}, _LONGROPE_LISTS),
+    "longrope": _Kind(_build_longrope, _LONGROPE_KEYS, _LONGROPE_LISTS),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from megatron_longrope.errors import InputError
 from megatron_longrope.rope.factors import FactorSet, RopeFactors
 
-_RULE = "transformers' longrope cannot carry it"
+HF = "transformers' longrope"
 
 
 def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
@@ -15,8 +15,7 @@ def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
 
     Keys: max_position_embeddings, rope_theta, rope_scaling (generation 4), rope_parameters (generation 5), and with
     scaling original_max_position_embeddings. A set with one range is served at every length (short = long). Raises
-    InputError for what `longrope` has no place for: start tokens, other ranges than up to and beyond the original
-    length, two attention factors.
+    InputError for what `longrope` has no place for, as `short_and_long` does.
     """
     factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
     geometry = factor_set.geometry
@@ -33,16 +32,31 @@ def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
     }
 
 
-def _longrope_settings(factor_set: FactorSet, longest: int) -> dict[str, Any]:
-    short, long = _short_and_long(factor_set)
-    for factors in (short, long):
+def short_and_long(factor_set: FactorSet, carrier: str = HF) -> tuple[RopeFactors, RopeFactors]:
+    """Returns the factors up to the original length and beyond it, for formats that know these two and one temperature.
+
+    `carrier` names the format in the InputError raised for start tokens, other ranges, and two attention factors.
+    """
+    rule = f"{carrier} cannot carry it"
+    if len(factor_set.ranges) > 2:
+        raise InputError("ranges", len(factor_set.ranges), f"{rule}: it has two, up to the original length and beyond")
+    short, long = factor_set.ranges[0], factor_set.ranges[-1]
+    window = factor_set.geometry.original_length
+    if short is not long and short.up_to != window:
+        raise InputError("up_to", short.up_to, f"{rule}: it changes factors at the original length, {window}")
+    for factors in (short.factors, long.factors):
         if factors.start_tokens:
             raise InputError(
-                "start_tokens", factors.start_tokens, f"{_RULE}: it has no start positions left as they were"
+                "start_tokens", factors.start_tokens, f"{rule}: it has no start positions left as they were"
             )
-    if short.attention_factor != long.attention_factor:
-        both = f"{short.attention_factor:g} and {long.attention_factor:g}"
-        raise InputError("attention_factor", both, f"{_RULE}: it has one for short and long inputs")
+    if short.factors.attention_factor != long.factors.attention_factor:
+        both = f"{short.factors.attention_factor:g} and {long.factors.attention_factor:g}"
+        raise InputError("attention_factor", both, f"{rule}: it has one for short and long inputs")
+    return short.factors, long.factors
+
+
+def _longrope_settings(factor_set: FactorSet, longest: int) -> dict[str, Any]:
+    short, long = short_and_long(factor_set)
     window = factor_set.geometry.original_length
     return {
         "rope_type": "longrope",
@@ -52,13 +66,3 @@ def _longrope_settings(factor_set: FactorSet, longest: int) -> dict[str, Any]:
         "attention_factor": long.attention_factor,
         "factor": longest / window,
     }
-
-
-def _short_and_long(factor_set: FactorSet) -> tuple[RopeFactors, RopeFactors]:
-    if len(factor_set.ranges) > 2:
-        raise InputError("ranges", len(factor_set.ranges), f"{_RULE}: it has two, up to the original length and beyond")
-    short, long = factor_set.ranges[0], factor_set.ranges[-1]
-    window = factor_set.geometry.original_length
-    if short is not long and short.up_to != window:
-        raise InputError("up_to", short.up_to, f"{_RULE}: it changes factors at the original length, {window}")
-    return short.factors, long.factors

@@ -26,6 +26,8 @@ def read_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if old is not None and new is not None and _comparable(old) != _comparable(new):
         raise InputError("rope_scaling", old, "differs from rope_parameters in the same config")
     parameters = dict(new if new is not None else old or {})
+    if config.get("model_type") == "phi3" and rope_type_of(parameters) == "su":  # what Phi-3's first releases called it
+        parameters = {key: value for key, value in parameters.items() if key != "type"} | {"rope_type": "longrope"}
     _refuse_partial(config)
     _refuse_partial(parameters)
     return parameters

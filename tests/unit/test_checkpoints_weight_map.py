@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoints_tools.gguf_names import unpermuted
 from checkpoints_tools.hf_folder import bits_equal
-from checkpoints_tools.smollm2 import unpermuted
 from checkpoints_tools.weight_map import bound_rules, hf_sizes, rule_of, tensor_parallel_share, to_hf, to_megatron
 from megatron_longrope.model import ModelShape
 from tests.llama_sizes import DTYPES, shapes

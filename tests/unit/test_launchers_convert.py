@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 from checkpoints_tools import smollm2
 from launchers.main import main
 from megatron_longrope.errors import InputError
+from megatron_longrope.presets import MODELS
+from megatron_longrope.rope import RopeGeometry, Yarn, write_factors
 from tests.hf_folders import SHAPE, random_hf_folder
 
 
@@ -33,6 +36,34 @@ def test_there_and_back_and_verified(tmp_path: Path) -> None:
     }
     random_hf_folder(tmp_path / "other", SHAPE, torch.bfloat16, seed=1)
     assert longrope("verify", tmp_path / "other", tmp_path / "m").exit_code == 1
+
+
+def test_gguf_there_and_back(tmp_path: Path) -> None:
+    """The demonstration model with YaRN's factors, whose λ float32 cannot hold: said, and seen by verify."""
+    factors = Yarn(scale=4.0).factors(RopeGeometry(base=10000.0, head_dim=64, original_length=256))
+    write_factors(tmp_path / "yarn.json", factors)
+    tokenizer = MODELS / "demo" / "tokenizer_config.json"
+    source = Path(shutil.copytree(MODELS / "demo", tmp_path / "hf"))
+    (source / tokenizer.name).write_text(json.dumps(json.loads(tokenizer.read_text()) | {"model_max_length": 256}))
+    assert longrope("import", source, tmp_path / "m").exit_code == 0
+    target = tmp_path / "out" / "m.gguf"
+    yarn = ("--factors", tmp_path / "yarn.json")
+    out = longrope("export", tmp_path / "m", target, "--serve", "gguf", *yarn)
+    assert out.exit_code == 0 and "note: factors are float32 in GGUF" in out.output
+    static = longrope(
+        "export", tmp_path / "m", tmp_path / "s", "--serve", "static", "--factors", tmp_path / "yarn.json"
+    )
+    assert static.exit_code == 0 and "note: tokenizer_config.json says model_max_length 256" in static.output
+    done = longrope("import", target, tmp_path / "again", "--json", tmp_path / "import.json")
+    assert done.exit_code == 0 and json.loads((tmp_path / "import.json").read_text())["dtype"] == "bfloat16"
+    result = longrope("verify", tmp_path / "s", tmp_path / "again", "--json", tmp_path / "v.json", "--all")
+    rows = {row["name"]: row for row in json.loads((tmp_path / "v.json").read_text())["rows"]}
+    assert result.exit_code == 1 and [name for name, row in rows.items() if not row["equal"]] == ["(rope factors)"]
+    assert 0 < rows["(rope factors)"]["difference"] < 4e-7
+    assert longrope("verify", tmp_path / "again", target).exit_code == 0
+    for words in (("export", tmp_path / "m", tmp_path / "x", "--no-tokenizer"),
+                  ("import", source, tmp_path / "x", "--no-tokenizer")):  # fmt: skip
+        assert longrope(*words).exit_code == 2
 
 
 def test_wrong_input_is_one_line_and_two(tmp_path: Path) -> None:

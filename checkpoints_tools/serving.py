@@ -1,0 +1,93 @@
+"""What of a factor set each kind of serving engine can be told, and the words it listens for (docs/serving.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from checkpoints_tools.gguf_header import shortest
+from megatron_longrope.config import format_length
+from megatron_longrope.errors import InputError
+from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors
+
+ServingTarget = Literal["transformers", "static", "gguf"]
+"""transformers: two sets, by the length of the input. static: one set, for engines that choose once. gguf: a file for
+llama.cpp with both sets."""
+
+
+def serving_set(factor_set: FactorSet, target: ServingTarget, length: int | None) -> tuple[FactorSet, list[str]]:
+    """Returns the factors to export for serving inputs of up to `length` tokens, and what is left out, in words.
+
+    `static` takes the set for `length`, by default the longest one. The two others take the set for `length` beyond
+    the original window beside the one for the window; without `length` they take the factor set as it is, and the
+    export refuses what they cannot carry.
+    """
+    window = factor_set.geometry.original_length
+    if target == "static":
+        chosen = factor_set.for_length(length or factor_set.target_length)
+        served = max(length or chosen.target_length, window)
+        return FactorSet.single(chosen.model_copy(update={"target_length": served})), _left_out(factor_set, [chosen])
+    if length is None:
+        return factor_set, []
+    if length <= window:
+        rule = f"the window is {format_length(window)}: one set serves it, --serve static"
+        raise InputError("--length", format_length(length), rule)
+    short = factor_set.for_length(window)
+    long = factor_set.for_length(length).model_copy(update={"target_length": length})
+    ranges = (FactorRange(up_to=window, factors=short), FactorRange(up_to=None, factors=long))
+    return FactorSet(ranges=ranges), _left_out(factor_set, [short, factor_set.for_length(length)])
+
+
+def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns config.json with the temperature also under the names that vLLM and SGLang read it by.
+
+    They compute one from the lengths where `short_mscale` and `long_mscale` are missing, whatever attention_factor
+    says. transformers warns of keys it does not know and goes on.
+    """
+    said = dict(config)
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = said.get(key)
+        if settings and settings.get("rope_type") == "longrope":
+            temperature = settings["attention_factor"]
+            said[key] = settings | {"short_mscale": temperature, "long_mscale": temperature}
+    return said
+
+
+def engine_notes(hf_dir: Path) -> list[str]:
+    """Returns what an engine would make of an exported folder that its config.json does not say.
+
+    tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length` for a limit.
+    """
+    file = hf_dir / "tokenizer_config.json"
+    if not file.is_file():
+        return []
+    longest = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    try:
+        limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
+    except (ValueError, AttributeError):  # carried as it is, like every other file
+        return [f"{file.name} holds no JSON object"]
+    if not isinstance(limit, int | float) or limit >= longest:
+        return []
+    return [f"{file.name} says model_max_length {limit:g}: vLLM serves no longer inputs, and these factors {longest}"]
+
+
+def rounding_note(factor_set: FactorSet) -> list[str]:
+    """Returns how far float32, which GGUF stores factors in, is from λ and t; nothing where it gives them back."""
+    values = [
+        value for entry in factor_set.ranges for value in (*entry.factors.rescale, entry.factors.attention_factor)
+    ]
+    largest = max(abs(shortest(np.float32(value)) - value) / value for value in values)
+    return [f"factors are float32 in GGUF: off by up to {largest:.1g} of their value"] if largest else []
+
+
+def _left_out(factor_set: FactorSet, kept: list[RopeFactors]) -> list[str]:
+    return [
+        f"the factors for inputs of up to {format_length(entry.up_to or entry.factors.target_length)} tokens "
+        f"(temperature {entry.factors.attention_factor:g})"
+        for entry in factor_set.ranges
+        if entry.factors not in kept
+    ]

@@ -1,0 +1,192 @@
+"""Work in units, each one file: resumable after a kill at any moment, by one process or several, with the same bytes.
+
+    <target>.partial/.conversion/plan.json     what is being converted: another plan starts over
+    <target>.partial/.conversion/<n>.json      unit n is whole and on disk; what its maker wants to remember
+    <target>.partial/.conversion/<n>.<pid>     unit n under way
+
+A unit's bytes depend on the plan alone, so a unit that two processes make is the same file twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from megatron_longrope.errors import InputError, LongRopeError
+
+Report = Callable[[int], None]
+"""Takes the bytes written since the last call."""
+Progress = Callable[[int, int], None]
+"""Takes bytes done, those of an earlier run included, and bytes in all."""
+Record: TypeAlias = dict[str, Any]
+Maker = Callable[[int, Path, Report], Record]
+"""Writes unit n to the path and returns what to remember of it (JSON). Picklable."""
+_FOLDER = ".conversion"
+_ORPHAN_CHECK_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One file of the target and about how many bytes it takes."""
+
+    path: str
+    num_bytes: int
+
+
+@contextmanager
+def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Iterator[Path]:
+    """Gives the folder the target is made in, with what an interrupted run of the same plan left there.
+
+    Where the body fails (a kill runs nothing) the folder goes. Raises InputError while another process works on it or
+    the disk has no room for `num_bytes`.
+    """
+    partial = target.with_name(target.name + ".partial")
+    text = json.dumps(plan, sort_keys=True, indent=1)
+    marker = partial / _FOLDER / "plan.json"
+    if not (marker.is_file() and marker.read_bytes() == text.encode()):
+        with _locked(partial):  # nobody is at work in what goes away
+            shutil.rmtree(partial, ignore_errors=True)
+        (partial / _FOLDER).mkdir(parents=True)
+        _write_whole(marker, text)
+    with _locked(partial):
+        try:
+            _check_room(partial, num_bytes)
+            yield partial
+        except OSError as error:
+            raise LongRopeError(f"{target}: {error.strerror or error}; the same command goes on from here") from error
+        except LongRopeError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def forget(partial: Path) -> None:
+    """Removes the notes of the conversion, last of all before the folder is put in place."""
+    shutil.rmtree(partial / _FOLDER)
+
+
+def make_units(
+    partial: Path, units: Sequence[Unit], maker: Maker, *, processes: int = 1, progress: Progress | None = None
+) -> list[Record]:
+    """Makes the units that are not whole yet and returns all records, in order."""
+    records = {number: record for number, unit in enumerate(units) if (record := _finished(partial, number, unit))}
+    meter = _Meter(sum(unit.num_bytes for unit in units), sum(units[n].num_bytes for n in records), progress)
+    missing = [number for number in range(len(units)) if number not in records]
+    if processes == 1 or len(missing) <= 1:
+        for number in missing:
+            records[number] = _make(partial, number, units[number], maker, meter.add)
+    else:
+        records |= _make_in_processes(partial, units, missing, maker, min(processes, len(missing)), meter)
+    return [records[number] for number in range(len(units))]
+
+
+class _Meter:
+    def __init__(self, total: int, done: int, progress: Progress | None) -> None:
+        self.total, self.done, self.progress = total, done, progress
+
+    def add(self, num_bytes: int) -> None:
+        self.done += num_bytes
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _make_in_processes(
+    partial: Path, units: Sequence[Unit], missing: Sequence[int], maker: Maker, processes: int, meter: _Meter
+) -> dict[int, Record]:
+    records: dict[int, Record] = {}
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),))
+    try:
+        waiting: dict[Future[Record], int] = {
+            pool.submit(_make, partial, number, units[number], maker, _ignore): number for number in missing
+        }
+        while waiting:
+            for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                number = waiting.pop(done)
+                records[number] = done.result()
+                meter.add(units[number].num_bytes)
+    except BrokenProcessPool as error:
+        raise OSError("a conversion process was killed") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return records
+
+
+def _make(partial: Path, number: int, unit: Unit, maker: Maker, report: Report) -> Record:
+    scratch = partial / _FOLDER / f"{number}.{os.getpid()}"
+    record = maker(number, scratch, report)
+    _sync(scratch)
+    final = partial / unit.path
+    final.parent.mkdir(parents=True, exist_ok=True)
+    record = record | {"file_bytes": scratch.stat().st_size}
+    os.replace(scratch, final)
+    _write_whole(partial / _FOLDER / f"{number}.json", json.dumps(record))
+    return record
+
+
+def _finished(partial: Path, number: int, unit: Unit) -> Record | None:
+    note, file = partial / _FOLDER / f"{number}.json", partial / unit.path
+    if not note.is_file() or not file.is_file():
+        return None
+    record: Record = json.loads(note.read_text(encoding="utf-8"))
+    return record if record["file_bytes"] == file.stat().st_size else None
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Writes a small file so that it is there whole or not at all."""
+    scratch = file.with_name(f"{file.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, file)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _check_room(partial: Path, num_bytes: int) -> None:
+    there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+    free = shutil.disk_usage(partial).free
+    if num_bytes - there > free:
+        raise InputError("target", partial, f"needs {(num_bytes - there) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Holds the folder against a second run; the lock ends with the process, however it ends."""
+    if not partial.is_dir():
+        yield
+        return
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InputError("target", partial, "another conversion is at work on it") from error
+    finally:
+        os.close(descriptor)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose parent was killed ends too, instead of working on beside the next run."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_ORPHAN_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _ignore(num_bytes: int) -> None:
+    """Workers do not report in between: the unit counts when it is whole."""
