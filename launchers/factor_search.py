@@ -93,7 +93,11 @@ def _sizes(searcher: str, settings: dict[str, Any]) -> dict[str, Any]:
         return {"evolution": _evolution(settings)}
     if steps is None:
         return {}
-    return {"gradient": {"steps": steps}} if searcher == "gradient" else {"hybrid": {"descent": {"steps": steps}}}
+    return (
+        {"gradient": {"steps": steps}}
+        if searcher == "gradient"
+        else {"hybrid": {"cycles": 1, "descent": {"steps": steps}}}
+    )
 
 
 def _evolution(settings: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.descent import DescentSettings
 
-_TENTH_OF_672 = HybridSettings(descent=DescentSettings(steps=17), mutants=4, rounds=1)
+_TENTH_OF_672 = HybridSettings(descent=DescentSettings(steps=17), cycles=1, mutants=4, rounds=1)
 _PROBLEM = click.option("--problem", type=click.Choice(list(LENGTHS)), default="8x", show_default=True)
 _OUT = click.option("--out", type=click.Path(path_type=Path), default="runs/search_cost", show_default=True,
                     help="Folder of the journals; a search interrupted goes on.")  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
-from megatron_longrope.evaluation import EvaluationDocument, ObjectivePart, PerplexityObjective, factors_of
+from megatron_longrope.evaluation import EvaluationDocument, ObjectivePart, PerplexityObjective, Tokens, factors_of
 from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory
@@ -138,15 +138,11 @@ def search_objective(
 
     answers of pass keys.
     """
-    texts = [
-        document.prefix(length * config.windows_per_document)[start : start + length]
-        for document in documents[: config.num_documents]
-        for start in range(0, length * config.windows_per_document, length)
-    ]
-    parts = [ObjectivePart.last_part(texts, config.last_fraction)]
+    chosen = documents[: config.num_documents]
+    parts = [ObjectivePart.last_part(_stretches(chosen, length, config.windows_per_document), config.last_fraction)]
     for other, weight in config.mixture.items():
-        prefixes = [document.prefix(other) for document in documents[: config.num_documents]]
-        parts.append(ObjectivePart.last_part(prefixes, config.last_fraction, weight))
+        stretches = _stretches(chosen, other, config.windows_per_document)
+        parts.append(ObjectivePart.last_part(stretches, config.last_fraction, weight))
     if config.retrieval_documents:
         filler = classic_filler(tokenizer)
         keys = [
@@ -157,6 +153,15 @@ def search_objective(
         ]
         parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
     return PerplexityObjective(model, parts, target_length=length, max_batch_tokens=max(length, _PASS_TOKENS))
+
+
+def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int) -> list[Tokens]:
+    """`count` consecutive stretches of `length` tokens of each document, from its beginning on."""
+    return [
+        document.prefix(length * count)[start : start + length]
+        for document in documents
+        for start in range(0, length * count, length)
+    ]
 
 
 def search_factors(

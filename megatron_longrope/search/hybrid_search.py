@@ -1,4 +1,4 @@
-"""The default searcher: a descent to the valley, then mutants of its end point on the grid, and n̂ where asked."""
+"""The default searcher: descents to the valley, then n̂ where it is asked for, and mutants of the best on the grid."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ _RETRIES = 20
 
 
 class HybridSettings(StrictConfig):
-    """A step of the descent costs about three evaluations, a mutant one."""
+    """A step of a descent costs about three evaluations, a mutant one: by default 129 in all with six seeds."""
 
-    descent: DescentSettings = DescentSettings(steps=36)
+    descent: DescentSettings = DescentSettings(steps=12)
+    cycles: int = Field(default=3, ge=1)
+    """Descents, each from the best candidate so far: the loss is rugged, and a long descent leaves a good valley."""
     mutants: int = Field(default=4, ge=1)
     """Of the best candidate, per round after the descent."""
     rounds: int = Field(default=3, ge=0)
@@ -31,7 +33,7 @@ class HybridSettings(StrictConfig):
 
 
 class HybridSearch(RoundSearcher):
-    """The seeds; a descent from the best of them; its end with every other n̂; then mutants of the best on the grid.
+    """The seeds; descents, each from the best so far; the best with every other n̂; then mutants of it on the grid.
 
     Needs evaluations that come with gradients where `asks_gradient` says so.
 
@@ -49,44 +51,56 @@ class HybridSearch(RoundSearcher):
 
     @property
     def asks_gradient(self) -> bool:
-        """While the descent is on its way, its end excepted."""
-        return 0 < self.round_number <= self.settings.descent.steps
+        """While a descent is on its way, its end excepted."""
+        in_descents = 0 < self.round_number <= self._rounds_of_descents
+        return in_descents and self._place < self.settings.descent.steps
 
     @property
     def num_evaluations(self) -> int:
         """Evaluations from first to last; fewer where nothing is usable or the space has no more to offer."""
         if self.finished:
             return len(self.history)
-        settings = self.settings
-        after_descent = 1 + len(self.space.start_tokens) - 1 + settings.rounds * settings.mutants
-        return len(self.seeds) + settings.descent.steps + after_descent
+        others = len(self.space.start_tokens) - 1
+        return len(self.seeds) + self._rounds_of_descents + others + self.settings.rounds * self.settings.mutants
 
     def settings_json(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""
         return self.settings.model_dump(mode="json")
 
     def next_round(self) -> list[Proposal]:
-        """Returns the seeds, one point of the descent at a time, then the refinements."""
-        last_of_descent = self.settings.descent.steps + 1
+        """Returns the seeds, one point of a descent at a time, then the refinements."""
         if self.round_number == 0:
             return [Proposal(seed, "seed") for seed in self.seeds]
         if self.best is None:
             return []
-        if self.round_number <= last_of_descent:
+        if self.round_number <= self._rounds_of_descents:
             return self._step()
-        if self.round_number == last_of_descent + 1 and len(self.space.start_tokens) > 1:
+        searches_start = len(self.space.start_tokens) > 1
+        refinement = self.round_number - self._rounds_of_descents - searches_start
+        if refinement == 0:
             return self._other_start_tokens(self.best[0])
-        first_of_mutants = last_of_descent + 1 + (len(self.space.start_tokens) > 1)
-        if self.round_number < first_of_mutants + self.settings.rounds:
-            return list(self._mutants(self.best[0]))
-        return []
+        return list(self._mutants(self.best[0])) if refinement <= self.settings.rounds else []
+
+    @property
+    def _rounds_of_descents(self) -> int:
+        return self.settings.cycles * (self.settings.descent.steps + 1)
+
+    @property
+    def _place(self) -> int:
+        """Of this round in its descent; the last one is its end, evaluated without a gradient."""
+        return (self.round_number - 1) % (self.settings.descent.steps + 1)
 
     def _step(self) -> list[Proposal]:
         assert self.best is not None
-        if self._descent is None:
-            self._descent = Descent(self.space, self.best[0], self.settings.descent)
+        if self._place == 0:
+            candidate, evaluation = self.best
+            self._descent = Descent(self.space, candidate, self.settings.descent)
+            if evaluation.gradient is not None:  # known already: no need to score the starting point again
+                self._descent.advance(evaluation)
         else:
+            assert self._descent is not None
             self._descent.advance(self.history[-1].evaluation)
+        assert self._descent is not None
         return [Proposal(self._descent.candidate, "step" if self.asks_gradient else "end")]
 
     def _other_start_tokens(self, best: Candidate) -> list[Proposal]:

@@ -29,7 +29,7 @@ from tests.tiny_models import HfWeights, our_model, random_documents, tiny_hf_mo
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CHOICES = {
-    "hybrid": {"searcher": "hybrid", "hybrid": {"descent": {"steps": 3}, "rounds": 2, "mutants": 5}},
+    "hybrid": {"searcher": "hybrid", "hybrid": {"cycles": 1, "descent": {"steps": 3}, "rounds": 2, "mutants": 5}},
     "evolution": {"searcher": "evolution",
                   "evolution": {"population": 12, "mutants": 5, "crossovers": 4, "parents": 6, "iterations": 2}},
 }  # fmt: skip
