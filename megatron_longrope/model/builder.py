@@ -94,7 +94,8 @@ def build_model(
         rule = "sliding windows are not cut by context parallelism: import with --sliding-window off"
         raise InputError("context_parallel", layout.context_parallel, rule)
     resolved = resolve_backend(backend or BackendSettings(), shape, layout, dtype=dtype, recompute=recompute,
-                               purpose=purpose, sequence_length=sequence_length)  # fmt: skip
+                               purpose=purpose, sliding_window=bool(shape.attention_windows),
+                               sequence_length=sequence_length)  # fmt: skip
     config = transformer_config(shape, layout, resolved, dtype=dtype, recompute=recompute, initialize=initialize,
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
     with switches_kept():
