@@ -19,15 +19,20 @@ from megatron_longrope.errors import InputError
     lengths=st.lists(st.integers(0, 200), max_size=60),
     sequence_length=st.integers(1, 64),
     min_piece=st.integers(1, 64),
+    short_limit=st.integers(0, 64),
 )
-def test_every_token_lies_in_one_place(lengths: list[int], sequence_length: int, min_piece: int) -> None:
-    plan = plan_packing(lengths, sequence_length, min(min_piece, sequence_length))
+def test_every_token_lies_in_one_place(
+    lengths: list[int], sequence_length: int, min_piece: int, short_limit: int
+) -> None:
+    plan = plan_packing(lengths, sequence_length, min(min_piece, sequence_length), short_limit)
     pieces = [piece for row in plan.rows for piece in row]
     seen = Counter((p.document, token) for p in pieces + plan.left_out for token in range(p.start, p.start + p.length))
     assert seen == Counter((document, token) for document, length in enumerate(lengths) for token in range(length))
     assert all(piece.length < min_piece for piece in plan.left_out)
     assert all(piece.length >= min(min_piece, sequence_length) for piece in pieces)
     assert all(row and sum(piece.length for piece in row) <= sequence_length for row in plan.rows)
+    for row in plan.rows:
+        assert len({piece.length <= short_limit for piece in row}) == 1
     assert plan.unused == sum(sequence_length - sum(piece.length for piece in row) for row in plan.rows)
 
 

@@ -52,6 +52,16 @@ def test_a_wrong_length_names_its_option(arguments: list[str], field: str) -> No
     assert error.field == field
 
 
+def test_overrides_reach_into_lists_by_number() -> None:
+    values = {"steps": [{"length": 1}, {"length": 2}], "other": [1, 2]}
+    changed = apply_overrides(values, ["steps.1.length=4k", "other.0=7"])
+    assert changed == {"steps": [{"length": 1}, {"length": "4k"}], "other": [7, 2]}
+    assert values == {"steps": [{"length": 1}, {"length": 2}], "other": [1, 2]}
+    for wrong in ("steps.2.length=1", "steps.last.length=1", "other.-1=1", "other.0.x=1"):
+        with pytest.raises(InputError, match="--set"):
+            apply_overrides(values, [wrong])
+
+
 def test_overrides_and_json_path_arrive() -> None:
     assert json.loads(run("--set", "a.b=2e-5", "--set", "c=off", "--json", "x.json").stdout)[2:] == [
         {"a": {"b": 2e-5}, "c": "off"},

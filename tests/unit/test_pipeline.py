@@ -20,13 +20,14 @@ from megatron_longrope.pipeline.bars import run_bars
 from megatron_longrope.pipeline.corpus import load_corpus
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.exporting import export_factor_set
+from megatron_longrope.pipeline.fine_tuning import training_factors
 from megatron_longrope.pipeline.measuring import RunModels
-from megatron_longrope.pipeline.recipe import CorpusConfig, RetrievalConfig, TrainingDataConfig
+from megatron_longrope.pipeline.recipe import CorpusConfig, RetrievalConfig, ShortInputs, TrainingDataConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.searching import first_search, recovery_search, second_search
 from megatron_longrope.pipeline.stages import StageRunner
 from megatron_longrope.pipeline.training_data import build_training_set
-from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry, Yarn
+from megatron_longrope.rope import FactorOrigin, PositionInterpolation, RopeFactors, RopeGeometry, Yarn
 from megatron_longrope.runtime import Runtime
 from tests.tiny_models import single_runtime
 
@@ -199,3 +200,14 @@ def test_shipped_recipes_are_valid() -> None:
         kind = TrainRecipe if name == "demo-model" else Recipe
         config = build_config(kind, read_yaml(recipe_path(name)), name)
         assert config.name == name and json.dumps(config.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(("short_inputs", "temperature"), [("pretrained", 1.0), ("unscaled", 1.2)])
+def test_short_rows_may_be_trained_under_other_factors(short_inputs: ShortInputs, temperature: float) -> None:
+    geometry = RopeGeometry(base=10000.0, head_dim=8, original_length=64)
+    tuned = PositionInterpolation(scale=4).factors(geometry).model_copy(update={"attention_factor": 1.2})
+    assert training_factors(tuned, "extended").for_length(10) == tuned
+    chosen = training_factors(tuned, short_inputs)
+    assert chosen.for_length(65) == tuned
+    short = chosen.for_length(64)
+    assert short.rescale == (1.0,) * 4 and short.attention_factor == temperature

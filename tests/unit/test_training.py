@@ -97,6 +97,16 @@ def test_steps_equal_transformers_with_torchs_adamw(runtime: Runtime, dataset: P
         assert math.isclose(report.gradient_norm, float(norm), rel_tol=2e-3)
 
 
+def test_attention_alone_is_trained_where_that_is_asked_for(runtime: Runtime, dataset: PackedDataset) -> None:
+    trainer = _trainer(runtime, dataset, _config(trainable="attention"))
+    stage = trainer.model.stage
+    before = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
+    trainer.step()
+    changed = {name for name, parameter in stage.named_parameters() if not torch.equal(parameter, before[name])}
+    projections = ("linear_qkv.weight", "linear_proj.weight")
+    assert changed == {name for name in before if name.endswith(projections)}
+
+
 def test_a_resumed_training_repeats_the_undisturbed_one_bit_for_bit(
     runtime: Runtime, dataset: PackedDataset, tmp_path: Path
 ) -> None:
