@@ -37,10 +37,11 @@ $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.12 found; give one with PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
+# Python compiles what is imported, once; compiling all of torch first takes longer than the rest of the installation.
 $(VENV)/.installed: $(PACKAGING) | $(BIN)/pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(PACKAGING) | $(BIN)/pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/.installed
