@@ -188,7 +188,7 @@ def search_factors(
             outcome = run_search(searcher, objective.stream, journal, **options)
     else:
         outcome = run_search(searcher, objective.stream, MemoryJournal(runtime.broadcast(None)), **options)
-    origin = FactorOrigin(method="longrope", data=documents_sha256[:16], score=outcome.evaluation.perplexity)
+    origin = FactorOrigin(method="longrope", data=documents_sha256[:16], score=outcome.evaluation.loss)
     factors = factors_of(outcome.best, objective.model.geometry, problem.length, origin)
     if runtime.is_main:
         write_factors(directory.factors(problem.name), factors)
