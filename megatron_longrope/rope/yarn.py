@@ -44,7 +44,8 @@ class Yarn(RopeMethod):
         ramp = (min(max((i - low) / (high - low), 0.0), 1.0) for i in range(geometry.num_pairs))
         return self._factors(
             geometry,
-            tuple(1.0 / ((1.0 - r) + r / self.scale) for r in ramp),
+            # 1/((1−r) + r/s), in an order whose every step rounds without decreasing in r
+            tuple(self.scale / (self.scale - r * (self.scale - 1.0)) for r in ramp),
             round(self.scale * geometry.original_length),
             attention_factor=self.temperature(),
             hf_inverse_frequencies=float32_yarn_frequencies(geometry.base, geometry.head_dim, self.scale, (low, high)),
