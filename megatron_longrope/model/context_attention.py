@@ -25,8 +25,8 @@ TILE_TOKENS = 1024
 """Queries per kernel call where another rank's keys are attended, with all heads: what is merged stays this small."""
 MOST_HEAD_GROUPS, GROUPED_FROM_TOKENS = 4, 4096
 """Where nothing is kept for a backward pass, shares from so many tokens on go through some heads at a time."""
-PIECE_TOKENS = 2048
-"""K/V of such a share travel so many tokens at a time: what is arriving stays small however long the share is."""
+MOST_PIECES, PIECE_TOKENS = 8, 2048
+"""K/V of such a share travel in pieces of at least so many tokens, of which three are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,24 @@ def attend(
     `document_lengths` are whole ones, padding included; `tokens` is this rank's share of their sum.
 
     `overwrite`: nothing is kept for a backward pass, and the output takes the place of the queries, some heads at a
-    time; K/V may be lost. K/V laid out by head ([kv_heads, tokens, head_dim] in memory) are then never copied.
+    time; K/V may be lost. K/V laid out by head ([kv_heads, tokens, head_dim] in memory) are then copied piece by
+    piece as they leave, and never as a whole.
     """
     call = AttentionCall(runs_of(document_lengths, group.size()), scale, group, exchange, TILE_TOKENS)
     if not overwrite:
         return _Attention.apply(query, key, value, call)  # type: ignore[no-any-return]
-    num_groups = 1
-    if query.shape[0] >= GROUPED_FROM_TOKENS:
-        num_groups = math.gcd(key.shape[1], MOST_HEAD_GROUPS)
-        longest_chunk = max(run.length // 2 for run in call.runs)
-        pieces = max(1, min(query.shape[0] // PIECE_TOKENS, longest_chunk))
-        call = replace(call, tile_tokens=TILE_TOKENS * num_groups, num_pieces=pieces)
+    num_groups = math.gcd(key.shape[1], MOST_HEAD_GROUPS) if query.shape[0] >= GROUPED_FROM_TOKENS else 1
+    call = replace(call, tile_tokens=TILE_TOKENS * num_groups, num_pieces=_num_pieces(call.runs, query.shape[0]))
     for q, k, v in zip(*(x.chunk(num_groups, dim=1) for x in (query, key, value)), strict=True):
         q.copy_(_forward(q, (_by_head(k), _by_head(v)), call, overwrite)[0])
     return query
+
+
+def _num_pieces(runs: Runs, tokens: int) -> int:
+    """Returns how many pieces a share's K/V travel in; with more than the longest chunk's tokens some were empty."""
+    if tokens < GROUPED_FROM_TOKENS:
+        return 1
+    return max(1, min(MOST_PIECES, tokens // PIECE_TOKENS, max(run.length // 2 for run in runs)))
 
 
 class _Attention(torch.autograd.Function):

@@ -66,7 +66,8 @@ class _Alone:
 
 
 class _Ring:
-    """Each rank sends to the next while it computes with what it has: two shares of K/V are held, three in training.
+    """Each rank sends to the next while it computes with what it has. So at most three pieces of K/V are held beside
+    its own: one to compute with, one that leaves, one that arrives. Whole K/V that may be lost need one beside them.
 
     Gradients follow one step behind on the same way and are home after the last step.
     """
@@ -116,7 +117,7 @@ class _Ring:
 
 
 class _AllGather:
-    """All K/V on every rank at once: fewer, larger messages, for sequences so short that they fit with ease."""
+    """A piece of all ranks' K/V at once, or the whole: fewer, larger messages, where they fit with ease."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group, self.rank, self.size = group, group.rank(), group.size()
