@@ -28,6 +28,8 @@ Announce = Callable[[str], None]
 _DEPTH_DIGITS = 6
 _SHORT_TOKENS = 4096
 """Of each document: shorter lengths are measured on consecutive stretches of so many tokens."""
+_PASS_TOKENS = 2048
+"""Short inputs share a pass up to so many: passes are what data-parallel groups share out, so there must be several."""
 
 
 @dataclass
@@ -60,7 +62,8 @@ class Evaluator:
         self.model.set_factors(factors)
         labels = EvaluationLabels(self.name, method, temperature)
         bucket = max(1, min(length // 8, self.window))
-        measured = measure_perplexity(self.model, self._documents(length), length, labels, bucket_tokens=bucket)
+        measured = measure_perplexity(self.model, self._documents(length), length, labels, bucket_tokens=bucket,
+                                      max_batch_tokens=_PASS_TOKENS)  # fmt: skip
         self.rows.perplexity += measured.rows
         self.rows.positions += measured.positions
 
@@ -70,7 +73,8 @@ class Evaluator:
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
         labels = EvaluationLabels(self.name, "none", "own")
         documents = self.documents[: self.config.num_documents]
-        self.rows.perplexity += measure_perplexity(self.model, documents, length, labels, sliding=sliding).rows
+        self.rows.perplexity += measure_perplexity(self.model, documents, length, labels, sliding=sliding,
+                                                   max_batch_tokens=_PASS_TOKENS).rows  # fmt: skip
 
     def passkey(self, method: str, factors: FactorSet | RopeFactors, up_to: int | None = None) -> None:
         """Adds a method's rows at every passkey length (of at most `up_to` tokens) and depth."""
@@ -82,8 +86,9 @@ class Evaluator:
             self.announce(f"passkey {self.name} {method} at {length}")
             depths = [round(depth, _DEPTH_DIGITS) for depth in self.config.passkey_depths]
             self.rows.passkey += measure_passkey(
-                self.model, self.tokenizer, length, depths, self.config.passkey_trials, labels
-            )
+                self.model, self.tokenizer, length, depths, self.config.passkey_trials, labels,
+                max_batch_tokens=_PASS_TOKENS,
+            )  # fmt: skip
 
     def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:
         """Adds every method scaled to `target`, with its own temperature and with the searched one."""
