@@ -88,18 +88,14 @@ def _sizes(searcher: str, settings: dict[str, Any]) -> dict[str, Any]:
     is_evolution = searcher in ("evolution", "piecewise")
     if any(size is not None for size in evolution) and not is_evolution:
         raise InputError("--searcher", searcher, "has no --population, --offspring or --iterations")
-    steps = settings["steps"]
-    if steps is not None and searcher not in ("hybrid", "gradient"):
-        raise InputError("--searcher", searcher, "has no --steps")
+    passes = settings["passes"]
+    if passes is not None and searcher not in ("hybrid", "gradient"):
+        raise InputError("--searcher", searcher, "has no --passes")
     if is_evolution:
         return {"evolution": _evolution(settings)}
-    if steps is None:
+    if passes is None:
         return {}
-    return (
-        {"gradient": {"steps": steps}}
-        if searcher == "gradient"
-        else {"hybrid": {"cycles": 1, "descent": {"steps": steps}}}
-    )
+    return {"gradient": {"passes": passes}} if searcher == "gradient" else {"hybrid": {"descent": {"passes": passes}}}
 
 
 def _evolution(settings: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.descent import DescentSettings
 
-_TENTH_OF_672 = HybridSettings(descent=DescentSettings(steps=17), cycles=1, mutants=4, rounds=1)
+_TENTH_OF_672 = HybridSettings(descent=DescentSettings(passes=18), mutants=3, rounds=1)
 _PROBLEM = click.option("--problem", type=click.Choice(list(LENGTHS)), default="8x", show_default=True)
 _OUT = click.option("--out", type=click.Path(path_type=Path), default="runs/search_cost", show_default=True,
                     help="Folder of the journals; a search interrupted goes on.")  # fmt: skip
@@ -44,7 +44,8 @@ def run(problem: str, searcher: str, seed: int, out: Path) -> None:
     with open_bench(problem) as bench:
         choice = _choice(problem, searcher)
         search = make_searcher(choice, bench.problem.space, bench.problem.seeds, seed,
-                               length=LENGTHS[problem], scale=LENGTHS[problem] / bench.window)  # fmt: skip
+                               length=LENGTHS[problem], scale=LENGTHS[problem] / bench.window,
+                               num_documents=bench.search.num_documents)  # fmt: skip
         with Journal.open(_journal(out, problem, searcher, seed), search.identity(), bench.identity) as journal:
             run_search(search, bench.search.stream, journal, on_progress=_say)
 

@@ -50,7 +50,7 @@ class Bench:
 
 
 @contextmanager
-def open_bench(name: str, dtype: torch.dtype = torch.bfloat16) -> Iterator[Bench]:
+def open_bench(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Bench]:
     """Yields the problem called `name` on this process, or under torchrun on all of them."""
     length = LENGTHS[name]
     with start_runtime(threads=1) as runtime:

@@ -25,8 +25,8 @@ from megatron_longrope.search import SEARCHER_NAMES
 @click.option("--searcher", type=click.Choice(SEARCHER_NAMES), default="hybrid",
               help="hybrid: gradients, then mutants; evolution: the paper's; piecewise: that with frozen ends; "
                    "cma: CMA-ES on a curve; random: the control.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), metavar="N", help="Of one descent, hybrid or gradient; a step costs "
-              "about three evaluations  [default: three descents of 12, one of 40]")  # fmt: skip
+@click.option("--passes", type=click.IntRange(1), metavar="N", help="Of the descent over the documents, hybrid or "
+              "gradient; one costs about three evaluations  [default: 36]")  # fmt: skip
 @click.option("--population", type=click.IntRange(1), metavar="N",
               help="First generation of an evolution  [default: the paper's, 64]")  # fmt: skip
 @click.option("--offspring", type=click.IntRange(1), metavar="N", help="Mutants, and as many crossovers, per iteration "

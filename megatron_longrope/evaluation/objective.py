@@ -72,7 +72,8 @@ class PerplexityObjective:
 
     An evaluation has an entry per document, parts in order. Token counts are those of the counted predictions. Its
     loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end each part's sums are multiplied by a constant,
-    `scales[p]`, which is exactly 1 where there is one part. So with one part the sums are plain nats.
+    `scales[p]`, which is exactly 1 where there is one part. So with one part the sums are plain nats. The gradient of a
+    sample is of its share of that loss, times documents over sampled documents: on average the gradient of all.
 
     >>> objective = PerplexityObjective(model, documents, target_length=4096)
     >>> outcome = run_search(searcher, objective.stream, journal)
@@ -102,6 +103,11 @@ class PerplexityObjective:
         self._dispatcher = Dispatcher(model.runtime)
 
     @property
+    def num_documents(self) -> int:
+        """Entries of an evaluation: the documents of all parts."""
+        return len(self._documents)
+
+    @property
     def cost_tokens(self) -> int:
         """Tokens that go through the model for one candidate that is not stopped early."""
         return sum(len(tokens) for tokens in self._documents)
@@ -123,34 +129,43 @@ class PerplexityObjective:
     def evaluate(self, candidate: Candidate, terms: Terms | None = None) -> Evaluation:
         """Returns the evaluation of one candidate by this rank's own model-parallel group alone."""
         asked = terms or Terms()
-        return self._joined((self._pass(candidate, number, asked) for number in range(len(self._passes))), asked)
+        passes = self._passes_of(asked)
+        return self._joined((self._pass(candidate, documents, asked) for documents in passes), len(passes), asked)
 
     def _to_json(self, candidate: Candidate, terms: Terms) -> dict[str, Any]:
         return self.evaluate(candidate, terms).to_json()
 
     def _stream_passes(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
         """The same evaluations, each candidate's passes spread over the groups."""
-        num_passes = len(self._passes)
+        passes = self._passes_of(terms)
 
         def one_pass(item: int) -> dict[str, Any]:
-            candidate, number = divmod(item, num_passes)
-            return self._pass(candidates[candidate], number, terms).to_json()
+            candidate, number = divmod(item, len(passes))
+            return self._pass(candidates[candidate], passes[number], terms).to_json()
 
-        results = self._dispatcher.in_order(len(candidates) * num_passes, one_pass)
+        results = self._dispatcher.in_order(len(candidates) * len(passes), one_pass)
         parts = (Evaluation.from_json(result) for result in results)
         for _ in candidates:
-            of_candidate = [next(parts) for _ in range(num_passes)]
-            yield self._joined(of_candidate, terms)
+            of_candidate = [next(parts) for _ in passes]
+            yield self._joined(of_candidate, len(passes), terms)
 
-    def _pass(self, candidate: Candidate, number: int, terms: Terms) -> Evaluation:
-        """One forward pass, and a backward pass where gradients are asked for: the documents that share it."""
+    def _passes_of(self, terms: Terms) -> list[list[int]]:
+        """The documents of each pass: all, or those asked for."""
+        if terms.sample is None:
+            return self._passes
+        lengths = [len(self._documents[document]) for document in terms.sample]
+        return [[terms.sample[i] for i in one] for one in _passes(lengths, self.max_batch_tokens)]
+
+    def _pass(self, candidate: Candidate, documents: Sequence[int], terms: Terms) -> Evaluation:
+        """One forward pass, and a backward pass where gradients are asked for, over documents that share it."""
         self._set_factors(candidate)
-        documents = self._passes[number]
         texts = [self._documents[d] for d in documents]
         gradient = None
         nats: list[NDArray[np.floating[Any]]]
         if terms.gradient:
-            weights = [self._masks[d].astype(np.float64) * (self._scale_of[d] / self._num_counted) for d in documents]
+            share = 1.0 if terms.sample is None else len(terms.sample) / self.num_documents
+            by_token = [self._scale_of[d] / (share * self._num_counted) for d in documents]
+            weights = [self._masks[d].astype(np.float64) * by for d, by in zip(documents, by_token, strict=True)]
             nats, by_factors = score_with_gradient(self.model, texts, weights, max_batch_tokens=self.max_batch_tokens)
             gradient = Gradient(by_factors.rescale, by_factors.attention_factor)
         else:
@@ -167,13 +182,14 @@ class PerplexityObjective:
     def _num_counted(self) -> int:
         return sum(int(mask.sum()) for mask in self._masks)
 
-    def _joined(self, passes: Iterable[Evaluation], terms: Terms) -> Evaluation:
+    def _joined(self, passes: Iterable[Evaluation], num_passes: int, terms: Terms) -> Evaluation:
         """All passes as one evaluation, or those up to where the rule stops it: the same whoever did how many."""
         done: list[Evaluation] = []
         for one in passes:
             done.append(one)
-            so_far = _sum_of(done, completed=len(done) == len(self._passes))
-            if not so_far.completed and terms.judge is not None and terms.judge(so_far):
+            is_whole = len(done) == num_passes
+            so_far = _sum_of(done, is_whole, terms.sample)
+            if not is_whole and terms.judge is not None and terms.judge(so_far):
                 break
         return so_far
 
@@ -235,15 +251,16 @@ def _passes(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return passes
 
 
-def _sum_of(passes: Sequence[Evaluation], completed: bool) -> Evaluation:
+def _sum_of(passes: Sequence[Evaluation], is_whole: bool, sample: tuple[int, ...] | None) -> Evaluation:
     sums = tuple(nats for one in passes for nats in one.nll_sums)
     counts = tuple(count for one in passes for count in one.token_counts)
     gradient = None
-    if completed and passes[0].gradient is not None:
+    if is_whole and passes[0].gradient is not None:
         parts = [one.gradient for one in passes if one.gradient is not None]
         by_factor = math.fsum(part.attention_factor for part in parts)
         gradient = Gradient(np.sum([part.rescale for part in parts], axis=0), by_factor)
-    return Evaluation(sums, counts, completed, gradient, sum(one.cost_tokens for one in passes))
+    cost = sum(one.cost_tokens for one in passes)
+    return Evaluation(sums, counts, is_whole and sample is None, gradient, cost, sample)
 
 
 def _as_parts(documents: Sequence[Tokens] | Sequence[ObjectivePart], last_fraction: float) -> tuple[ObjectivePart, ...]:

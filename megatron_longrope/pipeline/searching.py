@@ -175,7 +175,8 @@ def search_factors(
     """Runs a search to its end, from its journal where there is one, and writes the best factors down."""
     runtime, geometry = objective.model.runtime, objective.model.geometry
     searcher = make_searcher(config, problem.space, problem.seeds, config.seed, length=problem.length,
-                             scale=problem.length / geometry.original_length)  # fmt: skip
+                             scale=problem.length / geometry.original_length,
+                             num_documents=objective.num_documents)  # fmt: skip
     stopping = config.early_stopping
     identity: dict[str, Any] = {**objective.identity(), "documents_sha256": documents_sha256,
                                 "early_stopping": stopping and stopping.model_dump(mode="json")}  # fmt: skip

@@ -179,6 +179,7 @@ class SearchEntry(Record):
     nll_sums: tuple[float | Literal["nan", "inf", "-inf"], ...]
     token_counts: tuple[Tokens, ...]
     completed: bool
+    sample: tuple[Count, ...] | None = None
 
     @property
     def perplexity(self) -> float:

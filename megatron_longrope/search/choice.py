@@ -49,9 +49,11 @@ class SearcherChoice(StrictConfig):
 
 
 def make_searcher(
-    choice: SearcherChoice, space: SearchSpace, seeds: Sequence[Candidate], seed: int, *, length: int, scale: float
-) -> Searcher:
-    """Returns the searcher of `choice` for inputs of `length` tokens, `scale` times the pretrained window."""
+    choice: SearcherChoice, space: SearchSpace, seeds: Sequence[Candidate], seed: int, *, length: int, scale: float,
+    num_documents: int,
+) -> Searcher:  # fmt: skip
+    """Returns the searcher of `choice` for `num_documents` inputs of `length` tokens, `scale` times the pretrained
+    window."""
     if choice.searcher == "evolution":
         return EvolutionSearch(space, choice.evolution_settings(length), seeds, seed)
     if choice.searcher == "piecewise":
@@ -59,7 +61,7 @@ def make_searcher(
     if choice.searcher == "cma":
         return CmaSearch(space, choice.cma or CmaSettings(), seeds, seed)
     if choice.searcher == "gradient":
-        return GradientSearch(space, choice.gradient or DescentSettings(), seeds, seed)
+        return GradientSearch(space, choice.gradient or DescentSettings(), seeds, seed, num_documents)
     if choice.searcher == "random":
         return RandomSearch(space, choice.random or RandomSettings(), seeds, seed)
-    return HybridSearch(space, choice.hybrid or HybridSettings(), seeds, seed)
+    return HybridSearch(space, choice.hybrid or HybridSettings(), seeds, seed, num_documents)

@@ -3,11 +3,16 @@
 log λ_i = log λ_min + Σ_{k≤i} θ_k², and Adam moves θ and log t. A pair whose λ hardly exceeds its neighbour's moves
 slowly: that damps the high frequencies, where the loss oscillates with λ (a turn more or less at the far end of the
 context), and lets the pairs near the pretrained window find their steps. Moving log λ itself diverged in our trials.
+
+The gradient of one document costs a fraction of all documents', and following each in turn gets further: many cheap
+steps do not stop in the ripples in which a few exact ones do (docs/log.md). What they lead to is scored on all
+documents at a few points of the way.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +23,8 @@ from megatron_longrope.search.space import SearchSpace
 from megatron_longrope.search.types import Candidate, Evaluation
 
 Vector = NDArray[np.float64]
+Point = Literal["step", "check"]
+"""Of a descent: where it is scored with its gradient to go on from, or on all documents to be compared."""
 _SMALLEST_ROOT = 0.01
 """Where a seed's λ stays level: θ = 0 would have no gradient and never move."""
 _EPSILON = 1e-12
@@ -26,30 +33,65 @@ _EPSILON = 1e-12
 class DescentSettings(StrictConfig):
     """Adam's steps; both rates rise over the first ones, then fall to 0 along half a cosine."""
 
-    steps: int = Field(default=40, ge=1)
-    warmup_steps: int = Field(default=5, ge=1)
-    """Adam's first steps have its full length whatever the gradient: from YaRN they jumped out of its valley."""
-    rate: float = Field(default=0.03, gt=0)
+    passes: int = Field(default=36, ge=1)
+    """Over the documents: one costs about three evaluations, a forward and a backward pass over each document."""
+    documents_per_step: int | None = Field(default=1, ge=1)
+    """The gradient of a step is that of so many documents, all in turn in a random order; `null`: of all of them.
+    They are spread over data-parallel groups: on many, more than one a step keeps them busy."""
+    checks: int = Field(default=4, ge=1)
+    """Evaluations on all documents over the second half of the way, the last one at its end."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps. Adam's first ones have its full length whatever the gradient: from YaRN they jumped out of
+    its valley."""
+    rate: float = Field(default=0.02, gt=0)
     """Of θ per step."""
-    temperature_rate: float = Field(default=0.01, ge=0)
+    temperature_rate: float = Field(default=0.005, ge=0)
     """Of log t per step."""
-    momentum: float = Field(default=0.8, ge=0, lt=1)
-    scaling: float = Field(default=0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    scaling: float = Field(default=0.98, ge=0, lt=1)
     """Adam's β₂."""
+
+    def num_steps(self, num_documents: int) -> int:
+        """Returns the steps of a descent on so many documents."""
+        return self.passes * self._steps_per_pass(num_documents)
+
+    def plan(self, num_documents: int) -> tuple[Point, ...]:
+        """Returns what each point of a descent is: steps, and among them checks, the end for last."""
+        steps = self.num_steps(num_documents)
+        checks = {math.ceil(steps * (1 + check / self.checks) / 2) for check in range(1, self.checks + 1)}
+        points: list[Point] = []
+        for step in range(1, steps + 1):
+            points += ["step", "check"] if step in checks else ["step"]
+        return tuple(points)
+
+    def sample(self, step: int, num_documents: int, seed: int) -> tuple[int, ...] | None:
+        """Returns the documents of a step (from 0 on); None: all. Each pass has an order of its own, and where steps
+
+        do not use it up, the last ones of that order wait for another pass.
+        """
+        size = self.documents_per_step
+        if size is None or size >= num_documents:
+            return None
+        number, place = divmod(step, self._steps_per_pass(num_documents))
+        order = np.random.default_rng([seed, number]).permutation(num_documents)
+        return tuple(sorted(int(document) for document in order[place * size : (place + 1) * size]))
+
+    def _steps_per_pass(self, num_documents: int) -> int:
+        return num_documents // min(self.documents_per_step or num_documents, num_documents)
 
 
 class Descent:
     """One descent from a starting point: `candidate` is to be evaluated with its gradient, then told to `advance`."""
 
-    def __init__(self, space: SearchSpace, start: Candidate, settings: DescentSettings) -> None:
-        self.space, self.settings, self.start_tokens = space, settings, start.start_tokens
+    def __init__(self, space: SearchSpace, start: Candidate, settings: DescentSettings, num_steps: int) -> None:
+        self.space, self.settings, self.start_tokens, self.num_steps = space, settings, start.start_tokens, num_steps
         self._lower, self._upper = space.bounds
         self._floor = math.log(self._lower[0])
         logs = np.maximum.accumulate(np.log(np.array(start.rescale)))
         roots = np.sqrt(np.maximum(np.diff(logs, prepend=self._floor), _SMALLEST_ROOT**2))
         self._point = np.append(roots, math.log(start.attention_factor))
         self._mean, self._square = np.zeros_like(self._point), np.zeros_like(self._point)
-        self._best: tuple[float, Vector] | None = None
+        self._sound: Vector | None = None
         self._damping = 1.0
         self.step = 0
 
@@ -60,14 +102,15 @@ class Descent:
         return Candidate(tuple(rescale), self.start_tokens, self._attention_factor())
 
     def advance(self, evaluation: Evaluation) -> bool:
-        """Takes one step; from an unusable point back to the best one, at half the rates. False: there is none."""
-        if not evaluation.usable or evaluation.gradient is None:
+        """Takes one step; from a point without a loss back to the last that had one, at half the rates. False: none
+        had.
+        """
+        if not math.isfinite(evaluation.loss) or evaluation.gradient is None:
             return self._retreat()
-        if self._best is None or evaluation.loss < self._best[0]:
-            self._best = evaluation.loss, self._point.copy()
         gradient = self._gradient(evaluation)
         if not np.all(np.isfinite(gradient)):
             return self._retreat()
+        self._sound = self._point.copy()
         self.step += 1
         b1, b2 = self.settings.momentum, self.settings.scaling
         self._mean = b1 * self._mean + (1 - b1) * gradient
@@ -86,8 +129,8 @@ class Descent:
         return self.space.attention_factors[-1]
 
     def _rates(self) -> Vector:
-        left = self._damping * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.settings.steps)))
-        left *= min(1.0, self.step / self.settings.warmup_steps)
+        left = self._damping * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.num_steps)))
+        left *= min(1.0, self.step / max(1.0, self.settings.warmup * self.num_steps))
         rates = np.full(len(self._point), left * self.settings.rate)
         rates[-1] = left * self.settings.temperature_rate
         return rates
@@ -110,9 +153,9 @@ class Descent:
         return np.append(by_root, evaluation.gradient.attention_factor * self._attention_factor())
 
     def _retreat(self) -> bool:
-        if self._best is None:
+        if self._sound is None:
             return False
-        self._point = self._best[1].copy()
+        self._point = self._sound.copy()
         self._mean, self._square = np.zeros_like(self._point), np.zeros_like(self._point)
         self._damping /= 2
         self.step += 1

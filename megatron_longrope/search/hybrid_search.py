@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from megatron_longrope.config import StrictConfig
-from megatron_longrope.search.descent import Descent, DescentSettings
-from megatron_longrope.search.rounds import Proposal, RoundSearcher
+from megatron_longrope.search.descent import DescentSettings
+from megatron_longrope.search.descents import DescendingSearcher
+from megatron_longrope.search.rounds import Proposal
 from megatron_longrope.search.space import SearchSpace
 from megatron_longrope.search.types import Candidate
 from megatron_longrope.search.variation import mutate
@@ -20,40 +21,38 @@ _RETRIES = 20
 
 
 class HybridSettings(StrictConfig):
-    """A step of a descent costs about three evaluations, a mutant one: by default 129 in all with six seeds."""
+    """A pass of a descent costs about three evaluations, a mutant one at most: by default 132 in all with six seeds."""
 
-    descent: DescentSettings = DescentSettings(steps=12)
-    cycles: int = Field(default=3, ge=1)
-    """Descents, each from the best candidate so far: the loss is rugged, and a long descent leaves a good valley."""
+    descent: DescentSettings = DescentSettings()
+    cycles: int = Field(default=1, ge=1)
+    """Descents, each from the best candidate so far."""
     mutants: int = Field(default=4, ge=1)
-    """Of the best candidate, per round after the descent."""
+    """Of the best candidate, per round after the descents."""
     rounds: int = Field(default=3, ge=0)
     mutation_probability: float = Field(default=0.15, gt=0, le=1)
     """Of each λ."""
 
 
-class HybridSearch(RoundSearcher):
+class HybridSearch(DescendingSearcher):
     """The seeds; descents, each from the best so far; the best with every other n̂; then mutants of it on the grid.
 
-    Needs evaluations that come with gradients where `asks_gradient` says so.
-
-        search = HybridSearch(space, HybridSettings(), seeds=[Candidate((8.0,) * 32)], seed=1)
+    search = HybridSearch(space, HybridSettings(), seeds=[Candidate((8.0,) * 32)], seed=1, num_documents=5)
     """
 
     name = "hybrid"
 
-    def __init__(self, space: SearchSpace, settings: HybridSettings, seeds: Sequence[Candidate], seed: int) -> None:
-        super().__init__(space, seeds, seed)
+    def __init__(
+        self,
+        space: SearchSpace,
+        settings: HybridSettings,
+        seeds: Sequence[Candidate],
+        seed: int,
+        num_documents: int,
+    ) -> None:
+        super().__init__(space, settings.descent, settings.cycles, seeds, seed, num_documents)
         self.settings = settings
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._descent: Descent | None = None
         self.start()
-
-    @property
-    def asks_gradient(self) -> bool:
-        """While a descent is on its way, its end excepted."""
-        in_descents = 0 < self.round_number <= self._rounds_of_descents
-        return in_descents and self._place < self.settings.descent.steps
 
     @property
     def num_evaluations(self) -> int:
@@ -61,7 +60,7 @@ class HybridSearch(RoundSearcher):
         if self.finished:
             return len(self.history)
         others = len(self.space.start_tokens) - 1
-        return len(self.seeds) + self._rounds_of_descents + others + self.settings.rounds * self.settings.mutants
+        return len(self.seeds) + self.num_descent_rounds + others + self.settings.rounds * self.settings.mutants
 
     def settings_json(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""
@@ -73,35 +72,13 @@ class HybridSearch(RoundSearcher):
             return [Proposal(seed, "seed") for seed in self.seeds]
         if self.best is None:
             return []
-        if self.round_number <= self._rounds_of_descents:
-            return self._step()
+        if self.round_number <= self.num_descent_rounds:
+            return self.descend()
         searches_start = len(self.space.start_tokens) > 1
-        refinement = self.round_number - self._rounds_of_descents - searches_start
+        refinement = self.round_number - self.num_descent_rounds - searches_start
         if refinement == 0:
             return self._other_start_tokens(self.best[0])
         return list(self._mutants(self.best[0])) if refinement <= self.settings.rounds else []
-
-    @property
-    def _rounds_of_descents(self) -> int:
-        return self.settings.cycles * (self.settings.descent.steps + 1)
-
-    @property
-    def _place(self) -> int:
-        """Of this round in its descent; the last one is its end, evaluated without a gradient."""
-        return (self.round_number - 1) % (self.settings.descent.steps + 1)
-
-    def _step(self) -> list[Proposal]:
-        assert self.best is not None
-        if self._place == 0:
-            candidate, evaluation = self.best
-            self._descent = Descent(self.space, candidate, self.settings.descent)
-            if evaluation.gradient is not None:  # known already: no need to score the starting point again
-                self._descent.advance(evaluation)
-        else:
-            assert self._descent is not None
-            self._descent.advance(self.history[-1].evaluation)
-        assert self._descent is not None
-        return [Proposal(self._descent.candidate, "step" if self.asks_gradient else "end")]
 
     def _other_start_tokens(self, best: Candidate) -> list[Proposal]:
         others = [n for n in self.space.start_tokens if n != best.start_tokens]

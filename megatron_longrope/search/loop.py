@@ -107,8 +107,10 @@ def _evaluate_round(
     """Evaluates what is left of the present round; the rule to stop early is the same wherever in it a run resumed."""
     num_before = len(journal.entries) - searcher.num_told_of_round
     told_before = [entry.evaluation for entry in journal.entries[:num_before]]
-    judge = stopping.judge(searcher.incumbent, told_before) if stopping is not None else None
-    terms = Terms(searcher.asks_gradient, judge)
+    judge = None
+    if stopping is not None and searcher.sample is None:
+        judge = stopping.judge(searcher.incumbent, told_before)
+    terms = Terms(searcher.asks_gradient, judge, searcher.sample)
     candidates = searcher.ask(searcher.round_size)
     if not candidates:
         raise LongRopeError("the searcher is not finished, yet proposes nothing")
@@ -137,5 +139,5 @@ def _outcome(searcher: Searcher, entries: Sequence[JournalEntry], recovered: int
     if searcher.best is None:
         raise LongRopeError(f"none of {len(entries)} candidates was scored to the end with a finite loss")
     candidate, evaluation = searcher.best
-    stopped = sum(not entry.evaluation.completed for entry in entries)
+    stopped = sum(not entry.evaluation.completed and entry.evaluation.sample is None for entry in entries)
     return SearchOutcome(candidate, evaluation, recovered, SearchCost.of(entries), stopped)

@@ -72,6 +72,11 @@ class RoundSearcher(ABC):
         """Whether this round's evaluations are to come with their gradients."""
         return False
 
+    @property
+    def sample(self) -> tuple[int, ...] | None:
+        """The documents that this round's evaluations are to be made on; None: all."""
+        return None
+
     # -- ask and tell ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.types import Evaluation, Judge
 
-_CLOSEST = 0.25
-"""Share of the completed evaluations whose spread counts: those far from the incumbent are not the hard decisions."""
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+_CLOSEST = 0.15
+"""Share of the completed evaluations that are learned from: those far from the incumbent are not the hard decisions."""
 _FEWEST = 8
 """Completed evaluations without which nothing is stopped: the spread would be a guess."""
 
@@ -21,9 +24,9 @@ _FEWEST = 8
 class EarlyStopping(StrictConfig):
     """When a candidate is hopeless: its loss over all documents would exceed the incumbent's even if the documents
 
-    still to come were as kind to it as `error_level` leaves possible. Differences d to the incumbent, per document,
-    vary with a standard deviation σ taken from the completed candidates closest to it; after m of M documents the
-    mean over all M differs from that over m by σ·√(1/m − 1/M).
+    still to come were as kind to it as `error_level` leaves possible. How the mean difference to the incumbent goes
+    on from the first m documents to all of them is learned from the completed candidates closest to it: documents
+    differ in how much they mind a change of factors, which is the same for all candidates and no surprise.
     """
 
     error_level: float = Field(default=0.01, gt=0, lt=0.5)
@@ -33,13 +36,13 @@ class EarlyStopping(StrictConfig):
         """Returns the rule for one round, fixed when the round is drawn; None while there is too little to go by."""
         if incumbent is None:
             return None
-        spread = difference_spread(incumbent, completed)
-        if spread is None:
+        ahead = differences_ahead(incumbent, completed)
+        if ahead is None:
             return None
-        quantile = NormalDist().inv_cdf(1 - self.error_level)
+        kindest = _kindest(ahead, self.error_level)
 
         def hopeless(partial: Evaluation) -> bool:
-            return self.margin(partial, incumbent) > quantile * spread * _uncertainty(partial, incumbent)
+            return bool(self.margin(partial, incumbent) + kindest[len(partial.nll_sums) - 1] > 0)
 
         return hopeless
 
@@ -51,30 +54,38 @@ class EarlyStopping(StrictConfig):
         return difference / partial.tokens if math.isfinite(difference) else math.inf
 
 
-def difference_spread(incumbent: Evaluation, completed: Iterable[Evaluation]) -> float | None:
-    """Returns σ, the standard deviation over documents of per-token differences to `incumbent`, in nats.
+def differences_ahead(incumbent: Evaluation, completed: Iterable[Evaluation]) -> Matrix | None:
+    """Returns [candidates, documents]: by how many nats per token the difference to `incumbent` over all documents
 
-    Pooled over the quarter of `completed` evaluations closest to it; None where there are fewer than eight, or a
-    single document.
+    exceeded the one over the first m, of the `completed` evaluations closest to it; None where there are fewer than
+    eight, or a single document.
     """
     counts = np.array(incumbent.token_counts, dtype=np.float64)
-    ours = np.array(incumbent.nll_sums) / counts
+    ours = np.array(incumbent.nll_sums)
     rows = [
-        np.array(each.nll_sums) / counts - ours
+        np.array(each.nll_sums) - ours
         for each in completed
         if each.usable and each is not incumbent and each.token_counts == incumbent.token_counts
     ]
     if len(rows) < _FEWEST or len(counts) < 2:
         return None
-    rows.sort(key=lambda row: abs(float(row @ counts)))
+    rows.sort(key=lambda row: abs(float(row.sum())))
     closest = np.array(rows[: max(_FEWEST, round(_CLOSEST * len(rows)))])
-    return float(np.sqrt(np.mean(np.var(closest, axis=1, ddof=1))))
+    so_far = np.cumsum(closest, axis=1) / np.cumsum(counts)
+    return np.asarray(so_far[:, -1:] - so_far)
 
 
-def _uncertainty(partial: Evaluation, incumbent: Evaluation) -> float:
-    """√(1/m − 1/M), where documents of different sizes count as (Σn)²/Σn² equal ones."""
-    return math.sqrt(max(0.0, 1 / _effective(partial.token_counts) - 1 / _effective(incumbent.token_counts)))
+def _kindest(ahead: Matrix, error_level: float) -> Vector:
+    """The lower end, per number of documents, of what the next difference ahead may be: mean − t·s·√(1 + 1/n)."""
+    num = len(ahead)
+    reach = _student_quantile(1 - error_level, num - 1) * math.sqrt(1 + 1 / num)
+    return np.asarray(ahead.mean(axis=0) - reach * ahead.std(axis=0, ddof=1))
 
 
-def _effective(counts: Sequence[int]) -> float:
-    return sum(counts) ** 2 / sum(count**2 for count in counts)
+def _student_quantile(probability: float, freedom: int) -> float:
+    """Student's t from the normal quantile (Abramowitz & Stegun 26.7.5, to 1/ν³): within 0.5 % from ν = 7 on at 1 %."""
+    z, v = NormalDist().inv_cdf(probability), freedom
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / v + second / v**2 + third / v**3

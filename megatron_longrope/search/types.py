@@ -65,8 +65,8 @@ class Gradient:
 class Evaluation:
     """Negative log-likelihood (nats) and predicted tokens of each document that was scored, in document order.
 
-    `completed` is False where scoring was stopped before the last document. Sums and counts are kept apart so that
-    they can be added up over documents and ranks and divided once.
+    `completed` is False where scoring was stopped before the last document, and for a sample of the documents. Sums and
+    counts are kept apart so that they can be added up over documents and ranks and divided once.
     """
 
     nll_sums: tuple[float, ...]
@@ -75,6 +75,8 @@ class Evaluation:
     gradient: Gradient | None = field(default=None, compare=False)
     cost_tokens: int = -1
     """Tokens that went through the model for this; by default as many as were predicted."""
+    sample: tuple[int, ...] | None = None
+    """The documents scored, where these were asked for alone; None: from the first one on."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nll_sums", tuple(float(value) for value in self.nll_sums))
@@ -86,6 +88,7 @@ class Evaluation:
             raise InputError("nll_sums", len(self.nll_sums), rule)
         if any(count <= 0 for count in self.token_counts):
             raise InputError("token_counts", self.token_counts, "every scored document predicts 1 token or more")
+        assert self.sample is None or not self.completed, "a sample is compared with nothing"
 
     @property
     def tokens(self) -> int:
@@ -122,7 +125,7 @@ class Evaluation:
             "completed": self.completed,
             "gradient": gradient,
             "cost_tokens": self.cost_tokens,
-        }
+        } | ({} if self.sample is None else {"sample": list(self.sample)})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
@@ -132,7 +135,9 @@ class Evaluation:
             np.array([float(value) for value in stored["rescale"]]), float(stored["attention_factor"])
         )
         sums = tuple(float(value) for value in data["nll_sums"])
-        return cls(sums, tuple(data["token_counts"]), bool(data["completed"]), gradient, int(data["cost_tokens"]))
+        sample = data.get("sample")
+        return cls(sums, tuple(data["token_counts"]), bool(data["completed"]), gradient, int(data["cost_tokens"]),
+                   None if sample is None else tuple(int(document) for document in sample))  # fmt: skip
 
     @property
     def _sums_are_finite(self) -> bool:
@@ -149,10 +154,12 @@ Judge = Callable[[Evaluation], bool]
 
 @dataclass(frozen=True)
 class Terms:
-    """How candidates are to be evaluated: with gradients, and with what rule to stop them early."""
+    """How candidates are to be evaluated: with gradients, with what rule to stop them early, on which documents."""
 
     gradient: bool = False
     judge: Judge | None = None
+    sample: tuple[int, ...] | None = None
+    """Documents, by number; None: all, from the first on."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,10 @@ class Searcher(Protocol):
     @property
     def asks_gradient(self) -> bool:
         """Whether the present round's evaluations are to come with their gradients."""
+
+    @property
+    def sample(self) -> tuple[int, ...] | None:
+        """The documents that the present round's evaluations are to be made on; None: all."""
 
     @property
     def incumbent(self) -> Evaluation | None:

@@ -29,7 +29,8 @@ from tests.tiny_models import HfWeights, our_model, random_documents, tiny_hf_mo
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CHOICES = {
-    "hybrid": {"searcher": "hybrid", "hybrid": {"cycles": 1, "descent": {"steps": 3}, "rounds": 2, "mutants": 5}},
+    "hybrid": {"searcher": "hybrid", "hybrid": {"descent": {"passes": 2, "checks": 2}, "rounds": 2, "mutants": 5}},
+    "two at a time": {"searcher": "gradient", "gradient": {"passes": 1, "documents_per_step": 2, "checks": 1}},
     "evolution": {"searcher": "evolution",
                   "evolution": {"population": 12, "mutants": 5, "crossovers": 4, "parents": 6, "iterations": 2}},
 }  # fmt: skip
@@ -38,7 +39,9 @@ CHOICES = {
 def searcher(name: str) -> Searcher:
     space = SearchSpace.first_stage(8, 4.0)
     seeds = [Candidate((4.0,) * 8), Candidate(tuple(np.linspace(1.0, 4.0, 8)), 0, 1.1)]
-    return make_searcher(SearcherChoice.model_validate(CHOICES[name]), space, seeds, 1, length=200, scale=4.0)
+    return make_searcher(
+        SearcherChoice.model_validate(CHOICES[name]), space, seeds, 1, length=200, scale=4.0, num_documents=4
+    )
 
 
 def search(layout: ParallelLayout, weights: HfWeights, folder: Path) -> None:
@@ -76,8 +79,10 @@ def test_journals_are_identical_on_one_two_and_four_ranks(tmp_path: Path) -> Non
         assert journals[0] == journals[1] == journals[2]
     stopped = [entry["completed"] for entry in timeless(tmp_path / "4" / "evolution.jsonl")]
     assert False in stopped and True in stopped
-    gradients = [entry["gradient"] for entry in timeless(tmp_path / "4" / "hybrid.jsonl")]
-    assert sum(gradient is not None for gradient in gradients) == 3
+    samples = [entry["sample"] for entry in timeless(tmp_path / "4" / "hybrid.jsonl") if entry["gradient"]]
+    assert sorted(samples[:4]) == sorted(samples[4:]) == [[0], [1], [2], [3]]
+    pairs = [entry["sample"] for entry in timeless(tmp_path / "4" / "two at a time.jsonl") if entry["gradient"]]
+    assert sorted(pairs[0] + pairs[1]) == [0, 1, 2, 3]
 
 
 def gradients(layout: ParallelLayout, weights: HfWeights) -> list[np.ndarray]:

@@ -42,11 +42,19 @@ def stub_gradient(candidate: Candidate) -> Gradient:
 
 
 def stub_objective(candidates: Sequence[Candidate], terms: Terms | None = None) -> list[Evaluation]:
-    """Evaluates all of them whole, with gradients where those are asked for."""
-    evaluations = [stub_evaluation(candidate) for candidate in candidates]
-    if terms is None or not terms.gradient:
+    """Evaluates all of them whole or on the sample asked for, with gradients where those are asked for."""
+    terms = terms or Terms()
+    evaluations = [_of(stub_evaluation(candidate), terms.sample) for candidate in candidates]
+    if not terms.gradient:
         return evaluations
     return [replace(e, gradient=stub_gradient(c)) for e, c in zip(evaluations, candidates, strict=True)]
+
+
+def _of(whole: Evaluation, sample: tuple[int, ...] | None) -> Evaluation:
+    if sample is None:
+        return whole
+    sums, counts = ([values[d] for d in sample] for values in (whole.nll_sums, whole.token_counts))
+    return Evaluation(tuple(sums), tuple(counts), completed=False, sample=sample)
 
 
 def _target(num_pairs: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ from megatron_longrope.evaluation.objective import _part_scales
 from megatron_longrope.model import LongRopeModel, score_documents
 from megatron_longrope.rope import FactorOrigin, RopeGeometry, Yarn
 from megatron_longrope.runtime import Runtime
-from megatron_longrope.search.types import Candidate
+from megatron_longrope.search.types import Candidate, Evaluation, Terms
 from tests.tiny_models import WINDOW, our_model, random_documents, single_runtime, tiny_hf_model
 
 runtime = pytest.fixture(single_runtime, scope="module")
@@ -93,6 +94,26 @@ def test_scales_make_the_loss_the_weighted_mean_of_the_parts(parts: list[tuple[f
     expected = sum(w * loss for w, _, loss in parts) / sum(w for w, _, _ in parts)
     assert math.fsum(sums) / sum(counts) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert len(parts) > 1 or scales == (1.0,)
+
+
+def test_samples_are_scored_alone_and_their_gradients_average_to_that_of_all(runtime: Runtime) -> None:
+    model = our_model(tiny_hf_model(), runtime, angle_precision="float64", scaled=False)
+    hidden = [PasskeyDocument(tokens, len(tokens) - 5, 5, key="") for tokens in random_documents(80, 60, seed=9)]
+    parts = [ObjectivePart.last_part(random_documents(TARGET, 90)), ObjectivePart.answers(hidden, weight=0.4)]
+    objective = PerplexityObjective(model, parts, target_length=TARGET)
+    whole = objective.evaluate(A, Terms(gradient=True))
+    samples = [(0,), (1,), (2,), (3,)], [(0, 3), (1, 2)]
+    for group in samples:
+        one_by_one = [objective.evaluate(A, Terms(gradient=True, sample=sample)) for sample in group]
+        for sample, evaluation in zip(group, one_by_one, strict=True):
+            assert evaluation.nll_sums == pytest.approx([whole.nll_sums[d] for d in sample], rel=1e-6)
+            assert (evaluation.sample, evaluation.completed, evaluation.usable) == (sample, False, False)
+            assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
+        mean = np.mean([e.gradient.rescale for e in one_by_one if e.gradient], axis=0)
+        assert whole.gradient is not None
+        np.testing.assert_allclose(mean, whole.gradient.rescale, rtol=1e-3, atol=1e-4 * np.abs(mean).max())
+        by_t = np.mean([e.gradient.attention_factor for e in one_by_one if e.gradient])
+        assert by_t == pytest.approx(whole.gradient.attention_factor, rel=1e-4)
 
 
 def test_wrong_objectives_are_refused(model: LongRopeModel) -> None:

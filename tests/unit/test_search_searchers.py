@@ -24,12 +24,13 @@ from megatron_longrope.search import (
     make_searcher,
     run_search,
 )
+from megatron_longrope.search.descent import DescentSettings
 from megatron_longrope.search.rounds import RoundSearcher
 from tests.unit.search_stubs import NUM_PAIRS, SCALE, SEEDS, SPACE, stub_evaluation, stub_objective
 
 SIZES = {
-    "hybrid": {"hybrid": {"descent": {"steps": 8}, "rounds": 2}},
-    "gradient": {"gradient": {"steps": 12}},
+    "hybrid": {"hybrid": {"descent": {"passes": 4}, "cycles": 2, "rounds": 2}},
+    "gradient": {"gradient": {"passes": 12, "documents_per_step": None}},
     "cma": {"cma": {"iterations": 4, "population": 6}},
     "random": {"random": {"evaluations": 20}},
 }
@@ -47,7 +48,7 @@ spaces = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 
 def make(name: str, space: SearchSpace = SPACE, seed: int = 1) -> RoundSearcher:
     choice = SearcherChoice.model_validate({"searcher": name, **SIZES.get(name, EVOLUTION)})
-    searcher = make_searcher(choice, space, SEEDS, seed, length=2048, scale=SCALE)
+    searcher = make_searcher(choice, space, SEEDS, seed, length=2048, scale=SCALE, num_documents=2)
     assert isinstance(searcher, RoundSearcher)
     return searcher
 
@@ -58,7 +59,7 @@ def run(
     """Runs `searcher` to its end; returns all it proposed, in order."""
     proposed = []
     while not searcher.finished:
-        terms = Terms(searcher.asks_gradient)
+        terms = Terms(searcher.asks_gradient, sample=searcher.sample)
         candidates = searcher.ask(batch)
         for candidate in candidates:
             (evaluation,) = stub_objective([candidate], terms)
@@ -90,7 +91,7 @@ def test_same_seed_same_history_same_candidates_whatever_the_batch(name: str) ->
 def test_state_round_trip_is_exact(name: str, told: int) -> None:
     first = make(name)
     for _ in range(told):
-        terms = Terms(first.asks_gradient)
+        terms = Terms(first.asks_gradient, sample=first.sample)
         (candidate,) = first.ask(1)
         first.tell(candidate, stub_objective([candidate], terms)[0])
     first.ask(2)
@@ -100,7 +101,9 @@ def test_state_round_trip_is_exact(name: str, told: int) -> None:
     waiting = [proposal.candidate for proposal in first._round[first.num_told_of_round : first._num_asked]]
     for searcher in (first, second):
         for candidate in waiting:
-            searcher.tell(candidate, stub_objective([candidate], Terms(searcher.asks_gradient))[0])
+            searcher.tell(
+                candidate, stub_objective([candidate], Terms(searcher.asks_gradient, sample=searcher.sample))[0]
+            )
     assert run(first) == run(second) and first.best == second.best
 
 
@@ -113,9 +116,11 @@ def test_another_searchs_state_is_refused(name: str) -> None:
 @searchers
 def test_the_best_is_the_lowest_completed_loss(name: str) -> None:
     searcher = make(name)
-    proposed = run(searcher)
+    run(searcher)
     assert searcher.best is not None
-    assert searcher.best[1].loss == min(stub_evaluation(candidate).loss for candidate in proposed)
+    completed = [told.evaluation for told in searcher.history if told.evaluation.completed]
+    assert searcher.best[1].loss == min(evaluation.loss for evaluation in completed)
+    assert all((told.evaluation.sample is None) == told.evaluation.completed for told in searcher.history)
 
 
 @searchers
@@ -162,12 +167,29 @@ def test_settings_of_another_searcher_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["gradient", "hybrid"])
 def test_a_descent_finds_the_stubs_optimum(name: str) -> None:
-    choice = SearcherChoice.model_validate({"searcher": "gradient", "gradient": {"steps": 150}})
-    searcher = make_searcher(choice, SPACE, SEEDS, 1, length=2048, scale=SCALE)
+    choice = SearcherChoice.model_validate({"searcher": "gradient", "gradient": {"passes": 150}})
+    searcher = make_searcher(choice, SPACE, SEEDS, 1, length=2048, scale=SCALE, num_documents=2)
     run(searcher)
     assert searcher.best is not None
     # λ and t at their optimum; n̂ = 4 would gain the last 0.008
     assert searcher.best[1].loss < 2.009
+
+
+@pytest.mark.parametrize(("size", "num_documents"), [(1, 5), (2, 5), (3, 3), (None, 4), (7, 4)])
+def test_a_descents_steps_go_through_the_documents_and_end_in_a_check(size: int | None, num_documents: int) -> None:
+    settings = DescentSettings(passes=6, documents_per_step=size, checks=3)
+    plan = settings.plan(num_documents)
+    assert plan.count("check") == 3 and plan[-1] == "check" and "check" not in plan[: len(plan) // 2 - 1]
+    per_pass = settings.num_steps(num_documents) // 6
+    samples = [settings.sample(step, num_documents, seed=1) for step in range(plan.count("step"))]
+    if size is None or size >= num_documents:
+        assert per_pass == 1 and set(samples) == {None}
+        return
+    for start in range(0, len(samples), per_pass):
+        seen = [document for sample in samples[start : start + per_pass] for document in sample or ()]
+        assert len(set(seen)) == len(seen) == per_pass * size
+    other_orders = [settings.sample(step, num_documents, seed=2) for step in range(len(samples))]
+    assert samples != other_orders and samples[:per_pass] != samples[per_pass : 2 * per_pass]
 
 
 def test_a_descent_comes_back_from_a_point_without_a_loss() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_longrope.search import Candidate, EarlyStopping, Evaluation, MemoryJournal, Terms, run_search
-from megatron_longrope.search.stopping import difference_spread
+from megatron_longrope.search.stopping import _student_quantile, differences_ahead
 from tests.unit.search_stubs import small_search, stub_evaluation
 
 COUNTS = (1000,) * 5
@@ -53,12 +53,35 @@ def test_a_loss_that_is_not_finite_is_hopeless() -> None:
     assert judge(Evaluation((math.nan,), (1000,), completed=False))
 
 
-def test_the_spread_is_that_of_the_closest() -> None:
+def test_what_is_still_ahead_is_learned_from_the_closest() -> None:
     random = np.random.default_rng(1)
     incumbent = evaluation(np.full(5, 3.0))
     close = [evaluation(noisy(random, 0.001, 0.01)) for _ in range(200)]
-    far = [evaluation(noisy(random, 1.0, 0.5)) for _ in range(600)]
-    assert difference_spread(incumbent, close + far) == pytest.approx(0.01, rel=0.1)
+    far = [evaluation(noisy(random, 1.0, 0.5)) for _ in range(800)]
+    ahead = differences_ahead(incumbent, close + far)
+    assert ahead is not None and ahead.shape == (150, 5) and not ahead[:, -1].any()
+    expected = [0.01 * math.sqrt(1 / m - 1 / 5) for m in range(1, 6)]
+    np.testing.assert_allclose(ahead.std(axis=0), expected, rtol=0.2)
+
+
+def test_documents_that_mind_more_than_others_are_no_surprise() -> None:
+    """The first document gains from what the others lose by: a candidate good on it alone is not better."""
+    random = np.random.default_rng(2)
+    incumbent = evaluation(np.full(5, 3.0))
+    shape = np.array([-1.0, 1.0, 1.0, 1.0, 1.0])
+
+    def losses() -> np.ndarray:
+        return 3.0 + random.uniform(0.01, 0.02) * shape + 1e-4 * random.standard_normal(5)
+
+    judge = EarlyStopping().judge(incumbent, [evaluation(losses()) for _ in range(60)])
+    assert judge is not None
+    assert judge(evaluation(3.0 + 0.015 * shape, 1)), "better so far, but as all others were that ended worse"
+    assert not judge(evaluation(3.0 - 0.05 * np.ones(5), 1))
+
+
+@pytest.mark.parametrize(("probability", "freedom", "table"), [(0.99, 7, 2.998), (0.99, 20, 2.528), (0.95, 9, 1.833)])
+def test_students_quantile_is_the_tables(probability: float, freedom: int, table: float) -> None:
+    assert _student_quantile(probability, freedom) == pytest.approx(table, rel=2e-3)
 
 
 def by_document(candidate: Candidate) -> np.ndarray:

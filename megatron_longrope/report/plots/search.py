@@ -67,8 +67,11 @@ def _panel(index: int, stage: str, entries: Sequence[SearchEntry], lines: list[B
     high = low + (high - low) * 1.12 if high > low else low * 1.01
     name = f"search-{index}"
     svg = draw(name, f"Search convergence of {stage}", lambda axes: _paint(axes, values, curve, lines, (low, high)))
-    stopped = sum(not entry.completed for entry in entries)
+    steps = sum(entry.sample is not None for entry in entries)
+    stopped = sum(not entry.completed for entry in entries) - steps
     caption = f"{len(entries)} evaluations, best {low:.3f}"
+    if steps:
+        caption += f"; {steps} were steps of a descent, each on some of the documents"
     if stopped:
         caption += f"; {stopped} stopped early"
     above = [method_look(line.method or "").label or "a starting point" for line in lines if line.perplexity > high]

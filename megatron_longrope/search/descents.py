@@ -1,0 +1,74 @@
+"""Searchers with gradient descents in them: which point of which descent a round is, and on which documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_longrope.search.descent import Descent, DescentSettings
+from megatron_longrope.search.rounds import Proposal, RoundSearcher
+from megatron_longrope.search.space import SearchSpace
+from megatron_longrope.search.types import Candidate
+
+
+class DescendingSearcher(RoundSearcher):
+    """Round 0 holds the seeds, the rounds after it one point each of `cycles` descents from the best so far.
+
+    Needs evaluations that come with gradients where `asks_gradient` says so, on the documents in `sample`.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        descent: DescentSettings,
+        cycles: int,
+        seeds: Sequence[Candidate],
+        seed: int,
+        num_documents: int,
+    ) -> None:
+        super().__init__(space, seeds, seed)
+        self.num_documents = num_documents
+        self._descent_settings = descent
+        self._plan = descent.plan(num_documents)
+        self._num_steps = descent.num_steps(num_documents)
+        self._descent: Descent | None = None
+        self.num_descent_rounds = cycles * len(self._plan)
+
+    @property
+    def asks_gradient(self) -> bool:
+        """At every step of a descent."""
+        return self._is_descending and self._plan[self._place] == "step"
+
+    @property
+    def sample(self) -> tuple[int, ...] | None:
+        """The documents of a descent's step; None, all of them, for everything else."""
+        if not self.asks_gradient:
+            return None
+        cycle = (self.round_number - 1) // len(self._plan)
+        step = cycle * self._num_steps + self._plan[: self._place].count("step")
+        return self._descent_settings.sample(step, self.num_documents, self.seed)
+
+    def descend(self) -> list[Proposal]:
+        """Returns the point of this round; none where the descent has no point with a loss to go on from."""
+        if self._place == 0:
+            if self.best is None:
+                return []
+            candidate, evaluation = self.best
+            self._descent = Descent(self.space, candidate, self._descent_settings, self._num_steps)
+            if evaluation.gradient is not None:  # known already: no need to score the starting point again
+                self._descent.advance(evaluation)
+        else:
+            assert self._descent is not None
+            told = self.history[-1].evaluation
+            if self._plan[self._place - 1] == "step" and not self._descent.advance(told):
+                return []
+        assert self._descent is not None
+        return [Proposal(self._descent.candidate, self._plan[self._place])]
+
+    @property
+    def _is_descending(self) -> bool:
+        return 0 < self.round_number <= self.num_descent_rounds
+
+    @property
+    def _place(self) -> int:
+        """Of this round in its descent."""
+        return (self.round_number - 1) % len(self._plan)
