@@ -1,4 +1,4 @@
-"""The command line: `run` one search, `peer` for Microsoft's, `compare` what the journals hold."""
+"""The command line: `run` one search, `peer` for Microsoft's, `compare` what the journals hold, `stopping` replayed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
-from benchmarks.search_cost.compare import Curve, read_curve, summary_rows, table
+from benchmarks.search_cost.compare import Curve, read_curve, read_entries, summary_rows, table
 from benchmarks.search_cost.peer import run_peer
 from benchmarks.search_cost.plot import plot_curves
 from benchmarks.search_cost.problems import LENGTHS, Bench, open_bench
+from benchmarks.search_cost.stopping import replay
 from megatron_longrope.search import (
     SEARCHER_NAMES,
+    EarlyStopping,
     EvolutionSettings,
     HybridSettings,
     Journal,
@@ -79,6 +81,24 @@ def compare(problem: str, plot: Path | None, json_path: Path | None, out: Path) 
         json_path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         plot_curves(curves, plot)
+
+
+@main.command()
+@click.option("--error-level", type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+              default=EarlyStopping().error_level, show_default=True)  # fmt: skip
+@click.argument("journals", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+def stopping(journals: tuple[Path, ...], error_level: float) -> None:
+    """Replay early stopping over JOURNALS of searches that scored every candidate whole."""
+    replays = [replay(read_entries(path), EarlyStopping(error_level=error_level)) for path in journals]
+    for path, found in zip(journals, replays, strict=True):
+        lost = "  LOST THE BEST" if found.lost_best else ""
+        click.echo(f"{path.name:<32} {found.stopped:>5} of {found.evaluations} stopped, {found.token_share:6.1%} of "
+                   f"the tokens, {found.lost_improvements} improvements stopped{lost}")  # fmt: skip
+    evaluations = sum(found.evaluations for found in replays)
+    share = sum(found.token_share * found.evaluations for found in replays) / evaluations
+    lost_best, lost_some = sum(r.lost_best for r in replays), sum(r.lost_improvements for r in replays)
+    click.echo(f"{len(replays)} journals: {share:.1%} of the tokens, {lost_best} lost their best, {lost_some} "
+               f"improvements in {evaluations} evaluations stopped")  # fmt: skip
 
 
 def _choice(problem: str, searcher: str) -> SearcherChoice:

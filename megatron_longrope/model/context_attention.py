@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -20,29 +19,27 @@ from torch import Tensor
 
 from megatron_longrope.model.attention_kernels import BlockKernel, kernel_for, merge
 from megatron_longrope.model.context_exchange import ExchangeKind, Pair, exchange_over
+from megatron_longrope.model.context_runs import Run, Runs, cut_keys, cut_runs, runs_of
 
 TILE_TOKENS = 1024
 """Queries per kernel call where another rank's keys are attended, with all heads: what is merged stays this small."""
 MOST_HEAD_GROUPS, GROUPED_FROM_TOKENS = 4, 4096
 """Where nothing is kept for a backward pass, shares from so many tokens on go through some heads at a time."""
-
-
-class Run(NamedTuple):
-    """Neighbouring documents of one length: `rows` of this rank's tokens, `length` of them per document."""
-
-    rows: slice
-    length: int
+MOST_PIECES, PIECE_TOKENS = 8, 2048
+"""K/V of such a share travel in pieces of at least so many tokens, of which three are held at a time."""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
     """What one call of `attend` is about, beside its tensors."""
 
-    runs: tuple[Run, ...]
+    runs: Runs
     scale: float
     group: dist.ProcessGroup
     exchange: ExchangeKind
     tile_tokens: int
+    num_pieces: int = 1
+    """In which K/V travel."""
 
 
 def attend(
@@ -54,16 +51,24 @@ def attend(
     `document_lengths` are whole ones, padding included; `tokens` is this rank's share of their sum.
 
     `overwrite`: nothing is kept for a backward pass, and the output takes the place of the queries, some heads at a
-    time; K/V may be lost. K/V laid out by head ([kv_heads, tokens, head_dim] in memory) are then never copied.
+    time; K/V may be lost. K/V laid out by head ([kv_heads, tokens, head_dim] in memory) are then copied piece by
+    piece as they leave, and never as a whole.
     """
-    call = AttentionCall(_runs(document_lengths, group.size()), scale, group, exchange, TILE_TOKENS)
+    call = AttentionCall(runs_of(document_lengths, group.size()), scale, group, exchange, TILE_TOKENS)
     if not overwrite:
         return _Attention.apply(query, key, value, call)  # type: ignore[no-any-return]
     num_groups = math.gcd(key.shape[1], MOST_HEAD_GROUPS) if query.shape[0] >= GROUPED_FROM_TOKENS else 1
-    call = replace(call, tile_tokens=TILE_TOKENS * num_groups)
+    call = replace(call, tile_tokens=TILE_TOKENS * num_groups, num_pieces=_num_pieces(call.runs, query.shape[0]))
     for q, k, v in zip(*(x.chunk(num_groups, dim=1) for x in (query, key, value)), strict=True):
         q.copy_(_forward(q, (_by_head(k), _by_head(v)), call, overwrite)[0])
     return query
+
+
+def _num_pieces(runs: Runs, tokens: int) -> int:
+    """Returns how many pieces a share's K/V travel in; with more than the longest chunk's tokens some were empty."""
+    if tokens < GROUPED_FROM_TOKENS:
+        return 1
+    return max(1, min(MOST_PIECES, tokens // PIECE_TOKENS, max(run.length // 2 for run in runs)))
 
 
 class _Attention(torch.autograd.Function):
@@ -92,12 +97,13 @@ def _forward(query: Tensor, own: Pair, call: AttentionCall, overwrite: bool) -> 
     kernel, rank = kernel_for(query), call.group.rank()
     out: Tensor | None = None
     sums: list[Tensor] = []
-    for source, lent in exchange_over(call.group, call.exchange).visit(own, overwrite):
+    pieces, cut = cut_keys(own, call.runs, call.num_pieces), cut_runs(call.runs, call.num_pieces)
+    for source, piece, lent in exchange_over(call.group, call.exchange).visit(own, pieces, overwrite):
         if source == rank:
             out, sums = _own_blocks(kernel, query, lent, call)
             continue
         assert out is not None
-        for index, tile in _tiles(call, source > rank):
+        for index, tile in _tiles(call, cut[piece], source > rank):
             keys, values = (tile.keys_of(x, source > rank) for x in lent)
             part, part_sum = kernel.forward(tile.of(query), keys, values, False, call.scale)
             # indexing a log-sum-exp by slices gives a view: merging writes through it
@@ -113,7 +119,7 @@ def _own_blocks(kernel: BlockKernel, query: Tensor, own: Pair, call: AttentionCa
     out: Tensor | None = None
     sums = []
     for run in call.runs:
-        q, k, v = (_rows(x, run) for x in (query, *map(_by_token, own)))
+        q, k, v = (run.of(x) for x in (query, *map(_by_token, own)))
         part, part_sum = kernel.forward(q, k, v, True, call.scale)
         out = _put(out, query, run, part, dtype)
         sums.append(part_sum)
@@ -128,13 +134,13 @@ def _backward(
     wide = torch.promote_types(query.dtype, torch.float32) if call.group.size() > 1 else query.dtype
     exchange = exchange_over(call.group, call.exchange)
     grad_query: Tensor | None = None
-    for source, lent in exchange.visit(own, overwrite=False):
+    for source, _, lent in exchange.visit(own, [own], overwrite=False):
         if source == rank:
             grad_query, gradients = _own_gradients(kernel, grad, query, lent, out, sums, call, wide)
         else:
             assert grad_query is not None
             gradients = torch.zeros_like(lent[0], dtype=wide), torch.zeros_like(lent[1], dtype=wide)
-            for index, tile in _tiles(call, source > rank):
+            for index, tile in _tiles(call, call.runs, source > rank):
                 keys, values = (tile.keys_of(x, source > rank) for x in lent)
                 part_sum = sums[index][tile.documents, :, tile.places].contiguous()
                 grad_q, *grad_kv = kernel.backward(
@@ -155,7 +161,7 @@ def _own_gradients(
     totals: list[Tensor | None] = [None, None, None]
     tensors = (query, *map(_by_token, own))
     for run, part_sum in zip(call.runs, sums, strict=True):
-        upstream, q, k, v, result = (_rows(x, run) for x in (grad, *tensors, out))
+        upstream, q, k, v, result = (run.of(x) for x in (grad, *tensors, out))
         parts = kernel.backward(upstream, q, k, v, result, part_sum, True, call.scale)
         totals = [_put(total, x, run, part, wide) for total, x, part in zip(totals, tensors, parts, strict=True)]
     grad_query, grad_key, grad_value = totals
@@ -167,39 +173,31 @@ class _Tile(NamedTuple):
     """Some queries of a run: documents × places within this rank's share of a document."""
 
     run: Run
+    keys: Run
     documents: slice
     places: slice
 
     def of(self, x: Tensor) -> Tensor:
         """Returns this tile of x [tokens, heads, head_dim] as a view [documents, heads, places, head_dim]."""
-        return _rows(x, self.run)[self.documents, :, self.places]
+        return self.run.of(x)[self.documents, :, self.places]
 
     def keys_of(self, x: Tensor, whole: bool) -> Tensor:
-        """Returns the same documents' keys: of a later rank the whole share, of an earlier one its early chunk."""
-        return _rows(_by_token(x), self.run)[self.documents, :, : self.run.length if whole else self.run.length // 2]
+        """Returns the same documents' keys: of a later rank all that came, of an earlier one its early chunk's."""
+        return self.keys.of(_by_token(x))[self.documents, :, : self.keys.length if whole else self.keys.length // 2]
 
 
-def _tiles(call: AttentionCall, late_only: bool) -> Iterator[tuple[int, _Tile]]:
-    """Yields (index of the run, tile) over all queries, or over each document's late chunk."""
-    for index, run in enumerate(call.runs):
+def _tiles(call: AttentionCall, key_runs: Runs, late_only: bool) -> Iterator[tuple[int, _Tile]]:
+    """Yields (index of the run, tile) over all queries, or over each document's late chunk, where there are keys."""
+    for index, (run, keys) in enumerate(zip(call.runs, key_runs, strict=True)):
+        if keys.length == 0:
+            continue
         first = run.length // 2 if late_only else 0
-        num_documents = (run.rows.stop - run.rows.start) // run.length
         together = max(1, call.tile_tokens // (run.length - first))
-        for document in range(0, num_documents, together):
-            documents = slice(document, min(document + together, num_documents))
+        for document in range(0, run.num_documents, together):
+            documents = slice(document, min(document + together, run.num_documents))
             for place in range(first, run.length, call.tile_tokens):
-                yield index, _Tile(run, documents, slice(place, min(place + call.tile_tokens, run.length)))
-
-
-def _runs(document_lengths: Sequence[int], size: int) -> tuple[Run, ...]:
-    """Neighbours of one length share kernel calls."""
-    runs, start = [], 0
-    for length, group in groupby(document_lengths):
-        share = length // size
-        stop = start + share * sum(1 for _ in group)
-        runs.append(Run(slice(start, stop), share))
-        start = stop
-    return tuple(runs)
+                places = slice(place, min(place + call.tile_tokens, run.length))
+                yield index, _Tile(run, keys, documents, places)
 
 
 def _by_head(x: Tensor) -> Tensor:
@@ -209,11 +207,6 @@ def _by_head(x: Tensor) -> Tensor:
 
 def _by_token(x: Tensor) -> Tensor:
     return x.transpose(0, 1)
-
-
-def _rows(x: Tensor, run: Run) -> Tensor:
-    """Returns a run of x [tokens, heads, head_dim] as a view [documents, heads, length, head_dim]."""
-    return x[run.rows].unflatten(0, (-1, run.length)).transpose(1, 2)
 
 
 def _put(whole: Tensor | None, like: Tensor, run: Run, part: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 import torch
@@ -30,8 +30,12 @@ def choose_exchange(setting: ContextExchange, tokens: int, size: int) -> Exchang
 class Exchange(Protocol):
     """One attention call's traffic, on every rank of the group alike."""
 
-    def visit(self, own: Pair, overwrite: bool) -> Iterator[tuple[int, Pair]]:
-        """Yields (source rank, its keys and values), this rank's own first; with `overwrite` own may be lost after."""
+    def visit(self, own: Pair, pieces: Iterable[Pair], overwrite: bool) -> Iterator[tuple[int, int, Pair]]:
+        """Yields (source rank, index of the piece, keys and values): `own` first, then each piece of all others.
+
+        `pieces` are made one by one when their turn comes, of equal shapes on every rank; [own] travels whole. With
+        `overwrite` they may be lost, and own where it is one of them. What was yielded holds until the next is.
+        """
         ...
 
     def give(self, source: int, gradients: Pair) -> None:
@@ -51,8 +55,8 @@ def exchange_over(group: dist.ProcessGroup, kind: ExchangeKind) -> Exchange:
 
 
 class _Alone:
-    def visit(self, own: Pair, overwrite: bool) -> Iterator[tuple[int, Pair]]:
-        yield 0, own
+    def visit(self, own: Pair, pieces: Iterable[Pair], overwrite: bool) -> Iterator[tuple[int, int, Pair]]:
+        yield 0, 0, own
 
     def give(self, source: int, gradients: Pair) -> None:
         self.gradients = gradients
@@ -62,7 +66,8 @@ class _Alone:
 
 
 class _Ring:
-    """Each rank sends to the next while it computes with what it has: two shares of K/V are held, three in training.
+    """Each rank sends to the next while it computes with what it has. So at most three pieces of K/V are held beside
+    its own: one to compute with, one that leaves, one that arrives. Whole K/V that may be lost need one beside them.
 
     Gradients follow one step behind on the same way and are home after the last step.
     """
@@ -75,16 +80,19 @@ class _Ring:
         self.arriving: Pair | None = None
         self.works: list[dist.Work] = []
 
-    def visit(self, own: Pair, overwrite: bool) -> Iterator[tuple[int, Pair]]:
-        here, spare = own, None
-        for step in range(self.size - 1):
-            coming = spare or _empty_like(own)
-            works = self._pass_on(here, coming)
-            yield (self.rank - step) % self.size, here
-            _wait(works)
-            spare = here if step > 0 or overwrite else None
-            here = coming
-        yield (self.rank + 1) % self.size, here
+    def visit(self, own: Pair, pieces: Iterable[Pair], overwrite: bool) -> Iterator[tuple[int, int, Pair]]:
+        """The next transfer, of a new piece too, is always under way while what came before is computed with."""
+        ready, spare = (self.rank, 0, own), None
+        for piece, here in enumerate(pieces):
+            for step in range(self.size - 1):
+                coming = spare if spare and _same_shape(spare, here) else _empty_like(here)
+                works = self._pass_on(here, coming)
+                yield ready
+                _wait(works)
+                spare = here if step > 0 or overwrite else None
+                here = coming
+                ready = (self.rank - step - 1) % self.size, piece, here
+        yield ready
 
     def give(self, source: int, gradients: Pair) -> None:
         summed, spare = gradients, None
@@ -109,23 +117,25 @@ class _Ring:
 
 
 class _AllGather:
-    """All K/V on every rank at once: fewer, larger messages, for sequences so short that they fit with ease."""
+    """A piece of all ranks' K/V at once, or the whole: fewer, larger messages, where they fit with ease."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group, self.rank, self.size = group, group.rank(), group.size()
         self.given: dict[int, Pair] = {}
 
-    def visit(self, own: Pair, overwrite: bool) -> Iterator[tuple[int, Pair]]:
-        whole = [x.new_empty(self.size, *x.shape) for x in own]
-        works = [
-            dist.all_gather(list(to.unbind()), x, group=self.group, async_op=True)
-            for to, x in zip(whole, own, strict=True)
-        ]
-        yield self.rank, own
-        _wait(works)
-        for step in range(1, self.size):
-            source = (self.rank - step) % self.size
-            yield source, (whole[0][source], whole[1][source])
+    def visit(self, own: Pair, pieces: Iterable[Pair], overwrite: bool) -> Iterator[tuple[int, int, Pair]]:
+        ready = [(self.rank, 0, own)]
+        for piece, here in enumerate(pieces):
+            whole = [x.new_empty(self.size, *x.shape) for x in here]
+            works = [
+                dist.all_gather(list(to.unbind()), x, group=self.group, async_op=True)
+                for to, x in zip(whole, here, strict=True)
+            ]
+            yield from ready
+            _wait(works)
+            sources = [(self.rank - step) % self.size for step in range(1, self.size)]
+            ready = [(source, piece, (whole[0][source], whole[1][source])) for source in sources]
+        yield from ready
 
     def give(self, source: int, gradients: Pair) -> None:
         self.given[source] = gradients
@@ -139,6 +149,10 @@ class _AllGather:
 
 def _empty_like(pair: Pair) -> Pair:
     return torch.empty_like(pair[0]), torch.empty_like(pair[1])
+
+
+def _same_shape(pair: Pair, other: Pair) -> bool:
+    return pair[0].shape == other[0].shape
 
 
 def _wait(works: list[dist.Work]) -> None:

@@ -72,11 +72,13 @@ class Evaluator:
         documents = self.documents[: self.config.num_documents]
         self.rows.perplexity += measure_perplexity(self.model, documents, length, labels, sliding=sliding).rows
 
-    def passkey(self, method: str, factors: FactorSet | RopeFactors) -> None:
-        """Adds a method's rows at every passkey length and depth."""
+    def passkey(self, method: str, factors: FactorSet | RopeFactors, up_to: int | None = None) -> None:
+        """Adds a method's rows at every passkey length (of at most `up_to` tokens) and depth."""
         self.model.set_factors(factors)
         labels = EvaluationLabels(self.name, method)
         for length in self.config.passkey_lengths:
+            if up_to is not None and length > up_to:
+                continue
             self.announce(f"passkey {self.name} {method} at {length}")
             depths = [round(depth, _DEPTH_DIGITS) for depth in self.config.passkey_depths]
             self.rows.passkey += measure_passkey(

@@ -169,13 +169,13 @@ class Extension:
 
         made = self.stages.run(f"data-{name}", inputs, lambda: on_main(self.runtime, build))
         train_inputs = {"training": config.training.model_dump(mode="json"), "start": start, "data": made,
-                        "dtype": self.recipe.dtype, "factors": factors_to_json(factors),
+                        "dtype": self.recipe.dtype, "factors": factors_to_json(factors), "merge": config.merge,
                         **self._backend_inputs(self.recipe.backend)}  # fmt: skip
 
         def work() -> dict[str, Any]:
             model = self._load(start, "training")
             files = self.directory.checkpoint("base") / "hf"
-            stage = TrainingStage(name, config.training, prefix, self.directory, files)
+            stage = TrainingStage(name, config.training, prefix, self.directory, files, config.merge)
             return train_model(stage, model, factors, self.progress.training(name))
 
         self.stages.run(name, train_inputs, work)

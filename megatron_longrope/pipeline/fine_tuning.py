@@ -21,6 +21,7 @@ from megatron_longrope.training import (
     StopOnSignal,
     Trainer,
     TrainingConfig,
+    WeightMerge,
     WriteMetrics,
     resume_training,
     save_training,
@@ -38,6 +39,7 @@ class TrainingStage:
     data: Path
     directory: RunDirectory
     hf_files: Path | None
+    merge: float = 1.0
 
 
 def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorSet:
@@ -54,7 +56,8 @@ def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorS
 def train_model(
     stage: TrainingStage, model: LongRopeModel, factors: FactorSet | RopeFactors, show: ShowSteps
 ) -> dict[str, Any]:
-    """Trains `model` to the end of its stage, from its last checkpoint where there is one.
+    """Trains `model` to the end of its stage, from its last checkpoint where there is one, and merges the result with
+    what it began with.
 
     Leaves `checkpoints/<name>` (weights without optimizer) and returns steps, tokens and the last loss.
     """
@@ -76,10 +79,12 @@ def train_model(
         save_training(trainer, unfinished, stage.hf_files)
 
     trainer = Trainer(model, batches, stage.config)
+    merge = WeightMerge(model, stage.merge)
     resume_training(trainer, unfinished)
     metrics = MetricsFile(stage.directory.metrics, stage.name, trainer.state.step) if runtime.is_main else None
     trainer.callbacks = [WriteMetrics(metrics), ReportProgress(show), SaveCheckpoints(save), StopOnSignal(save)]
     state = trainer.train()
+    merge.apply()
     save_checkpoint(model, stage.directory.checkpoint(stage.name), iteration=state.step,
                     consumed_tokens=state.tokens, hf_files=stage.hf_files)  # fmt: skip
     if runtime.is_main:

@@ -115,6 +115,9 @@ class FineTuneConfig(StrictConfig):
     """The factors that pieces within the pretrained window are trained under. `extended`: the searched ones, as all
     (LongRoPE). In rows of their own (LongRoPE2's mixed windows, arXiv 2502.20082): `pretrained`, none at all;
     `unscaled`, λ = 1 with the searched temperature, which Hugging Face's format can carry beside the long set."""
+    merge: float = Field(default=1.0, gt=0, le=1)
+    """Of the way from the weights before to the trained ones. Below 1 short inputs lose less (WiSE-FT, arXiv
+    2109.01903); what it costs the long context, if anything, `longrope eval` tells."""
     control: bool = False
     """Also train the pretrained model for the same steps and tokens at its own window, to compare with."""
 

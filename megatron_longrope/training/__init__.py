@@ -12,6 +12,7 @@ from megatron_longrope.training.callbacks import (  # noqa: E402
 )
 from megatron_longrope.training.checkpoints import resume_training, save_training  # noqa: E402
 from megatron_longrope.training.config import TrainingConfig  # noqa: E402
+from megatron_longrope.training.merging import WeightMerge  # noqa: E402
 from megatron_longrope.training.metrics import MetricsFile  # noqa: E402
 from megatron_longrope.training.trainer import StepReport, Trainer, TrainState  # noqa: E402
 
@@ -24,6 +25,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "TrainingConfig",
+    "WeightMerge",
     "WriteMetrics",
     "resume_training",
     "save_training",

@@ -67,7 +67,8 @@ def attention_written_out(lengths: list[int]) -> list[torch.Tensor]:
 def attention_errors() -> dict[str, float]:
     """Runs on each of four ranks: the deviation per group size, exchange and row."""
     torch.set_num_threads(1)
-    context_attention.TILE_TOKENS, context_attention.GROUPED_FROM_TOKENS = 3, 6  # so that small rows are cut too
+    # so that small rows are cut too
+    context_attention.TILE_TOKENS, context_attention.GROUPED_FROM_TOKENS, context_attention.PIECE_TOKENS = 3, 6, 2
     dist.init_process_group("gloo")
     groups = {size: dist.new_group(list(range(size))) for size in (1, 2, 3, 4)}
     errors = {}
@@ -128,7 +129,7 @@ def all_layouts(weights: HfWeights, dataset: Path) -> dict[str, Seen]:
     """Runs on each of four ranks."""
     # small documents are cut in many pieces, as long ones are
     lean_layer.SMALLEST_CHUNK, rotary.CHUNK_TOKENS, token_loss.BLOCK_VOCABULARY = 8, 16, 50
-    context_attention.TILE_TOKENS, context_attention.GROUPED_FROM_TOKENS = 8, 16
+    context_attention.TILE_TOKENS, context_attention.GROUPED_FROM_TOKENS, context_attention.PIECE_TOKENS = 8, 16, 6
     seen = {}
     with joined_processes() as store:
         for name, layout in LAYOUTS.items():

@@ -85,6 +85,20 @@ def test_journals_are_identical_on_one_two_and_four_ranks(tmp_path: Path) -> Non
     assert sorted(pairs[0] + pairs[1]) == [0, 1, 2, 3]
 
 
+def test_groups_of_two_context_ranks_score_as_one_process(tmp_path: Path) -> None:
+    weights = HfWeights.of(tiny_hf_model())
+    for name in ("one", "four"):
+        (tmp_path / name).mkdir()
+    search(ParallelLayout(), weights, tmp_path / "one")
+    run_distributed(4, search, ParallelLayout(context_parallel=2), weights, tmp_path / "four")
+    for name in CHOICES:
+        alone, spread = (read_journal(tmp_path / folder / f"{name}.jsonl")[1] for folder in ("one", "four"))
+        same = [(a, b) for a, b in zip(alone, spread, strict=True) if a.candidate == b.candidate]
+        # a last bit of a gradient moves all that follows; where the scores alone decide, every candidate is the same
+        assert len(same) == len(alone) or (name != "evolution" and len(same) >= 3)
+        assert all(b.evaluation.loss == pytest.approx(a.evaluation.loss, rel=1e-6) for a, b in same)
+
+
 def gradients(layout: ParallelLayout, weights: HfWeights) -> list[np.ndarray]:
     """Runs on every rank: the gradient by λ and t of the float64 model, without and with n̂."""
     with start_runtime(layout, threads=1) as runtime:

@@ -1,0 +1,60 @@
+"""What early stopping would have saved in searches that scored every candidate whole, and whether it would err."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from megatron_longrope.search import EarlyStopping, Evaluation, JournalEntry
+from megatron_longrope.search.types import Judge
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One journal under early stopping."""
+
+    evaluations: int
+    stopped: int
+    token_share: float
+    """Tokens that would have been scored, of those that were."""
+    lost_best: bool
+    """Whether the best candidate of the whole search would have been stopped."""
+    lost_improvements: int
+    """Stopped candidates that were better than the incumbent of their round."""
+
+
+def replay(entries: Sequence[JournalEntry], stopping: EarlyStopping) -> Replay:
+    """Returns what becomes of `entries`, all completed, in their order and rounds. A candidate that is stopped is no
+    incumbent and nothing is learned from it, as in a search.
+    """
+    assert all(entry.evaluation.completed for entry in entries), "early stopping is replayed over whole evaluations"
+    final = min((e for e in entries if e.evaluation.usable), key=lambda e: e.evaluation.loss)
+    kept: list[Evaluation] = []
+    scored = lost = stopped = 0
+    lost_best = False
+    for _, generation in groupby(entries, key=lambda entry: entry.provenance.generation):
+        incumbent = min((e for e in kept if e.usable), key=lambda e: e.loss, default=None)
+        judge = stopping.judge(incumbent, kept)
+        for entry in list(generation):
+            part = _scored(entry.evaluation, judge)
+            scored += part.tokens
+            if part.completed:
+                kept.append(entry.evaluation)
+                continue
+            stopped += 1
+            lost_best |= entry is final
+            lost += incumbent is not None and entry.evaluation.loss < incumbent.loss
+    tokens = sum(entry.evaluation.tokens for entry in entries)
+    return Replay(len(entries), stopped, scored / tokens, lost_best, lost)
+
+
+def _scored(whole: Evaluation, judge: Judge | None) -> Evaluation:
+    """What of an evaluation is scored: all, or up to where `judge` stops it."""
+    return next((part for part in _parts(whole) if judge is not None and judge(part)), whole)
+
+
+def _parts(whole: Evaluation) -> Iterator[Evaluation]:
+    for scored in range(1, len(whole.nll_sums)):
+        sums, counts = whole.nll_sums[:scored], whole.token_counts[:scored]
+        yield replace(whole, nll_sums=sums, token_counts=counts, completed=False, gradient=None, cost_tokens=-1)
