@@ -198,7 +198,7 @@ def fill_weights(model: LongRopeModel) -> None:
         if parameter.dim() == 1:
             parameter.fill_(1.0)
             continue
-        seed = zlib.crc32(rule_of(name, model.shape, 0).stored.encode())
+        seed = zlib.crc32(rule_of(name, model.shape).stored.encode())
         generator = torch.Generator(parameter.device).manual_seed(seed)
         parameter.normal_(0.0, _WEIGHT_SCALE, generator=generator)
 

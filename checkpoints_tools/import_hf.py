@@ -216,10 +216,8 @@ def check_folder(folder: HfFolder, *, keep_windows: bool = True) -> tuple[ModelS
 def load_hf_weights(model: LongRopeModel, folder: HfFolder) -> None:
     """Fills this rank's share of the model, in the model's dtype, one weight at a time."""
     groups = model.runtime.groups
-    layers = model.stage.decoder.layers
-    first_layer = layers[0].layer_number - 1 if len(layers) else 0
-    for name, parameter in model.stage.named_parameters():
-        rule = rule_of(name, model.shape, first_layer)
+    for name, parameter in model.named_parameters():
+        rule = rule_of(name, model.shape)
         whole = to_megatron(rule, [folder.tensor(part) for part in rule.hf], model.shape)
         _fill(parameter, tensor_parallel_share(rule, whole, groups.tp.rank(), groups.tp.size()))
 

@@ -176,10 +176,10 @@ def hf_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return {name: sizes for _, _, rule in bound_rules(shape) for name, sizes in rule.hf_sizes(shape).items()}
 
 
-def rule_of(parameter: str, shape: ModelShape, first_layer: int) -> WeightRule:
-    """Returns the rule of a pipeline stage's parameter, whose layers count from `first_layer`; either layers' names.
+def rule_of(parameter: str, shape: ModelShape) -> WeightRule:
+    """Returns the rule of a parameter by its name in the whole model (`LongRopeModel.named_parameters`).
 
-    The parameter may have its name in either specification of layers, megatron-core's own or Transformer Engine's. The
+    It may have its name in either specification of layers, megatron-core's own or Transformer Engine's. The
     last stage of a tied model keeps its own copy of the embedding under the output layer's name.
     """
     if parameter == _OUTPUT and shape.tie_embeddings:
@@ -188,7 +188,7 @@ def rule_of(parameter: str, shape: ModelShape, first_layer: int) -> WeightRule:
     in_layer = parts[:2] == ["decoder", "layers"]
     generic = ".".join([*parts[:2], "{layer}", *parts[3:]]) if in_layer else parameter
     rule = next(rule for rule in TABLES[shape.architecture] if generic in (rule.megatron, rule.stored))
-    return rule.at(first_layer + int(parts[2])) if in_layer else rule
+    return rule.at(int(parts[2])) if in_layer else rule
 
 
 def to_megatron(rule: WeightRule, tensors: Sequence[Tensor], shape: ModelShape) -> Tensor:

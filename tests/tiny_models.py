@@ -68,7 +68,7 @@ def our_model(
     model = build_model(ModelShape.from_hf(config), runtime, angle_precision=angle_precision, dtype=dtype, **build)
     tensors = stage_tensors(model, weights)
     with torch.no_grad():
-        for name, parameter in model.stage.named_parameters():
+        for name, parameter in model.named_parameters():
             assert parameter.shape == tensors[name].shape, name
             parameter.copy_(tensors[name])
     if scaled:
@@ -77,8 +77,8 @@ def our_model(
 
 
 def stage_tensors(model: LongRopeModel, hf: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns what of HF tensors (weights, or gradients by the same names) each parameter of this stage holds here."""
-    return {name: _local_tensor(model, name, hf) for name, _ in model.stage.named_parameters()}
+    """Returns what of HF tensors (weights, or gradients by the same names) each parameter of this process holds."""
+    return {name: _local_tensor(model, name, hf) for name, _ in model.named_parameters()}
 
 
 def _local_tensor(model: LongRopeModel, name: str, hf: Mapping[str, Tensor]) -> Tensor:
@@ -92,8 +92,7 @@ def _local_tensor(model: LongRopeModel, name: str, hf: Mapping[str, Tensor]) -> 
         return share(_padded(hf["model.embed_tokens.weight" if tied else "lm_head.weight"], model.shape))
     if name == "decoder.final_layernorm.weight":
         return hf["model.norm.weight"]
-    layer = int(name.split(".")[2]) + model.runtime.groups.pp.rank() * len(model.stage.decoder.layers)
-    of = f"model.layers.{layer}."
+    of = f"model.layers.{name.split('.')[2]}."
     if "linear_qkv" in name:
         return share(_grouped_qkv(hf, of, model.shape))
     if "linear_proj" in name:

@@ -74,6 +74,8 @@ def _model_options(function: CallableT) -> CallableT:
                      help="Short documents share a forward pass up to this many."),
         click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
         click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
+        click.option("--virtual-pipeline", type=click.IntRange(1), default=1, metavar="N",
+                     help="Parts of the model on each pipeline process, interleaved."),
         click.option("--context-parallel", type=click.IntRange(1), default=1, metavar="N",
                      help="Processes that share each sequence."),
         click.option("--sequence-parallel", is_flag=True, help="Cut activations over the tensor-parallel processes."),
@@ -173,6 +175,7 @@ def _loaded(settings: dict[str, Any]) -> Iterator[tuple[Runtime, LoadedModel]]:
     layout = ParallelLayout(
         tensor_parallel=settings["tensor_parallel"],
         pipeline_parallel=settings["pipeline_parallel"],
+        virtual_pipeline=settings["virtual_pipeline"],
         context_parallel=settings["context_parallel"],
         sequence_parallel=settings["sequence_parallel"],
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,51 +17,15 @@ from megatron_longrope.model.backend import Backend, resolve_backend
 from megatron_longrope.model.backend_settings import BackendSettings, Purpose, Recompute
 from megatron_longrope.model.core_attention import DocumentAttention
 from megatron_longrope.model.flash_attention import FlashDocumentAttention
-from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
+from megatron_longrope.model.gpt import LongRopeGPT
 from megatron_longrope.model.lean_layer import LeanLayer
+from megatron_longrope.model.longrope_model import LongRopeModel
 from megatron_longrope.model.norm import RMSNorm
 from megatron_longrope.model.offload import offload_inputs_of
 from megatron_longrope.model.shape import ModelShape
-from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeFactors, RopeGeometry
+from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
 from megatron_longrope.runtime.te_environment import switches_kept
-
-
-@dataclass
-class LongRopeModel:
-    """This process's share of a model, and the factors in force."""
-
-    shape: ModelShape
-    runtime: Runtime
-    stage: LongRopeGPT
-    factor_set: FactorSet
-    backend: Backend
-    angle_precision: AnglePrecision = "float64"
-
-    def set_factors(self, factors: FactorSet | RopeFactors) -> None:
-        """Puts λ, n̂ and temperature in force together, from the next batch on; refuses another geometry."""
-        factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
-        for part in factor_set.ranges:
-            if part.factors.head_dim != self.shape.head_dim:
-                raise InputError("factors.head_dim", part.factors.head_dim, f"the model's is {self.shape.head_dim}")
-            if part.factors.base != self.shape.rope_base:
-                raise InputError("factors.base", part.factors.base, f"the model's is {self.shape.rope_base}")
-        self.factor_set = factor_set
-
-    def set_output(self, kind: OutputKind) -> None:
-        """Chooses what the last stage returns."""
-        self.stage.output_kind = kind
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.stage.parameters()).dtype
-
-    @property
-    def geometry(self) -> RopeGeometry:
-        return RopeGeometry(
-            base=self.shape.rope_base, head_dim=self.shape.head_dim, original_length=self.shape.context_length
-        )
 
 
 def build_model(
@@ -78,7 +41,7 @@ def build_model(
     purpose: Purpose = "training",
     sequence_length: int | None = None,
 ) -> LongRopeModel:
-    """Returns this process's stage on its device, unscaled; `initialize=False` leaves weights for a checkpoint to fill.
+    """Returns this process's share on its device, unscaled; `initialize=False` leaves weights for a checkpoint to fill.
 
     `offload` keeps the inputs of recomputed layers in host memory. A model built for `purpose="training"` scores as
     well; `sequence_length` is the longest row's over all processes, where it is known already. Raises InputError where
@@ -99,23 +62,35 @@ def build_model(
     config = transformer_config(shape, layout, resolved, dtype=dtype, recompute=recompute, initialize=initialize,
                                 on_cpu=runtime.device.type == "cpu")  # fmt: skip
     with switches_kept():
-        stage = LongRopeGPT(
-            config=config,
-            transformer_layer_spec=block_spec(shape, _layers_of_stage(shape, runtime), resolved),
-            vocab_size=shape.padded_vocab_size,
-            max_sequence_length=shape.context_length,
-            pre_process=runtime.is_first_stage,
-            post_process=runtime.is_last_stage,
-            share_embeddings_and_output_weights=shape.tie_embeddings,
-            position_embedding_type="rope",
-            pg_collection=runtime.groups,
-            real_vocab_size=shape.vocab_size,
-        )
+        chunks = [_build_chunk(shape, runtime, resolved, config, number) for number in range(layout.virtual_pipeline)]
     resolved.prepare()
-    stage.to(runtime.device)
-    if offload:
-        offload_inputs_of(stage.decoder, shape.hidden_size)
-    return LongRopeModel(shape, runtime, stage, _unscaled(shape), resolved, angle_precision)
+    for chunk in chunks:
+        chunk.to(runtime.device)
+        if offload:
+            offload_inputs_of(chunk.decoder, shape.hidden_size)
+    return LongRopeModel(shape, runtime, chunks, _unscaled(shape), resolved, angle_precision)
+
+
+def _build_chunk(
+    shape: ModelShape, runtime: Runtime, backend: Backend, config: TransformerConfig, number: int
+) -> LongRopeGPT:
+    """Returns chunk `number` of this process's; the first on the first rank has the embedding, the last on the last
+    the output layer.
+    """
+    layout = runtime.layout
+    return LongRopeGPT(
+        config=config,
+        transformer_layer_spec=block_spec(shape, _layers_of_chunk(shape, runtime, number), backend),
+        vocab_size=shape.padded_vocab_size,
+        max_sequence_length=shape.context_length,
+        pre_process=runtime.is_first_stage and number == 0,
+        post_process=runtime.is_last_stage and number == layout.virtual_pipeline - 1,
+        share_embeddings_and_output_weights=shape.tie_embeddings,
+        position_embedding_type="rope",
+        pg_collection=runtime.groups,
+        vp_stage=number if layout.is_interleaved else None,
+        real_vocab_size=shape.vocab_size,
+    )
 
 
 def block_spec(shape: ModelShape, layers: range, backend: Backend) -> TransformerBlockSubmodules:
@@ -153,9 +128,10 @@ def _local_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
     return spec
 
 
-def _layers_of_stage(shape: ModelShape, runtime: Runtime) -> range:
-    num_layers = shape.num_layers // runtime.layout.pipeline_parallel
-    first = runtime.groups.pp.rank() * num_layers
+def _layers_of_chunk(shape: ModelShape, runtime: Runtime, number: int) -> range:
+    """Returns the layers, from 0, of this process's chunk `number`: chunks are dealt to the pipeline ranks in turn."""
+    num_layers = shape.num_layers // runtime.layout.model_chunks
+    first = (number * runtime.layout.pipeline_parallel + runtime.groups.pp.rank()) * num_layers
     return range(first, first + num_layers)
 
 
@@ -191,6 +167,11 @@ def transformer_config(
         tensor_model_parallel_size=layout.tensor_parallel,
         sequence_parallel=layout.sequence_parallel,
         pipeline_model_parallel_size=layout.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.is_interleaved else None,
+        # The interleaved schedule sends activations and gradients both ways around a ring. Between two ranks these
+        # are one pair's messages: in one batch they would be taken for each other.
+        overlap_p2p_comm=layout.is_interleaved,
+        batch_p2p_comm=not layout.is_interleaved,
         context_parallel_size=layout.context_parallel,
         pipeline_dtype=dtype,
         params_dtype=dtype,

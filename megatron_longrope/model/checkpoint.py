@@ -23,7 +23,7 @@ from pydantic import Field, NonNegativeInt
 
 from megatron_longrope.config import StrictConfig, build_config
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.builder import LongRopeModel
+from megatron_longrope.model.longrope_model import LongRopeModel
 from megatron_longrope.model.megatron_lm import is_megatron_lm, iteration_folder, read_megatron_lm
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.model.torch_dist import load_sharded, save_sharded
@@ -96,7 +96,7 @@ def save_checkpoint(
     description = CheckpointDescription(
         shape=model.shape,
         factor_set=model.factor_set,
-        dtype=dtype_name(next(model.stage.parameters()).dtype),
+        dtype=dtype_name(model.dtype),
         angle_precision=model.angle_precision,
         iteration=iteration,
         consumed_tokens=consumed_tokens,
@@ -109,7 +109,7 @@ def save_checkpoint(
         write_description(partial, description)
         carry_hf_files(hf_files, partial / HF_FOLDER)
     runtime.barrier()
-    state = {"model": _with_empty_objects(model.stage.sharded_state_dict()), **(extra_sharded or {})}
+    state = {"model": _with_empty_objects(sharded_weights(model)), **(extra_sharded or {})}
     save_sharded(state, partial / WEIGHTS_FOLDER)
     if runtime.is_main:
         put_in_place(partial, directory)
@@ -161,10 +161,18 @@ def load_checkpoint(
         mine, stored = getattr(model.shape, name), getattr(description.shape, name)
         if mine != stored:
             raise InputError("checkpoint", directory, f"its {name} is {stored}, the model's is {mine}")
-    state = {"model": _without_objects(model.stage.sharded_state_dict()), **(extra_sharded or {})}
+    state = {"model": _without_objects(sharded_weights(model)), **(extra_sharded or {})}
     loaded = load_sharded(state, weights_folder(directory), read_common=not is_megatron_lm(Path(directory)))
-    _fill(model.stage, loaded["model"])
+    for number, chunk in enumerate(model.chunks):
+        _fill(chunk, loaded["model"][str(number)])
     return description, {key: loaded[key] for key in extra_sharded or {} if key in loaded}
+
+
+def sharded_weights(model: LongRopeModel) -> dict[str, dict[str, Any]]:
+    """Returns megatron's sharded state of each chunk. In a checkpoint a weight has its name in the whole model, so it
+    tells nothing of chunks.
+    """
+    return {str(number): chunk.sharded_state_dict() for number, chunk in enumerate(model.chunks)}
 
 
 def weights_folder(directory: Path | str) -> Path:
@@ -201,25 +209,28 @@ def put_in_place(partial: Path, directory: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _fill(stage: torch.nn.Module, weights: Mapping[str, Any]) -> None:
-    """Fills the stage; only the places for Transformer Engine's extra state, which no checkpoint of ours has, stay."""
-    found = stage.load_state_dict(weights, strict=False)
+def _fill(chunk: torch.nn.Module, weights: Mapping[str, Any]) -> None:
+    """Fills the chunk; only the places for Transformer Engine's extra state, which no checkpoint of ours has, stay."""
+    found = chunk.load_state_dict(weights, strict=False)
     missing = [name for name in found.missing_keys if not name.endswith(_EXTRA_STATE)]
     assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
 
 
-def _with_empty_objects(sharded: Mapping[str, Any]) -> dict[str, Any]:
+def _with_empty_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Transformer Engine's extra state is a pickle, which is never read back: its places stay, as megatron's other
     readers look for them, and are empty. What is lost is the history of delayed scaling."""
-    for value in sharded.values():
+    for value in (value for sharded in chunks.values() for value in sharded.values()):
         if isinstance(value, ShardedObject):
             value.data = None
-    return dict(sharded)
+    return dict(chunks)
 
 
-def _without_objects(sharded: Mapping[str, Any]) -> dict[str, Any]:
+def _without_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """megatron's layers keep a place for Transformer Engine's extra state; ours is empty whoever wrote the weights."""
-    return {name: value for name, value in sharded.items() if not isinstance(value, ShardedObject)}
+    return {
+        number: {name: value for name, value in sharded.items() if not isinstance(value, ShardedObject)}
+        for number, sharded in chunks.items()
+    }
 
 
 def refuse_foreign_folder(directory: Path) -> None:

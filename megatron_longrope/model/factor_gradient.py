@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.data.zigzag import share_index
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.builder import LongRopeModel
 from megatron_longrope.model.forward import (
+    FILLER,
     Tokens,
     check_document,
     forward_stage,
@@ -35,7 +34,9 @@ from megatron_longrope.model.forward import (
     to_batch,
     whole_output,
 )
+from megatron_longrope.model.longrope_model import LongRopeModel
 from megatron_longrope.model.packed import LongRopePackedParams, packed_params
+from megatron_longrope.model.schedule import filled_up, run_schedule
 from megatron_longrope.rope import RopeFactors, angle_derivatives
 
 
@@ -104,24 +105,11 @@ def _prepare(model: LongRopeModel, documents: Sequence[Tokens], weights: Sequenc
 
 def _forward_backward(model: LongRopeModel, passes: Sequence[_Pass]) -> list[NDArray[np.floating[Any]]]:
     """Runs all passes there and back; returns the last stage's nats of each, on every pipeline stage."""
-    was_training, was_kind = model.stage.training, model.stage.output_kind
-    model.stage.train()  # recomputation is done in training mode only
-    model.set_output("losses")
-    try:
-        with _frozen(model.stage):
-            logs = get_forward_backward_func()(
-                forward_step_func=functools.partial(_step, model),
-                data_iterator=iter(passes),
-                model=[model.stage],
-                num_microbatches=len(passes),
-                seq_length=passes[0].batch.tokens.numel(),
-                micro_batch_size=1,
-                forward_only=False,
-            )
-    finally:
-        model.stage.train(was_training)
-        model.set_output(was_kind)
-    return from_last_stage(model, [log["nats"] for log in logs])
+    filled = filled_up(model, passes, lambda: _prepare(model, [FILLER], [np.zeros(len(FILLER) - 1)]))
+    # recomputation is done in training mode only
+    with model.running(training=True, output="losses"), _frozen(model):
+        logs = run_schedule(model, functools.partial(_step, model), filled)
+    return from_last_stage(model, [log["nats"] for log in logs])[: len(passes)]
 
 
 def _step(model: LongRopeModel, passes: Iterator[_Pass], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
@@ -138,10 +126,10 @@ def _step(model: LongRopeModel, passes: Iterator[_Pass], stage: torch.nn.Module)
 
 
 @contextmanager
-def _frozen(stage: torch.nn.Module) -> Iterator[None]:
+def _frozen(model: LongRopeModel) -> Iterator[None]:
     """No weight gets a gradient, and megatron-core's end of a training step is left out."""
-    trainable = [parameter for parameter in stage.parameters() if parameter.requires_grad]
-    config: Any = stage.config
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    config: Any = model.config
     finalize, config.finalize_model_grads_func = config.finalize_model_grads_func, None
     for parameter in trainable:
         parameter.requires_grad_(False)

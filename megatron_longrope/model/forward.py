@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.data.zigzag import context_share, whole_from_shares
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.builder import LongRopeModel
 from megatron_longrope.model.context_exchange import choose_exchange
 from megatron_longrope.model.gpt import OutputKind
+from megatron_longrope.model.longrope_model import LongRopeModel
 from megatron_longrope.model.packed import LongRopePackedParams, packed_params
+from megatron_longrope.model.schedule import filled_up, run_schedule
 
 Tokens = NDArray[np.integer[Any]]
+FILLER: Tokens = np.zeros(2, dtype=np.int64)
+"""A document for passes that nobody looks at."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ def share_of(model: LongRopeModel, batch: DocumentBatch) -> DocumentBatch:
 
 
 def run_stage(model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch) -> Tensor:
-    """Runs this rank's share of one micro-batch (`share_of`) through `stage`, bare or wrapped for data parallelism,
-    under the factors in force. The last stage returns what `set_output` chose, over the tokens of the share.
+    """Runs this rank's share of one micro-batch (`share_of`) through `stage`, one of the model's chunks, bare or
+    wrapped for data parallelism, under the factors in force. The last chunk returns what `set_output` chose, over the
+    tokens of the share.
     """
     packed = packed_params(batch, model.factor_set, model.angle_precision, model.runtime.device, model.dtype)
     return forward_stage(model, stage, batch, packed)
@@ -131,31 +134,17 @@ def _forward_only(
     model: LongRopeModel, batches: Sequence[DocumentBatch], kind: OutputKind
 ) -> list[NDArray[np.floating[Any]]]:
     """Returns the last stage's output for each batch, on every pipeline stage."""
-    was_training, was_kind = model.stage.training, model.stage.output_kind
-    model.stage.eval()
-    model.set_output(kind)
-    try:
-        outputs = get_forward_backward_func()(
-            forward_step_func=_scoring_step(model),
-            data_iterator=iter(batches),
-            model=[model.stage],
-            num_microbatches=len(batches),
-            seq_length=batches[0].tokens.numel(),
-            micro_batch_size=1,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
-    finally:
-        model.stage.train(was_training)
-        model.set_output(was_kind)
-    return from_last_stage(model, outputs)
+    passes = filled_up(model, batches, lambda: to_batch(model, [FILLER]))
+    with model.running(training=False, output=kind):
+        outputs = run_schedule(model, _scoring_step(model), passes, forward_only=True)
+    return from_last_stage(model, outputs)[: len(batches)]
 
 
 def _scoring_step(model: LongRopeModel) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
     def step(batches: Iterator[DocumentBatch], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
         batch = next(batches)
         output = run_stage(model, stage, share_of(model, batch))
-        dim = 0 if model.stage.output_kind == "logits" else -1
+        dim = 0 if model.output_kind == "logits" else -1
         return output, lambda result, non_loss_data: whole_output(model, batch, result.float(), dim).cpu().numpy()
 
     return step

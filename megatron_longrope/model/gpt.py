@@ -18,7 +18,7 @@ OutputKind = Literal["losses", "scores", "logits"]
 
 
 class LongRopeGPT(GPTModel):
-    """One pipeline stage. Its last stage returns, by `output_kind`:
+    """One chunk of a model: a pipeline stage, or a part of one. The last chunk returns, by `output_kind`:
 
     - `losses`: nats per token [total], differentiable;
     - `scores`: nats and arg-max hits [2, total];
@@ -31,6 +31,13 @@ class LongRopeGPT(GPTModel):
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
         self.rotary_pos_emb = NoRotary()
+
+    def global_name(self, parameter: str) -> str:
+        """Returns the name that a parameter of this chunk has in a model of one chunk."""
+        parts = parameter.split(".")
+        if parts[:2] == ["decoder", "layers"]:
+            parts[2] = str(self.decoder.layers[int(parts[2])].layer_number - 1)
+        return ".".join(parts)
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, labels: Tensor | None = None, **__: Any) -> Tensor:
         """Called by GPTModel.forward with the decoder's output [seq share, 1, hidden_size]."""

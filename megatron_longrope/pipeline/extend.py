@@ -74,7 +74,7 @@ class Extension:
         self.stages.run("import", {"model": recipe.model}, lambda: self._import(source))
         self.model = self._load("base")
         self.geometry = self.model.geometry
-        self._check_lengths()
+        self._check_layout()
         self.tokenizer = self._tokenizer()
         self.corpus = load_corpus(recipe.corpus, self.tokenizer, recipe.target_length)
         tuned, current = self._extend_with_training()
@@ -222,10 +222,14 @@ class Extension:
     def _tokenizer(self) -> TextTokenizer:
         return load_tokenizer(self.directory.checkpoint("base") / "hf")
 
-    def _check_lengths(self) -> None:
-        window = self.geometry.original_length
+    def _check_layout(self) -> None:
+        """Refuses what a later stage would refuse, before hours go into the ones before it."""
+        window, layout = self.geometry.original_length, self.runtime.layout
         for step in self.recipe.extension:
-            self.runtime.layout.check_sequence(step.length)
+            layout.check_sequence(step.length)
+            if step.fine_tune is not None:
+                training = step.fine_tune.training
+                layout.check_batch(training.rows_per_step, training.micro_batch_rows, self.runtime.data_parallel_size)
             if step.length <= window:
                 rule = f"a target must exceed the model's window of {format_length(window)} tokens"
                 raise InputError("extension.length", format_length(step.length), rule)

@@ -69,6 +69,8 @@ def train_from_recipe(
 
     Raises InputError for bad input and for a run directory begun with other inputs.
     """
+    training = recipe.training
+    runtime.layout.check_batch(training.rows_per_step, training.micro_batch_rows, runtime.data_parallel_size)
     directory = RunDirectory(run_dir)
     if runtime.is_main:
         directory.root.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ class ParallelLayout(StrictConfig):
     tensor_parallel: PositiveInt = 1
     sequence_parallel: bool = False
     pipeline_parallel: PositiveInt = 1
+    virtual_pipeline: PositiveInt = 1
+    """Parts of the model each pipeline process holds, interleaved: more of them shorten the wait at a step's ends."""
     context_parallel: PositiveInt = 1
     context_exchange: ContextExchange = "auto"
     """How keys and values travel between context-parallel ranks; auto: gathered where the sequence is short."""
@@ -31,6 +33,20 @@ class ParallelLayout(StrictConfig):
         return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
 
     @property
+    def is_interleaved(self) -> bool:
+        return self.virtual_pipeline > 1
+
+    @property
+    def model_chunks(self) -> int:
+        """Runs of consecutive layers the model is cut into: chunk c lies on pipeline rank c mod pipeline_parallel."""
+        return self.pipeline_parallel * self.virtual_pipeline
+
+    @property
+    def micro_batch_divisor(self) -> int:
+        """What the number of micro-batches in one pass through the schedule is a multiple of."""
+        return self.pipeline_parallel if self.is_interleaved else 1
+
+    @property
     def sequence_divisor(self) -> int:
         """Every sequence is a multiple of this: zigzag halves per context rank, each split again under SP."""
         if self.context_parallel == 1:
@@ -40,6 +56,8 @@ class ParallelLayout(StrictConfig):
 
     def data_parallel(self, world_size: int) -> int:
         """Returns copies of the model that fit `world_size` processes; raises InputError if they do not fill it."""
+        if self.is_interleaved and self.pipeline_parallel == 1:
+            raise InputError("virtual_pipeline", self.virtual_pipeline, "needs pipeline_parallel above 1, got 1")
         self._divides("context_parallel", self.context_parallel, "context_parallel_a2a", self.context_parallel_a2a)
         self._divides("processes", world_size, "tensor_parallel·pipeline_parallel·context_parallel",
                       self.model_parallel)  # fmt: skip
@@ -47,7 +65,7 @@ class ParallelLayout(StrictConfig):
 
     def check_model(self, *, num_layers: int, num_heads: int, num_kv_heads: int, ffn_hidden_size: int) -> None:
         """Raises InputError where a model of these sizes cannot be cut by this layout."""
-        self._divides("num_layers", num_layers, "pipeline_parallel", self.pipeline_parallel)
+        self._divides("num_layers", num_layers, "pipeline_parallel·virtual_pipeline", self.model_chunks)
         self._divides("num_heads", num_heads, "tensor_parallel", self.tensor_parallel)
         self._divides("num_kv_heads", num_kv_heads, "tensor_parallel", self.tensor_parallel)
         self._divides("ffn_hidden_size", ffn_hidden_size, "tensor_parallel", self.tensor_parallel)
@@ -65,9 +83,14 @@ class ParallelLayout(StrictConfig):
 
     def check_batch(self, rows_per_step: int, micro_batch_rows: int, data_parallel: int) -> int:
         """Returns micro-batches per step and rank; raises InputError where a global batch does not divide."""
-        self._divides("rows_per_step", rows_per_step, "micro_batch_rows·data_parallel",
-                      micro_batch_rows * data_parallel)  # fmt: skip
-        return rows_per_step // (micro_batch_rows * data_parallel)
+        together = micro_batch_rows * data_parallel
+        self._divides("rows_per_step", rows_per_step, "micro_batch_rows·data_parallel", together)
+        if self.is_interleaved:
+            self._divides("rows_per_step", rows_per_step,
+                          f"micro_batch_rows·data_parallel·pipeline_parallel (virtual_pipeline={self.virtual_pipeline} "
+                          "takes micro-batches in groups of pipeline_parallel)",
+                          together * self.micro_batch_divisor)  # fmt: skip
+        return rows_per_step // together
 
     @staticmethod
     def _divides(field: str, value: int, by: str, divisor: int) -> None:

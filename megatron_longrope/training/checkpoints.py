@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint
+from megatron_longrope.model.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint, sharded_weights
 from megatron_longrope.training.optimizer import SHARDING, load_optimizer
 from megatron_longrope.training.trainer import Trainer
 
@@ -48,6 +48,6 @@ def resume_training(trainer: Trainer, directory: Path) -> bool:
 
 def _optimizer_state(trainer: Trainer, is_loading: bool) -> dict[str, Any]:
     state: dict[str, Any] = trainer.optimizer.sharded_state_dict(
-        trainer.model.stage.sharded_state_dict(), is_loading=is_loading, metadata=SHARDING
+        sharded_weights(trainer.model), is_loading=is_loading, metadata=SHARDING
     )
     return state

@@ -1,4 +1,4 @@
-"""megatron-core's data parallelism and distributed optimizer around a stage."""
+"""megatron-core's data parallelism and distributed optimizer around a model's chunks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 def wrap_for_training(
     model: LongRopeModel, config: TrainingConfig
-) -> tuple[DistributedDataParallel, MegatronOptimizer]:
-    """Returns the stage wrapped for data parallelism, and its optimizer with its state in place."""
-    for name, parameter in model.stage.named_parameters():
+) -> tuple[list[DistributedDataParallel], MegatronOptimizer]:
+    """Returns the chunks wrapped for data parallelism, and their one optimizer with its state in place."""
+    for name, parameter in model.named_parameters():
         parameter.requires_grad_(config.trainable == "all" or is_attention(name))
-    stage_config = model.stage.config
+    groups = model.runtime.groups
     ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
-    wrapped = DistributedDataParallel(stage_config, ddp_config, model.stage, pg_collection=model.runtime.groups)
-    optimizer = get_megatron_optimizer(_optimizer_config(model, config), [wrapped], use_gloo_process_groups=False,
-                                       pg_collection=model.runtime.groups)  # fmt: skip
-    stage_config.finalize_model_grads_func = finalize_model_grads
-    stage_config.grad_scale_func = optimizer.scale_loss
+    wrapped = [DistributedDataParallel(model.config, ddp_config, chunk, pg_collection=groups) for chunk in model.chunks]
+    optimizer = get_megatron_optimizer(_optimizer_config(model, config), wrapped, use_gloo_process_groups=False,
+                                       pg_collection=groups)  # fmt: skip
+    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.grad_scale_func = optimizer.scale_loss
     _initialize_torch_adam(optimizer)
     return wrapped, optimizer
 
@@ -77,8 +77,8 @@ def _optimizer_config(model: LongRopeModel, config: TrainingConfig) -> Optimizer
         adam_beta2=config.adam_beta2,
         adam_eps=config.adam_epsilon,
         clip_grad=config.clip_gradient,
-        bf16=model.stage.config.bf16,
-        params_dtype=model.stage.config.params_dtype,
+        bf16=model.config.bf16,
+        params_dtype=model.config.params_dtype,
         use_distributed_optimizer=True,
     )
 

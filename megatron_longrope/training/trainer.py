@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_longrope.data.batches import DocumentBatch, PackedBatches
 from megatron_longrope.errors import LongRopeError
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.forward import run_stage, share_of
+from megatron_longrope.model.schedule import run_schedule
 from megatron_longrope.training.config import TrainingConfig
 from megatron_longrope.training.optimizer import set_rates, wrap_for_training
 
@@ -60,6 +60,7 @@ class Trainer:
     """Trains one model on packed rows under the factors in force.
 
     Random state needs no saving: the seeds of a step are derived from the config's seed and the step's number.
+    Raises InputError where the layout cannot share out the config's rows.
     """
 
     def __init__(
@@ -69,14 +70,16 @@ class Trainer:
         config: TrainingConfig,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        runtime = model.runtime
+        runtime.layout.check_batch(config.rows_per_step, config.micro_batch_rows, runtime.data_parallel_size)
         self.model, self.batches, self.config, self.callbacks = model, batches, config, callbacks
         self.state = TrainState()
-        self.stage, self.optimizer = wrap_for_training(model, config)
+        self.chunks, self.optimizer = wrap_for_training(model, config)
 
     def train(self) -> TrainState:
         """Runs the steps that are left and returns the final state."""
         self.model.set_output("losses")
-        self.stage.train()
+        self.model.train()
         while self.state.step < self.config.steps:
             report = self.step()
             for callback in self.callbacks:
@@ -101,18 +104,11 @@ class Trainer:
         return StepReport(number, loss, float(gradient_norm or 0.0), rate, tokens, time.perf_counter() - started)
 
     def _forward_backward(self, micro_batches: Sequence[DocumentBatch]) -> tuple[float, int]:
-        self.stage.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        logs = get_forward_backward_func()(
-            forward_step_func=functools.partial(_training_step, self.model),
-            data_iterator=iter(micro_batches),
-            model=[self.stage],
-            num_microbatches=len(micro_batches),
-            seq_length=micro_batches[0].tokens.numel(),
-            micro_batch_size=1,
-            forward_only=False,
-        )
-        return self._global_loss(logs)
+        step = functools.partial(_training_step, self.model)
+        return self._global_loss(run_schedule(self.model, step, micro_batches, chunks=self.chunks))
 
     def _global_loss(self, logs: list[dict[str, Tensor]]) -> tuple[float, int]:
         """Sums nats and tokens over micro-batches and ranks separately, and divides once."""

@@ -109,6 +109,7 @@ LAYOUTS = {
     "CP4": ParallelLayout(context_parallel=4), "CP2·DP2": ParallelLayout(context_parallel=2),
     "TP2·CP2·SP": ParallelLayout(tensor_parallel=2, context_parallel=2, sequence_parallel=True),
     "PP2·CP2": ParallelLayout(pipeline_parallel=2, context_parallel=2),
+    "PP2·VPP2·CP2": ParallelLayout(pipeline_parallel=2, virtual_pipeline=2, context_parallel=2),
 }  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def test_everything_public_gives_what_one_process_gives(tmp_path: Path) -> None:
     documents = [TokenDocument.generated(str(i), d) for i, d in enumerate(random_documents(40, 24, 64, 10, 54, 30, 34))]
     dataset = tmp_path / "train"
     write_packed(dataset, documents, 64, TokenizerIdentity(name="none", sha256="0" * 64), VOCABULARY)
-    weights = HfWeights.of(tiny_hf_model())
+    weights = HfWeights.of(tiny_hf_model(num_hidden_layers=4))
     with start_runtime(threads=1) as runtime:
         single = everything(runtime, weights, dataset)
     ranks = run_distributed(4, all_layouts, weights, dataset, timeout=360)

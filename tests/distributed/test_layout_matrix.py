@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_longrope.data import DocumentBatch
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.forward import run_stage, share_of
+from megatron_longrope.model.schedule import run_schedule
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.runtime.runtime import divide_processes
 from tests.distributed.one_world import joined_processes
@@ -38,19 +39,21 @@ class Case:
         sizes = {"TP": self.layout.tensor_parallel, "PP": self.layout.pipeline_parallel,
                  "CP": self.layout.context_parallel}  # fmt: skip
         words = [f"{name}{size}" for name, size in sizes.items() if size > 1] or ["DP"]
+        words += [f"VPP{self.layout.virtual_pipeline}"] if self.layout.is_interleaved else []
         words += ["SP"] if self.layout.sequence_parallel else []
         words += [self.layout.context_exchange] if self.layout.context_exchange != "auto" else []
         words += [] if self.packed else ["unpacked"]
         return "-".join(words + ([self.recompute] if self.recompute != "none" else []))
 
 
-def case(tp: int = 1, pp: int = 1, cp: int = 1, sp: bool = False, exchange: str = "auto", **settings: Any) -> Case:
+def case(tp: int = 1, pp: int = 1, cp: int = 1, sp: bool = False, exchange: str = "auto", vpp: int = 1,
+         **settings: Any) -> Case:  # fmt: skip
     layout = ParallelLayout(tensor_parallel=tp, pipeline_parallel=pp, context_parallel=cp, sequence_parallel=sp,
-                            context_exchange=exchange)  # fmt: skip
+                            context_exchange=exchange, virtual_pipeline=vpp)  # fmt: skip
     return Case(layout, **settings)
 
 
-TWO = [case(), case(tp=2), case(tp=2, sp=True), case(pp=2), case(cp=2), case(cp=2, packed=False)]
+TWO = [case(), case(tp=2), case(tp=2, sp=True), case(pp=2), case(cp=2), case(cp=2, packed=False), case(pp=2, vpp=2)]
 FOUR = [
     case(cp=4, exchange="ring"), case(cp=4, exchange="all_gather"), case(cp=4, packed=False, recompute="full"),
     case(cp=2, exchange="ring"), case(cp=2, exchange="all_gather", recompute="selective"),
@@ -58,6 +61,8 @@ FOUR = [
     case(pp=2, cp=2), case(pp=2, cp=2, recompute="full", packed=False),
     case(tp=2, pp=2), case(tp=2, pp=2, sp=True), case(tp=2, pp=2, sp=True, recompute="selective"),
     case(tp=2), case(pp=2, recompute="selective"), case(recompute="full"),
+    case(pp=2, vpp=2), case(pp=2, vpp=2, cp=2), case(pp=2, vpp=2, cp=2, recompute="full", packed=False),
+    case(pp=2, vpp=2, tp=2), case(pp=2, vpp=2, tp=2, sp=True, recompute="selective"),
 ]  # fmt: skip
 
 
@@ -81,11 +86,13 @@ def train_step(model: LongRopeModel, packed: bool) -> Step:
         DistributedDataParallelConfig,
         finalize_model_grads,
     )
-    from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    stage, groups = model.stage, model.runtime.groups
-    wrapped = DistributedDataParallel(stage.config, DistributedDataParallelConfig(), stage, pg_collection=groups)
-    stage.config.finalize_model_grads_func = finalize_model_grads
+    groups = model.runtime.groups
+    chunks = [
+        DistributedDataParallel(model.config, DistributedDataParallelConfig(), chunk, pg_collection=groups)
+        for chunk in model.chunks
+    ]
+    model.config.finalize_model_grads_func = finalize_model_grads
     sums = torch.zeros(2, dtype=torch.float64)
 
     def step(batches: Any, module: Any) -> Any:
@@ -101,20 +108,17 @@ def train_step(model: LongRopeModel, packed: bool) -> Step:
     mine = documents(packed)[model.runtime.data_parallel_rank :: model.runtime.data_parallel_size]
     pad = model.runtime.layout.sequence_divisor
     batches = [DocumentBatch.from_documents(part, pad) for part in mine]
-    get_forward_backward_func()(
-        forward_step_func=step, data_iterator=iter(batches), model=[wrapped], num_microbatches=len(batches),
-        seq_length=batches[0].tokens.numel(), micro_batch_size=1, forward_only=False,
-    )  # fmt: skip
+    run_schedule(model, step, batches, chunks=chunks)
     dist.all_reduce(sums, group=groups.dp_cp)
     dist.broadcast(sums, src=dist.get_process_group_ranks(groups.pp)[-1], group=groups.pp)
-    gradients = {name: parameter.main_grad.clone() for name, parameter in stage.named_parameters()}
+    gradients = {name: parameter.main_grad.clone() for name, parameter in model.named_parameters()}
     return Step(float(sums[0] / sums[1]), gradients)
 
 
 def share_of_single(model: LongRopeModel, name: str, single: Gradients) -> torch.Tensor:
     """Returns what of the single process's gradient this process holds under the same name."""
     tp = model.runtime.groups.tp
-    whole = single[_global_name(model, name, single)]
+    whole = single[_name_alone(name, single)]
     if "linear_fc1" in name:
         return torch.cat([half.chunk(tp.size())[tp.rank()] for half in whole.chunk(2)])
     if "norm" in name:
@@ -122,12 +126,8 @@ def share_of_single(model: LongRopeModel, name: str, single: Gradients) -> torch
     return whole.chunk(tp.size(), 1 if "linear_proj" in name or "linear_fc2" in name else 0)[tp.rank()]
 
 
-def _global_name(model: LongRopeModel, name: str, single: Gradients) -> str:
-    """A stage counts its own layers, and the last one holds a copy of tied embeddings under another name."""
-    if name.startswith("decoder.layers."):
-        layer, rest = name.removeprefix("decoder.layers.").split(".", 1)
-        first = model.runtime.groups.pp.rank() * len(model.stage.decoder.layers)
-        return f"decoder.layers.{int(layer) + first}.{rest}"
+def _name_alone(name: str, single: Gradients) -> str:
+    """The last stage holds a copy of tied embeddings under another name."""
     return name if name in single else "embedding.word_embeddings.weight"
 
 
@@ -145,7 +145,7 @@ def errors_of(model: LongRopeModel, step: Step, single: Step, theirs: Step) -> E
     of_hf = stage_tensors(model, theirs.gradients)
     to_single, to_hf = {}, {}
     for name, gradient in step.gradients.items():
-        norm = torch.linalg.vector_norm(single.gradients[_global_name(model, name, single.gradients)])
+        norm = torch.linalg.vector_norm(single.gradients[_name_alone(name, single.gradients)])
         expected = share_of_single(model, name, single.gradients)
         to_single[name], to_hf[name] = (
             float(torch.linalg.vector_norm(gradient - other) / norm) for other in (expected, of_hf[name])

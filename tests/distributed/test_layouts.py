@@ -100,7 +100,7 @@ def _train_step(model: LongRopeModel, documents: list[np.ndarray]) -> tuple[np.n
         forward_step_func=step, data_iterator=iter(batches), model=[wrapped], num_microbatches=2,
         seq_length=batches[0].tokens.numel(), micro_batch_size=1, forward_only=False,
     )  # fmt: skip
-    gradients = {name: parameter.main_grad.numpy().copy() for name, parameter in stage.named_parameters()}
+    gradients = {name: parameter.main_grad.numpy().copy() for name, parameter in model.named_parameters()}
     return (np.concatenate(kept) if kept else None), gradients
 
 

@@ -49,7 +49,7 @@ def fill_weights(model: LongRopeModel) -> None:
         if parameter.dim() == 1:
             parameter.fill_(1.0)
             continue
-        generator = torch.Generator("cpu").manual_seed(zlib.crc32(rule_of(name, model.shape, 0).stored.encode()))
+        generator = torch.Generator("cpu").manual_seed(zlib.crc32(rule_of(name, model.shape).stored.encode()))
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.04)
 
 
@@ -80,7 +80,7 @@ def training_pass(model: LongRopeModel, batch: DocumentBatch) -> float:
 def gradients(model: LongRopeModel) -> dict[str, torch.Tensor]:
     """Returns every gradient in float32 by the weight's name in checkpoints."""
     return {
-        rule_of(name, model.shape, 0).stored: parameter.grad.float()
+        rule_of(name, model.shape).stored: parameter.grad.float()
         for name, parameter in model.stage.named_parameters()
         if parameter.grad is not None
     }

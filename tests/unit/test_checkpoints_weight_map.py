@@ -71,11 +71,9 @@ def test_names_are_those_of_transformers(shape: ModelShape) -> None:
 def test_the_last_stage_of_a_tied_model_takes_the_embedding() -> None:
     tied = ModelShape(num_layers=4, hidden_size=8, ffn_hidden_size=8, num_heads=2, num_kv_heads=2, head_dim=4,
                       vocab_size=5, context_length=8, tie_embeddings=True)  # fmt: skip
-    assert rule_of("output_layer.weight", tied, 2).hf == ("model.embed_tokens.weight",)
-    assert rule_of("output_layer.weight", tied.model_copy(update={"tie_embeddings": False}), 2).hf == (
-        "lm_head.weight",
-    )
-    assert rule_of("decoder.layers.1.mlp.linear_fc2.weight", tied, 2).hf == ("model.layers.3.mlp.down_proj.weight",)
+    assert rule_of("output_layer.weight", tied).hf == ("model.embed_tokens.weight",)
+    assert rule_of("output_layer.weight", tied.model_copy(update={"tie_embeddings": False})).hf == ("lm_head.weight",)
+    assert rule_of("decoder.layers.3.mlp.linear_fc2.weight", tied).hf == ("model.layers.3.mlp.down_proj.weight",)
 
 
 def test_layers_come_in_order() -> None:

@@ -106,7 +106,7 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter(
     tied: bool, runtime: Runtime, pretended_gpu: None
 ) -> None:
     model = te_model(runtime, tie_embeddings=tied)
-    found = [rule_of(name, model.shape, 0) for name, _ in model.stage.named_parameters()]
+    found = [rule_of(name, model.shape) for name, _ in model.stage.named_parameters()]
     expected = [
         rule.at(layer).stored if rule.is_per_layer else rule.stored
         for rule in rules_for(model.shape)
@@ -126,7 +126,7 @@ def test_training_attention_alone_means_the_same_weights(runtime: Runtime, monke
         patch.setattr(backend, "gpu_stack", lambda: H100)
         theirs = te_model(runtime)
     trained = [
-        {rule_of(name, SMALL, 0).stored for name, _ in model.stage.named_parameters() if is_attention(name)}
+        {rule_of(name, SMALL).stored for name, _ in model.stage.named_parameters() if is_attention(name)}
         for model in (ours, theirs)
     ]
     assert trained[0] == trained[1] and len(trained[0]) == 2 * SMALL.num_layers
@@ -141,7 +141,7 @@ def test_checkpoints_of_both_specifications_are_the_same(
     with torch.no_grad():
         for parameter in ours.stage.parameters():
             parameter.normal_()
-    expected = {rule_of(name, SMALL, 0).stored: p.clone() for name, p in ours.stage.named_parameters()}
+    expected = {rule_of(name, SMALL).stored: p.clone() for name, p in ours.stage.named_parameters()}
     save_checkpoint(ours, tmp_path / "ours")
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
@@ -149,12 +149,12 @@ def test_checkpoints_of_both_specifications_are_the_same(
         theirs = te_model(runtime)
     load_weights(theirs, tmp_path / "ours")
     for name, parameter in theirs.stage.named_parameters():
-        assert torch.equal(parameter, expected[rule_of(name, SMALL, 0).stored]), name
+        assert torch.equal(parameter, expected[rule_of(name, SMALL).stored]), name
     save_checkpoint(theirs, tmp_path / "theirs")
     with torch.no_grad():
         for parameter in ours.stage.parameters():
             parameter.zero_()
     load_weights(ours, tmp_path / "theirs")
     for name, parameter in ours.stage.named_parameters():
-        assert torch.equal(parameter, expected[rule_of(name, SMALL, 0).stored]), name
+        assert torch.equal(parameter, expected[rule_of(name, SMALL).stored]), name
     assert list((tmp_path / "theirs" / "weights").rglob("*")), "nothing was written"

@@ -18,11 +18,21 @@ MODEL = {"num_layers": 4, "num_heads": 6, "num_kv_heads": 2, "ffn_hidden_size": 
 runtime = pytest.fixture(scope="module")(single_runtime)
 
 
+def interleaved(pipeline: int, virtual: int) -> ParallelLayout:
+    return ParallelLayout(pipeline_parallel=pipeline, virtual_pipeline=virtual)
+
+
 @pytest.mark.parametrize(
     ("check", "says"),
     [
         (lambda: ParallelLayout(tensor_parallel=4).data_parallel(6), "processes=6: must be divisible"),
         (lambda: ParallelLayout(pipeline_parallel=3).check_model(**MODEL), "num_layers=4"),
+        (
+            lambda: interleaved(2, 4).check_model(**MODEL),
+            "num_layers=4: must be .* pipeline_parallel·virtual_pipeline=8",
+        ),
+        (lambda: interleaved(1, 2).data_parallel(2), "virtual_pipeline=2: needs pipeline_parallel above 1, got 1"),
+        (lambda: interleaved(4, 2).check_batch(12, 3, 2), r"rows_per_step=12: .*virtual_pipeline=2 .*=24"),
         (lambda: ParallelLayout(tensor_parallel=4).check_model(**MODEL), "num_heads=6"),
         (lambda: ParallelLayout(tensor_parallel=3).check_model(**MODEL), "num_kv_heads=2"),
         (lambda: ParallelLayout(sequence_parallel=True).check_model(**MODEL), "tensor_parallel above 1"),
@@ -33,6 +43,17 @@ runtime = pytest.fixture(scope="module")(single_runtime)
 def test_what_does_not_divide_is_named(check: Callable[[], object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         check()
+
+
+def test_interleaved_stages_that_fit_are_accepted() -> None:
+    layout = interleaved(2, 2)
+    layout.check_model(**MODEL)
+    assert layout.data_parallel(4) == 2 and layout.model_parallel == 2 and layout.model_chunks == 4
+    assert layout.check_batch(24, 3, 2) == 4 and layout.micro_batch_divisor == 2
+
+
+def test_a_schedule_without_interleaving_takes_any_number_of_micro_batches() -> None:
+    assert ParallelLayout(pipeline_parallel=4).check_batch(6, 3, 2) == 1
 
 
 @settings(deadline=None)

@@ -1,0 +1,100 @@
+"""This process's share of a model: chunks of consecutive layers, and the factors in force over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_longrope.errors import InputError
+from megatron_longrope.model.backend import Backend
+from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
+from megatron_longrope.model.shape import ModelShape
+from megatron_longrope.rope import AnglePrecision, FactorSet, RopeFactors, RopeGeometry
+from megatron_longrope.runtime import Runtime
+
+
+@dataclass
+class LongRopeModel:
+    """This process's share of a model, and the factors in force."""
+
+    shape: ModelShape
+    runtime: Runtime
+    chunks: list[LongRopeGPT]
+    """One, or `virtual_pipeline` of them, in the order in which a batch passes through."""
+    factor_set: FactorSet
+    backend: Backend
+    angle_precision: AnglePrecision = "float64"
+
+    def set_factors(self, factors: FactorSet | RopeFactors) -> None:
+        """Puts λ, n̂ and temperature in force together, from the next batch on; refuses another geometry."""
+        factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
+        for part in factor_set.ranges:
+            if part.factors.head_dim != self.shape.head_dim:
+                raise InputError("factors.head_dim", part.factors.head_dim, f"the model's is {self.shape.head_dim}")
+            if part.factors.base != self.shape.rope_base:
+                raise InputError("factors.base", part.factors.base, f"the model's is {self.shape.rope_base}")
+        self.factor_set = factor_set
+
+    def set_output(self, kind: OutputKind) -> None:
+        """Chooses what the last chunk of the model returns."""
+        for chunk in self.chunks:
+            chunk.output_kind = kind
+
+    def train(self, mode: bool = True) -> None:
+        """Puts every chunk in training mode, or in evaluation mode."""
+        for chunk in self.chunks:
+            chunk.train(mode)
+
+    @contextmanager
+    def running(self, *, training: bool, output: OutputKind) -> Iterator[None]:
+        """In this mode, returning this; as before afterwards."""
+        was_training, was_output = self.chunks[0].training, self.output_kind
+        self.train(training)
+        self.set_output(output)
+        try:
+            yield
+        finally:
+            self.train(was_training)
+            self.set_output(was_output)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Yields this process's weights."""
+        for chunk in self.chunks:
+            yield from chunk.parameters()
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yields this process's weights by their names in the whole model, layers counted from its first."""
+        for chunk in self.chunks:
+            for name, parameter in chunk.named_parameters():
+                yield chunk.global_name(name), parameter
+
+    @property
+    def stage(self) -> LongRopeGPT:
+        """All of this process's share, where stages are not interleaved."""
+        (stage,) = self.chunks
+        return stage
+
+    @property
+    def output_kind(self) -> OutputKind:
+        return self.chunks[0].output_kind
+
+    @property
+    def config(self) -> TransformerConfig:
+        """megatron-core's settings, one object for all chunks."""
+        config: TransformerConfig = self.chunks[0].config
+        return config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def geometry(self) -> RopeGeometry:
+        return RopeGeometry(
+            base=self.shape.rope_base, head_dim=self.shape.head_dim, original_length=self.shape.context_length
+        )
