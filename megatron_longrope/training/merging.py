@@ -22,14 +22,14 @@ class WeightMerge:
         self.model, self.share = model, share
         self.before = {} if share == 1 else {
             name: parameter.detach().clone()
-            for name, parameter in model.stage.named_parameters()
+            for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }  # fmt: skip
 
     @torch.no_grad()
     def apply(self) -> None:
         """Sets each weight to before + share · (now − before), computed in float32; frees what was kept."""
-        weights = dict(self.model.stage.named_parameters())
+        weights = dict(self.model.named_parameters())
         for name, before in self.before.items():
             start = before.float()
             weights[name].copy_(start + self.share * (weights[name].float() - start))

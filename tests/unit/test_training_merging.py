@@ -16,20 +16,20 @@ runtime = pytest.fixture(scope="module")(single_runtime)
 
 
 def _weights(model: LongRopeModel) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in model.stage.named_parameters()}
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 def _train_a_little(model: LongRopeModel) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
-        for weight in model.stage.parameters():
+        for _, weight in model.named_parameters():
             if weight.requires_grad:
                 weight.add_(torch.randn(weight.shape), alpha=0.1)
 
 
 def test_trained_weights_go_back_by_the_share_and_the_others_stay(runtime: Runtime) -> None:
     model = our_model(tiny_hf_model(), runtime)
-    for name, weight in model.stage.named_parameters():
+    for name, weight in model.named_parameters():
         weight.requires_grad_(is_attention(name))
     before, merge = _weights(model), WeightMerge(model, 0.75)
     _train_a_little(model)

@@ -1,0 +1,95 @@
+"""How much of a search's time is not spent in forward and backward passes, and how much processes wait.
+
+    python -m benchmarks.search_overhead                 the default searcher, shortened, on one and on two processes
+
+(ranks × wall time − time in passes) / (ranks × wall time), over the search alone: model and documents are loaded before.
+On several processes what a rank waits for the others is in it. The search is the 8× problem of benchmarks.search_cost,
+with its journal on disk; a process has one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ranks import run_ranks
+
+BAR = 0.03
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", default="1,2", help="data-parallel processes")
+    parser.add_argument("--passes", type=int, default=3, help="of the descent over the documents")
+    parser.add_argument("--documents-per-step", type=int, default=1)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        options.result.write_text(json.dumps(_measure(json.loads(options.worker))))
+        return
+    for size in map(int, options.ranks.split(",")):
+        settings = {"passes": options.passes, "documents_per_step": options.documents_per_step}
+        ranks = run_ranks("benchmarks.search_overhead", size, settings)
+        wall, busy = max(rank["wall"] for rank in ranks), [rank["busy"] for rank in ranks]
+        share = 1 - sum(busy) / (size * wall)
+        each = ", ".join(f"{1 - seconds / wall:.1%}" for seconds in busy)
+        print(f"{size} ranks: {wall:.1f} s, {share:.2%} not in passes ({each}); bar on one rank {BAR:.0%}", flush=True)
+
+
+def _measure(settings: dict[str, Any]) -> dict[str, float]:
+    """Runs on every rank."""
+    from benchmarks.search_cost.problems import LENGTHS, open_bench
+    from megatron_longrope.model import factor_gradient, forward
+    from megatron_longrope.search import (
+        DescentSettings,
+        EarlyStopping,
+        HybridSettings,
+        Journal,
+        MemoryJournal,
+        SearcherChoice,
+        make_searcher,
+        run_search,
+    )
+
+    clock = _Clock()
+    for module in (forward, factor_gradient):
+        module.run_schedule = clock.timed(module.run_schedule)  # type: ignore[attr-defined]
+    descent = DescentSettings.model_validate(settings)
+    choice = SearcherChoice(searcher="hybrid", hybrid=HybridSettings(descent=descent))
+    with open_bench("8x") as bench, tempfile.TemporaryDirectory() as folder:
+        searcher = make_searcher(choice, bench.problem.space, bench.problem.seeds, 1, length=LENGTHS["8x"],
+                                 scale=bench.scale, num_documents=bench.search.num_documents)  # fmt: skip
+        bench.search([bench.problem.seeds[0]])  # what is made once, is made
+        bench.runtime.barrier()
+        clock.seconds, begun = 0.0, time.perf_counter()
+        path = Path(folder, "journal.jsonl")
+        journal = Journal.open(path, searcher.identity(), bench.identity) if bench.runtime.is_main else MemoryJournal()
+        run_search(searcher, bench.search.stream, journal, stopping=EarlyStopping())
+        return {"wall": time.perf_counter() - begun, "busy": clock.seconds}
+
+
+class _Clock:
+    """Adds up the time spent in functions."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                self.seconds += time.perf_counter() - begun
+
+        return run
+
+
+if __name__ == "__main__":
+    main()
