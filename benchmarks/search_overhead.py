@@ -2,7 +2,7 @@
 
     python -m benchmarks.search_overhead                 the default searcher, shortened, on one and on two processes
 
-(ranks × wall time − time in passes) / (ranks × wall time), over the search alone: model and documents are loaded before.
+(ranks × wall time − time in passes) / (ranks × wall time), over the search alone, model and documents loaded before.
 On several processes what a rank waits for the others is in it. The search is the 8× problem of benchmarks.search_cost,
 with its journal on disk; a process has one thread.
 """
