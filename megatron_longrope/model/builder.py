@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -23,6 +24,7 @@ from megatron_longrope.model.longrope_model import LongRopeModel
 from megatron_longrope.model.norm import RMSNorm
 from megatron_longrope.model.offload import offload_inputs_of
 from megatron_longrope.model.shape import ModelShape
+from megatron_longrope.model.swiglu import SwiGluMLP
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
 from megatron_longrope.runtime.te_environment import switches_kept
@@ -80,7 +82,7 @@ def _build_chunk(
     layout = runtime.layout
     return LongRopeGPT(
         config=config,
-        transformer_layer_spec=block_spec(shape, _layers_of_chunk(shape, runtime, number), backend),
+        transformer_layer_spec=block_spec(shape, _layers_of_chunk(shape, runtime, number), backend, runtime.groups.tp),
         vocab_size=shape.padded_vocab_size,
         max_sequence_length=shape.context_length,
         pre_process=runtime.is_first_stage and number == 0,
@@ -93,7 +95,9 @@ def _build_chunk(
     )
 
 
-def block_spec(shape: ModelShape, layers: range, backend: Backend) -> TransformerBlockSubmodules:
+def block_spec(
+    shape: ModelShape, layers: range, backend: Backend, tp_group: dist.ProcessGroup
+) -> TransformerBlockSubmodules:
     """Returns megatron-core's specification of `layers` (from 0): Transformer Engine's, or its own with our parts."""
     if backend.engine == "transformer-engine":
         from megatron_longrope.model.te_spec import FINAL_NORM
@@ -102,7 +106,7 @@ def block_spec(shape: ModelShape, layers: range, backend: Backend) -> Transforme
             layer_specs=[_te_layer(shape, layer, backend) for layer in layers], layer_norm=FINAL_NORM
         )
     return TransformerBlockSubmodules(
-        layer_specs=[_local_layer(shape, layer, backend) for layer in layers], layer_norm=RMSNorm
+        layer_specs=[_local_layer(shape, layer, backend, tp_group) for layer in layers], layer_norm=RMSNorm
     )
 
 
@@ -114,11 +118,15 @@ def _te_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
                          window=shape.window(layer), is_rotated=layer not in shape.rope_free_layers)  # fmt: skip
 
 
-def _local_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
+def _local_layer(shape: ModelShape, layer: int, backend: Backend, tp_group: dist.ProcessGroup) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.traits.qk_norm)
     spec.module = LeanLayer
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
+    # megatron-core hands the group to a class of its own alone
+    spec.submodules.mlp = ModuleSpec(
+        SwiGluMLP, params={"tp_group": tp_group}, submodules=spec.submodules.mlp.submodules
+    )
     attention = spec.submodules.self_attention.submodules
     if shape.traits.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
