@@ -98,6 +98,20 @@ def rounding_note(factor_set: FactorSet) -> list[str]:
     return [f"factors are float32 in GGUF: off by up to {largest:.1g} of their value"] if largest else []
 
 
+def end_token_note(hf_files: Path) -> list[str]:
+    """Returns what of a folder's end-of-text tokens a GGUF file, which names one, does not say."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            tokens = json.loads((hf_files / name).read_text(encoding="utf-8"))["eos_token_id"]
+        except (OSError, ValueError, LookupError, TypeError):  # there is none, or it is carried as it is
+            continue
+        if isinstance(tokens, list) and len(tokens) > 1:
+            return [
+                f"{name} ends texts at tokens {', '.join(map(str, tokens))}; a GGUF file names one, the tokenizer's"
+            ]
+    return []
+
+
 def _left_out(factor_set: FactorSet, kept: list[RopeFactors]) -> list[str]:
     return [
         f"the factors for inputs of up to {format_length(entry.up_to or entry.factors.target_length)} tokens "

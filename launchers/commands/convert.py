@@ -112,8 +112,8 @@ def export_command(
     """
     from checkpoints_tools.export_hf import export_hf
     from checkpoints_tools.gguf_export import export_gguf
-    from checkpoints_tools.serving import engine_notes, rounding_note, serving_set
-    from megatron_longrope.model.checkpoint import read_description
+    from checkpoints_tools.serving import end_token_note, engine_notes, rounding_note, serving_set
+    from megatron_longrope.model.checkpoint import hf_folder, read_description
     from megatron_longrope.rope import read_factors
 
     _check_json(json_path)
@@ -129,7 +129,7 @@ def export_command(
     if serve == "gguf":
         done = export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer, replace=replace,
                            progress=progress)  # fmt: skip
-        notes = rounding_note(factors)
+        notes = rounding_note(factors) + end_token_note(hf_folder(megatron_dir))
     else:
         done = export_hf(megatron_dir, target, factors, static=serve == "static", replace=replace,
                          processes=processes, progress=progress)  # fmt: skip

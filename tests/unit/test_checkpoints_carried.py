@@ -11,7 +11,7 @@ import torch
 from checkpoints_tools.export_hf import export_hf
 from checkpoints_tools.hf_folder import open_hf_folder, write_hf_folder
 from checkpoints_tools.import_hf import import_hf
-from checkpoints_tools.serving import engine_notes
+from checkpoints_tools.serving import end_token_note, engine_notes
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.checkpoint import CheckpointDescription, read_description, write_description
 from megatron_longrope.rope import FactorSet, NoScaling, PositionInterpolation, RopeGeometry, Yarn, hf_rope_config
@@ -128,3 +128,13 @@ def test_transformers_4_and_phi3_is_said(tmp_path: Path, family: str, method: Ro
     config = {"model_type": family, **hf_rope_config(method.factor_set(GEOMETRY))}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert any("transformers 4" in note for note in engine_notes(tmp_path)) == said
+
+
+def test_end_tokens_a_gguf_file_cannot_name_are_said(tmp_path: Path) -> None:
+    """Llama 3's chat models end at two or three."""
+    assert end_token_note(tmp_path) == []
+    (tmp_path / "config.json").write_text('{"eos_token_id": [1, 2]}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
+    assert "config.json ends texts at tokens 1, 2" in end_token_note(tmp_path)[0]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [128001, 128009]}')
+    assert "generation_config.json ends texts at tokens 128001, 128009" in end_token_note(tmp_path)[0]
