@@ -152,9 +152,11 @@ def verify_command(
 ) -> None:
     """Compare two models tensor by tensor; exit code 0: equal in every bit, 1: not, 2: no model or a damaged one.
 
-    Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory.
+    Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory. Files beside the
+    weights are compared too; they do not count for the exit code.
     """
     from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify
+    from checkpoints_tools.verify_files import compare_files
     from megatron_longrope.runtime import start_runtime
 
     _check_json(json_path)
@@ -165,13 +167,18 @@ def verify_command(
             rows = verify(a, b, logits=True, runtime=runtime, tokens=tokens or LOGITS_TOKENS)
     else:
         rows = verify(a, b)
-    found, equal = counts(rows), all_equal(rows)
+    found, equal, files = counts(rows), all_equal(rows), compare_files(a, b)
     _print_table([row for row in rows if show_all or not row.equal or row.name.startswith("(")])
     said = ", ".join(f"{number} {verdict}" for verdict, number in found.items() if number)
     click.echo(f"{'equal' if equal else 'not equal'}: {len(rows)} rows, {said}")
+    if files:
+        others = [f"{verdict}: {', '.join(names)}" for verdict, names in files.items() if names and verdict != "equal"]
+        click.echo("; ".join([f"beside the weights: {len(files['equal'])} files equal", *others]))
     if json_path is not None:
         listed = [asdict(row) | {"verdict": row.verdict} for row in rows]
-        write_json(json_path, {"equal": equal, "a": str(a), "b": str(b), "counts": found, "rows": listed})
+        write_json(
+            json_path, {"equal": equal, "a": str(a), "b": str(b), "counts": found, "files": files, "rows": listed}
+        )
     ctx.exit(0 if equal else EXIT_FAILED)
 
 

@@ -33,6 +33,7 @@ def test_there_and_back_and_verified(tmp_path: Path) -> None:
     assert longrope("export", tmp_path / "m", tmp_path / "back").exit_code == 0
     same = longrope("verify", source, tmp_path / "back", "--logits", "--json", tmp_path / "verify.json")
     assert same.exit_code == 0 and "equal" in same.output
+    assert "beside the weights: 5 files equal\n" in same.output
     values = json.loads((tmp_path / "verify.json").read_text())
     assert values["equal"] and {"(rope factors)", "(logits)", "model.norm.weight"} <= {
         r["name"] for r in values["rows"]
@@ -77,6 +78,20 @@ def test_wrong_input_is_one_line_and_two(tmp_path: Path) -> None:
         result = longrope(*words)
         assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, words
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_verify_tells_which_files_beside_the_weights_are_lost_or_other(tmp_path: Path) -> None:
+    a, b = random_hf_folder(tmp_path / "a"), random_hf_folder(tmp_path / "b")
+    assert longrope("import", a, tmp_path / "m").exit_code == 0
+    (b / "tokenizer.json").unlink()
+    (b / "chat_template.jinja").write_text("another")
+    (a / "LICENSE").unlink()
+    said = longrope("verify", a, b)
+    assert said.exit_code == 0 and said.output.splitlines()[-1] == (
+        "beside the weights: 2 files equal; differ: chat_template.jinja; only A: tokenizer.json; only B: LICENSE"
+    )
+    shutil.rmtree(tmp_path / "m" / "hf")
+    assert "beside" not in longrope("verify", a, tmp_path / "m").output
 
 
 def factors_file(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
