@@ -1,4 +1,4 @@
-"""Conversions by several processes: one that refuses, one that is killed, a parent that is killed. None waits for ever."""
+"""Conversions by several processes: one that refuses, one that is killed, a killed parent. None waits for ever."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -
 
 
 def test_what_a_worker_refuses_is_refused_as_such(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="^model=unit 2: holds NaN or infinity$"):
+    with pytest.raises(InputError, match=r"^model=unit 2: holds NaN or infinity$"):
         convert(tmp_path / "target", refuse_the_third)
     assert not list(tmp_path.iterdir())
 
