@@ -33,11 +33,15 @@ _CONVERT = """
 import json, resource, sys, time
 from checkpoints_tools.export_hf import export_hf
 from checkpoints_tools.import_hf import import_hf
-direction, source, target, processes = sys.argv[1:]
-convert = {"import": import_hf, "export": export_hf}[direction]
+from checkpoints_tools.verify import all_equal, verify
+
+def compare(a, b, processes):
+    assert all_equal(verify(a, b))
+
+work, source, target, processes = sys.argv[1:]
 if __name__ == "__main__":
     started = time.perf_counter()
-    convert(source, target, processes=int(processes))
+    {"import": import_hf, "export": export_hf, "verify": compare}[work](source, target, processes=int(processes))
     seconds = time.perf_counter() - started
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps({"seconds": seconds, "peak_bytes": peak * 1024}))
@@ -70,7 +74,7 @@ def _measure(folder: Path, gigabytes: float, rounds: int, processes: int) -> lis
     for number in range(rounds):
         for direction, source, target in (("import", "hf", "megatron"), ("export", "megatron", "back")):
             copied = _copy(folder / source, folder / "copy")
-            converted = _convert(direction, folder / source, folder / target, processes)
+            converted = run_apart(direction, folder / source, folder / target, processes)
             rate, copy_rate = num_bytes / converted["seconds"], num_bytes / copied
             row = {
                 "round": number, "direction": direction, "processes": processes, "bytes": num_bytes,
@@ -119,13 +123,14 @@ def _copy(source: Path, target: Path) -> float:
     return seconds
 
 
-def _convert(direction: str, source: Path, target: Path, processes: int) -> dict[str, float]:
+def run_apart(work: str, source: Path, target: Path, processes: int = 1) -> dict[str, float]:
+    """Returns seconds and peak memory (bytes) of an import, export or verify in a process of its own."""
     _warm(source)
     script = target.with_name("convert.py")
     script.write_text(_CONVERT)
-    command = [sys.executable, script, direction, source, target, str(processes)]
+    command = [sys.executable, script, work, source, target, str(processes)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -25,7 +25,16 @@ from checkpoints_tools.import_hf import Conversion
 from checkpoints_tools.serving import with_engine_keys
 from checkpoints_tools.stored_weights import StoredWeights, read_weight
 from checkpoints_tools.tensor_file import is_finite, plan_file, write_from
-from checkpoints_tools.units import Progress, Record, Report, Unit, forget, make_units, partial_folder
+from checkpoints_tools.units import (
+    Progress,
+    Record,
+    Report,
+    Unit,
+    forget,
+    make_units,
+    partial_folder,
+    refuse_existing,
+)
 from checkpoints_tools.weight_map import WeightRule, bound_rules, hf_sizes, to_hf
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
@@ -48,6 +57,7 @@ def export_hf(
     factors: FactorSet | None = None,
     *,
     static: bool = False,
+    replace: bool = True,
     processes: int = 1,
     progress: Progress | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -55,10 +65,13 @@ def export_hf(
     """Writes the HF folder of a Megatron checkpoint with `factors` in force, its own if None; one caller does it.
 
     Interrupted, the same call goes on where it was. A checkpoint nobody changed since its import gets its config.json
-    back byte for byte; `static` adds the keys that engines which choose one set read the temperature by. Raises
-    InputError for what transformers' `longrope` cannot carry, and for damaged checkpoints.
+    back byte for byte; `static` adds the keys that engines which choose one set read the temperature by. An export
+    already there is replaced when the new one is whole; `replace=False` refuses it. Raises InputError for what
+    transformers' `longrope` cannot carry, and for damaged checkpoints.
     """
     target, megatron_dir = Path(hf_dir).resolve(), Path(megatron_dir)
+    if not replace:
+        refuse_existing("hf_dir", target)
     description = read_description(megatron_dir)
     carried = hf_folder(megatron_dir)
     config = _config(description, factors, carried)
@@ -159,8 +172,8 @@ def _config(description: CheckpointDescription, factors: FactorSet | None, carri
     base = {key: value for key, value in original.items() if key != "original_max_position_embeddings"}
     if said != shape:
         base |= shape.hf_attention()
-    dtype_key = "dtype" if "dtype" in original else "torch_dtype"
-    return base | hf_rope_config(wanted) | {dtype_key: description.dtype}
+    dtype_keys = {"dtype", "torch_dtype"} & original.keys() or {"torch_dtype"}
+    return base | hf_rope_config(wanted) | dict.fromkeys(dtype_keys, description.dtype)
 
 
 def _says(config: dict[str, Any], wanted: FactorSet) -> bool:
@@ -176,3 +189,6 @@ def check_geometry(factors: FactorSet, shape: ModelShape) -> None:
         raise InputError("factors.head_dim", geometry.head_dim, f"the checkpoint's is {shape.head_dim}")
     if geometry.base != shape.rope_base:
         raise InputError("factors.base", geometry.base, f"the checkpoint's is {shape.rope_base}")
+    if geometry.original_length != shape.context_length:
+        rule = f"the checkpoint's window is {shape.context_length}"
+        raise InputError("factors.original_length", geometry.original_length, rule)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from checkpoints_tools.gguf_names import (
 )
 from checkpoints_tools.gguf_tokenizer import tokenizer_to_gguf
 from checkpoints_tools.import_hf import Conversion
-from checkpoints_tools.units import Progress
+from checkpoints_tools.units import Progress, missing_parents, refuse_existing, remove_empty
 from checkpoints_tools.weight_map import hf_sizes
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
@@ -47,15 +46,18 @@ def export_gguf(
     factors: FactorSet | None = None,
     *,
     tokenizer: bool = True,
+    replace: bool = True,
     progress: Progress | None = None,
 ) -> Conversion:
     """Writes the GGUF file `target` with `factors` in force, the checkpoint's own if None; one process does it.
 
     Matrices keep their dtype, vectors become float32, as llama.cpp wants them; λ are rounded to float32. `tokenizer`
     False leaves the tokenizer out: the engine is then fed token ids. Raises InputError for what GGUF or llama.cpp's
-    llama cannot carry; a file already there is replaced when the new one is whole.
+    llama cannot carry; a file already there is replaced when the new one is whole, unless `replace` is False.
     """
     target = Path(target)
+    if not replace:
+        refuse_existing("hf_dir", target)
     description = read_description(megatron_dir)
     shape, factor_set = description.shape, factors or description.factor_set
     check_geometry(factor_set, shape)
@@ -67,9 +69,8 @@ def export_gguf(
     carried = hf_folder(megatron_dir)
     keys |= tokenizer_to_gguf(carried, shape.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
     vectors = _rope_tensors(factor_set)
-    done = Conversion(target, len(hf_sizes(shape)) + len(vectors), 0, description.dtype)
     num_bytes = _write(target, keys, vectors, Path(megatron_dir), shape, description.torch_dtype, progress)
-    return replace(done, num_bytes=num_bytes)
+    return Conversion(target, len(hf_sizes(shape)) + len(vectors), num_bytes, description.dtype)
 
 
 def _check_target(target: Path) -> None:
@@ -149,6 +150,7 @@ def _write(
     """Writes the file beside its place and puts it there when whole; returns the bytes of its tensors."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
+    made = missing_parents(target.resolve())
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     writer = GGUFWriter(partial, ARCHITECTURE)
@@ -180,6 +182,7 @@ def _write(
     except BaseException:
         writer.close()
         partial.unlink(missing_ok=True)
+        remove_empty(made)
         raise
     writer.close()
     _put_in_place(partial, target)

@@ -19,7 +19,14 @@ from torch import Tensor
 from checkpoints_tools.tensor_file import StoredTensor, is_finite, read_header, read_into
 from checkpoints_tools.weight_map import DERIVED_SUFFIXES
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.checkpoint import HF_FILES, put_in_place
+from megatron_longrope.model.carried_files import (
+    HF_FILES,
+    carried_files,
+    copy_carried,
+    holds_only_templates,
+    stays_behind,
+)
+from megatron_longrope.model.checkpoint import put_in_place
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -74,9 +81,13 @@ class HfFolder:
 
     def fingerprint(self) -> list[list[object]]:
         """Returns what tells this folder's contents from another's: each file's name, size and time of change."""
-        read = [self.path / name for name in HF_FILES] + sorted(set(self.files.values()))
-        stats = [(file, file.stat()) for file in read if file.is_file()]
+        read = [self.path / name for name in carried_files(self.path)] + sorted(set(self.files.values()))
+        stats = [(file, file.stat()) for file in read]
         return [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+
+    def stays_behind(self) -> tuple[str, ...]:
+        """Returns the names in the folder that no conversion carries or reads."""
+        return stays_behind(self.path, [INDEX_FILE, *(file.name for file in self.files.values())])
 
     def check_weights(self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]) -> torch.dtype:
         """Returns the one dtype of all weights, after comparing names and sizes with `expected`.
@@ -124,6 +135,8 @@ def is_hf_folder(path: Path) -> bool:
 def open_hf_folder(path: Path | str) -> HfFolder:
     """Returns the folder, checked; raises InputError that names what is wrong with it."""
     path = Path(path)
+    if path.is_file():
+        raise InputError("model", path, f"a file; a model is a folder with {CONFIG_FILE} and safetensors")
     if not path.is_dir():
         raise InputError("model", path, "no such folder")
     config = read_config(path)
@@ -212,9 +225,8 @@ def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int)
 
 def write_settings(folder: Path, config: Mapping[str, Any] | bytes, carried_from: Path | None) -> None:
     """Writes everything of a model folder that is no weight; `config` as bytes is written unchanged."""
-    for name in HF_FILES:
-        if carried_from is not None and name != CONFIG_FILE and (carried_from / name).is_file():
-            shutil.copyfile(carried_from / name, folder / name)
+    if carried_from is not None:
+        copy_carried(carried_from, folder, leave=[CONFIG_FILE])
     raw = config if isinstance(config, bytes) else (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     (folder / CONFIG_FILE).write_bytes(raw)
 
@@ -225,14 +237,17 @@ def refuse_foreign_hf_folder(target: Path) -> None:
         return
     if not target.is_dir():
         raise InputError("hf_dir", target, "exists and is no folder; it is left alone")
-    written = {*HF_FILES, INDEX_FILE}
-    foreign = sorted(p.name for p in target.iterdir() if p.name not in written and not _OURS.fullmatch(p.name))
+    written = {*HF_FILES, *carried_files(target), INDEX_FILE}
+    others = [path for path in target.iterdir() if path.name not in written and not _OURS.fullmatch(path.name)]
+    foreign = sorted(path.name for path in others if not holds_only_templates(path))
     if foreign:
         raise InputError("hf_dir", target, f"holds files no export writes ({foreign[0]}); it is left alone")
 
 
 def _weight_files(path: Path) -> list[Path]:
     """Returns the files that hold weights, from the index or the single one; what the headers say must agree."""
+    if (path / INDEX_FILE).is_file() and (path / SINGLE_FILE).is_file():  # transformers would read the single one
+        raise InputError("model", path, f"has both {SINGLE_FILE} and {INDEX_FILE}: remove the one that does not count")
     if (path / INDEX_FILE).is_file():
         return _indexed_files(path)
     if (path / SINGLE_FILE).is_file():
@@ -263,7 +278,7 @@ def _indexed_files(path: Path) -> list[Path]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise InputError("model", file, f"not a whole JSON file: {error}") from error
     if not isinstance(values, dict):
         raise InputError("model", file, "not a JSON object")

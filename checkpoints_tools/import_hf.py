@@ -22,9 +22,18 @@ from checkpoints_tools.torch_dist_writer import (
     write_object,
     write_tensor,
 )
-from checkpoints_tools.units import Progress, Record, Report, Unit, forget, make_units, partial_folder
+from checkpoints_tools.units import (
+    Progress,
+    Record,
+    Report,
+    Unit,
+    forget,
+    make_units,
+    partial_folder,
+    refuse_existing,
+)
 from checkpoints_tools.weight_map import WeightRule, bound_rules, hf_sizes, rule_of, tensor_parallel_share, to_megatron
-from megatron_longrope.errors import LongRopeError
+from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.checkpoint import (
     HF_FOLDER,
@@ -36,7 +45,7 @@ from megatron_longrope.model.checkpoint import (
     refuse_foreign_folder,
     write_description,
 )
-from megatron_longrope.rope import factor_set_from_hf
+from megatron_longrope.rope import DynamicNtk, factor_set_from_hf, method_from_hf
 from megatron_longrope.runtime import Runtime
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -46,13 +55,17 @@ CHUNK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote. `left_out` names tensors not carried because they are computed or stored twice."""
+    """What a conversion wrote. `left_out` names tensors not carried because they are computed or stored twice.
+
+    `stayed_behind` names files and folders (with a slash) of the source that are neither weights nor carried.
+    """
 
     target: Path
     num_tensors: int
     num_bytes: int
     dtype: str
     left_out: tuple[str, ...] = ()
+    stayed_behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,7 @@ class ImportOptions:
 
     keep_windows: bool = True
     dynamic_length: int | None = None
+    replace: bool = True
     processes: int = 1
     progress: Progress | None = None
 
@@ -72,6 +86,7 @@ def import_hf(
     *,
     keep_windows: bool = True,
     dynamic_length: int | None = None,
+    replace: bool = True,
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -79,10 +94,10 @@ def import_hf(
 
     With a runtime every rank calls it, one converts and the others wait. `keep_windows=False` switches sliding windows
     off, and exports say so. `dynamic_length` (tokens) fixes the factors of rope_type dynamic, which else follow the
-    input, at one length. Raises InputError for a folder that is damaged, of an architecture or with an option that is
-    not supported.
+    input, at one length. A checkpoint already there is replaced when the new one is whole; `replace=False` refuses it.
+    Raises InputError for a folder that is damaged, of an architecture or with an option that is not supported.
     """
-    options = ImportOptions(keep_windows, dynamic_length, processes, progress)
+    options = ImportOptions(keep_windows, dynamic_length, replace, processes, progress)
     return _on_main_rank(runtime, lambda: _import(open_hf_folder(hf_dir), megatron_dir, options))
 
 
@@ -111,7 +126,12 @@ def _on_main_rank(runtime: Runtime | None, convert: Callable[[], Conversion]) ->
 
 def _import(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) -> Conversion:
     target = Path(megatron_dir).resolve()
+    if not options.replace:
+        refuse_existing("megatron_dir", target)
     shape, dtype = check_folder(folder, keep_windows=options.keep_windows)
+    if options.dynamic_length is not None and not isinstance(method_from_hf(folder.config)[0], DynamicNtk):
+        rule = "goes with rope_type dynamic; this model's factors do not follow the input"
+        raise InputError("dynamic_length", options.dynamic_length, rule)
     description = CheckpointDescription(
         shape=shape, factor_set=factor_set_from_hf(folder.config, options.dynamic_length), dtype=dtype_name(dtype)
     )
@@ -129,9 +149,8 @@ def _import(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) 
         put_in_place(partial, target)
     names = hf_sizes(shape)
     left_out = tuple(sorted(folder.files.keys() - names.keys()))
-    return Conversion(
-        Path(megatron_dir), len(names), shape.num_parameters * dtype.itemsize, description.dtype, left_out
-    )
+    num_bytes = shape.num_parameters * dtype.itemsize
+    return Conversion(Path(megatron_dir), len(names), num_bytes, description.dtype, left_out, folder.stays_behind())
 
 
 @dataclass(frozen=True)

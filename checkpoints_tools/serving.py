@@ -18,6 +18,8 @@ ServingTarget = Literal["transformers", "static", "gguf"]
 """transformers: two sets, by the length of the input. static: one set, for engines that choose once. gguf: a file for
 llama.cpp with both sets."""
 
+_PHI3_KEYS = ("type", "short_factor", "long_factor")
+
 
 def serving_set(factor_set: FactorSet, target: ServingTarget, length: int | None) -> tuple[FactorSet, list[str]]:
     """Returns the factors to export for serving inputs of up to `length` tokens, and what is left out, in words.
@@ -62,10 +64,22 @@ def engine_notes(hf_dir: Path) -> list[str]:
 
     tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length` for a limit.
     """
-    file = hf_dir / "tokenizer_config.json"
+    config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
+    return _phi3_note(config) + _tokenizer_note(hf_dir / "tokenizer_config.json", config["max_position_embeddings"])
+
+
+def _phi3_note(config: Mapping[str, Any]) -> list[str]:
+    """transformers 4's Phi3Config takes three keys and computes the temperature: it refuses one that is written."""
+    if config["model_type"] != "phi3" or len(config.get("rope_scaling") or ()) <= len(_PHI3_KEYS):
+        return []
+    return [
+        f"transformers 4 loads Phi-3 with {', '.join(_PHI3_KEYS)} alone and refuses this one; transformers 5 loads it"
+    ]
+
+
+def _tokenizer_note(file: Path, longest: int) -> list[str]:
     if not file.is_file():
         return []
-    longest = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
     try:
         limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
     except (ValueError, AttributeError):  # carried as it is, like every other file
@@ -82,6 +96,20 @@ def rounding_note(factor_set: FactorSet) -> list[str]:
     ]
     largest = max(abs(shortest(np.float32(value)) - value) / value for value in values)
     return [f"factors are float32 in GGUF: off by up to {largest:.1g} of their value"] if largest else []
+
+
+def end_token_note(hf_files: Path) -> list[str]:
+    """Returns what of a folder's end-of-text tokens a GGUF file, which names one, does not say."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            tokens = json.loads((hf_files / name).read_text(encoding="utf-8"))["eos_token_id"]
+        except (OSError, ValueError, LookupError, TypeError):  # there is none, or it is carried as it is
+            continue
+        if isinstance(tokens, list) and len(tokens) > 1:
+            return [
+                f"{name} ends texts at tokens {', '.join(map(str, tokens))}; a GGUF file names one, the tokenizer's"
+            ]
+    return []
 
 
 def _left_out(factor_set: FactorSet, kept: list[RopeFactors]) -> list[str]:

@@ -24,6 +24,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
 from megatron_longrope.errors import InputError, LongRopeError
 
 Report = Callable[[int], None]
@@ -45,21 +47,46 @@ class Unit:
     num_bytes: int
 
 
+def refuse_existing(field: str, target: Path) -> None:
+    """Raises InputError where something is at `target` already; an empty folder is nothing."""
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise InputError(field, target, "exists and is left alone; --replace puts a new model in the place of a model")
+
+
+def missing_parents(path: Path) -> list[Path]:
+    """Returns the folders above `path` that are not there yet, the innermost first."""
+    return [folder for folder in path.parents if not folder.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Removes folders, given the innermost first, up to the first that something is in."""
+    for folder in folders:
+        if any(folder.iterdir()):
+            return
+        folder.rmdir()
+
+
 @contextmanager
 def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Iterator[Path]:
     """Gives the folder the target is made in, with what an interrupted run of the same plan left there.
 
-    Where the body fails (a kill runs nothing) the folder goes. Raises InputError while another process works on it or
-    the disk has no room for `num_bytes`.
+    Where the body fails (a kill runs nothing) the folder goes, and so do its parents if they were made for it. Raises
+    InputError while another process works on it or the disk has no room for `num_bytes`.
     """
     partial = target.with_name(target.name + ".partial")
     text = json.dumps(plan, sort_keys=True, indent=1)
     marker = partial / _FOLDER / "plan.json"
+    made = missing_parents(partial)
     if not (marker.is_file() and marker.read_bytes() == text.encode()):
         with _locked(partial):  # nobody is at work in what goes away
             shutil.rmtree(partial, ignore_errors=True)
-        (partial / _FOLDER).mkdir(parents=True)
-        _write_whole(marker, text)
+        try:
+            (partial / _FOLDER).mkdir(parents=True)
+            _write_whole(marker, text)
+        except OSError as error:
+            raise InputError("target", partial, f"cannot be made: {error.strerror}") from error
     with _locked(partial):
         try:
             _check_room(partial, num_bytes)
@@ -68,6 +95,7 @@ def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Ite
             raise LongRopeError(f"{target}: {error.strerror or error}; the same command goes on from here") from error
         except LongRopeError:
             shutil.rmtree(partial, ignore_errors=True)
+            remove_empty(made)
             raise
 
 
@@ -105,7 +133,9 @@ def _make_in_processes(
     partial: Path, units: Sequence[Unit], missing: Sequence[int], maker: Maker, processes: int, meter: _Meter
 ) -> dict[int, Record]:
     records: dict[int, Record] = {}
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),))
+    threads = max(1, torch.get_num_threads() // processes)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker,
+                               initargs=(os.getpid(), threads))  # fmt: skip
     try:
         waiting: dict[Future[Record], int] = {
             pool.submit(_make, partial, number, units[number], maker, _ignore): number for number in missing
@@ -175,6 +205,12 @@ def _locked(partial: Path) -> Iterator[None]:
         raise InputError("target", partial, "another conversion is at work on it") from error
     finally:
         os.close(descriptor)
+
+
+def _start_worker(parent: int, threads: int) -> None:
+    """Shares the cores out: workers of as many threads as there are cores each would wait for one another."""
+    torch.set_num_threads(threads)
+    _end_with_parent(parent)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # these import torch, which `--help` does without
 _FOLDER = click.Path(path_type=Path)
 _processes = click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
                           help="Processes that work on files of the target side by side.")  # fmt: skip
+_replace = click.option("--replace", is_flag=True, help="Put the new model in the place of one that is at the target.")
 
 
 @click.group()
@@ -35,6 +36,7 @@ def command() -> None:
 @click.option("--dynamic-at", type=LENGTH, default=None, metavar="N",
               help="rope_type dynamic only: fix its factors, which follow the input, at N tokens.")  # fmt: skip
 @click.option("--no-tokenizer", is_flag=True, help="GGUF files: leave the tokenizer out instead of refusing its kind.")
+@_replace
 @_processes
 @json_option
 def import_command(
@@ -43,6 +45,7 @@ def import_command(
     sliding_window: str,
     dynamic_at: int | None,
     no_tokenizer: bool,
+    replace: bool,
     processes: int,
     json_path: Path | None,
 ) -> None:
@@ -56,6 +59,7 @@ def import_command(
     from checkpoints_tools.import_hf import import_hf
     from megatron_longrope.runtime import start_runtime
 
+    _check_json(json_path)
     is_file = is_gguf(source) or source.suffix == ".gguf"
     if no_tokenizer and not is_file:
         raise InputError("--no-tokenizer", source, "goes with GGUF files")
@@ -65,11 +69,12 @@ def import_command(
     with start_runtime() as runtime:
         progress = ProgressLines(runtime.is_main).bytes_counter()
         if is_file:
-            done = import_gguf(source, megatron_dir, runtime, tokenizer=not no_tokenizer, processes=processes,
-                               progress=progress)  # fmt: skip
+            done = import_gguf(source, megatron_dir, runtime, tokenizer=not no_tokenizer, replace=replace,
+                               processes=processes, progress=progress)  # fmt: skip
         else:
             done = import_hf(source, megatron_dir, runtime, keep_windows=sliding_window == "keep",
-                             dynamic_length=dynamic_at, processes=processes, progress=progress)  # fmt: skip
+                             dynamic_length=dynamic_at, replace=replace, processes=processes,
+                             progress=progress)  # fmt: skip
         _report(done, json_path)
 
 
@@ -86,6 +91,7 @@ def import_command(
 @click.option(
     "--no-tokenizer", is_flag=True, help="--serve gguf: leave the tokenizer out instead of refusing its kind."
 )
+@_replace
 @_processes
 @json_option
 def export_command(
@@ -95,6 +101,7 @@ def export_command(
     serve: ServingTarget,
     length: int | None,
     no_tokenizer: bool,
+    replace: bool,
     processes: int,
     json_path: Path | None,
 ) -> None:
@@ -105,10 +112,11 @@ def export_command(
     """
     from checkpoints_tools.export_hf import export_hf
     from checkpoints_tools.gguf_export import export_gguf
-    from checkpoints_tools.serving import engine_notes, rounding_note, serving_set
-    from megatron_longrope.model.checkpoint import read_description
+    from checkpoints_tools.serving import end_token_note, engine_notes, rounding_note, serving_set
+    from megatron_longrope.model.checkpoint import hf_folder, read_description
     from megatron_longrope.rope import read_factors
 
+    _check_json(json_path)
     if no_tokenizer and serve != "gguf":
         raise InputError("--no-tokenizer", serve, "goes with --serve gguf")
     if processes > 1 and serve == "gguf":
@@ -119,11 +127,12 @@ def export_command(
         click.echo(f"left out: {words}")
     progress = ProgressLines(True).bytes_counter()
     if serve == "gguf":
-        done = export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer, progress=progress)
-        notes = rounding_note(factors)
+        done = export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer, replace=replace,
+                           progress=progress)  # fmt: skip
+        notes = rounding_note(factors) + end_token_note(hf_folder(megatron_dir))
     else:
-        done = export_hf(megatron_dir, target, factors, static=serve == "static", processes=processes,
-                         progress=progress)  # fmt: skip
+        done = export_hf(megatron_dir, target, factors, static=serve == "static", replace=replace,
+                         processes=processes, progress=progress)  # fmt: skip
         notes = engine_notes(target)
     _report(done, json_path)
     for words in notes:
@@ -143,11 +152,14 @@ def verify_command(
 ) -> None:
     """Compare two models tensor by tensor; exit code 0: equal in every bit, 1: not, 2: no model or a damaged one.
 
-    Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory.
+    Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory. Files beside the
+    weights are compared too; they do not count for the exit code.
     """
     from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify
+    from checkpoints_tools.verify_files import compare_files
     from megatron_longrope.runtime import start_runtime
 
+    _check_json(json_path)
     if tokens is not None and not logits:
         raise InputError("--tokens", tokens, "goes with --logits")
     if logits:
@@ -155,20 +167,33 @@ def verify_command(
             rows = verify(a, b, logits=True, runtime=runtime, tokens=tokens or LOGITS_TOKENS)
     else:
         rows = verify(a, b)
-    found, equal = counts(rows), all_equal(rows)
+    found, equal, files = counts(rows), all_equal(rows), compare_files(a, b)
     _print_table([row for row in rows if show_all or not row.equal or row.name.startswith("(")])
     said = ", ".join(f"{number} {verdict}" for verdict, number in found.items() if number)
     click.echo(f"{'equal' if equal else 'not equal'}: {len(rows)} rows, {said}")
+    if files:
+        others = [f"{verdict}: {', '.join(names)}" for verdict, names in files.items() if names and verdict != "equal"]
+        click.echo("; ".join([f"beside the weights: {len(files['equal'])} files equal", *others]))
     if json_path is not None:
         listed = [asdict(row) | {"verdict": row.verdict} for row in rows]
-        write_json(json_path, {"equal": equal, "a": str(a), "b": str(b), "counts": found, "rows": listed})
+        write_json(
+            json_path, {"equal": equal, "a": str(a), "b": str(b), "counts": found, "files": files, "rows": listed}
+        )
     ctx.exit(0 if equal else EXIT_FAILED)
+
+
+def _check_json(path: Path | None) -> None:
+    """Says before the work that its result could not be written, not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise InputError("--json", path, f"cannot be written: there is no folder {path.parent}")
 
 
 def _report(done: Conversion, json_path: Path | None) -> None:
     click.echo(f"{done.target}: {done.num_tensors} tensors, {done.num_bytes / 1e6:.1f} MB of {done.dtype}")
     if done.left_out:
         click.echo(f"left out, as they are computed or stored twice: {', '.join(done.left_out)}")
+    if done.stayed_behind:
+        click.echo(f"not carried along: {', '.join(done.stayed_behind)}")
     if json_path is not None:
         write_json(json_path, asdict(done))
 

@@ -23,6 +23,7 @@ from pydantic import Field, NonNegativeInt
 
 from megatron_longrope.config import StrictConfig, build_config
 from megatron_longrope.errors import InputError
+from megatron_longrope.model.carried_files import copy_carried
 from megatron_longrope.model.longrope_model import LongRopeModel
 from megatron_longrope.model.megatron_lm import is_megatron_lm, iteration_folder, read_megatron_lm
 from megatron_longrope.model.shape import ModelShape
@@ -34,12 +35,6 @@ VERSION = 1
 DESCRIPTION_FILE = "longrope.json"
 WEIGHTS_FOLDER = "weights"
 HF_FOLDER = "hf"
-HF_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-    "chat_template.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
-)  # fmt: skip
-"""What travels with the weights through every conversion, byte for byte."""
 
 _EXTRA_STATE = "_extra_state"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -88,7 +83,7 @@ def save_checkpoint(
     """Writes the model, its factors and `extra_sharded` (an optimizer's sharded state, say); every rank calls it.
 
     `training` is JSON. A checkpoint already at `directory` stays until the new one is whole; anything else there is
-    an InputError. `hf_files` is a folder whose files named in HF_FILES are carried along.
+    an InputError. `hf_files` is a folder whose files other than weights are carried along.
     """
     directory = Path(directory)
     partial = directory.with_name(directory.name + ".partial")
@@ -240,15 +235,13 @@ def refuse_foreign_folder(directory: Path) -> None:
 
 
 def carry_hf_files(source: Path | None, target: Path) -> None:
-    """Copies the files named in HF_FILES into the folder `target`, made for them."""
+    """Copies the files of an HF folder that travel into the folder `target`, made for them."""
     if source is None:
         return
     if not source.is_dir():
         raise InputError("hf_files", source, "no such folder")
     target.mkdir(exist_ok=True)
-    for name in HF_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    copy_carried(source, target)
 
 
 def _aside(directory: Path) -> Path:

@@ -28,7 +28,7 @@ def read_factors(path: Path | str) -> FactorSet:
     """Returns the factor set in `path`; raises InputError that names what is wrong with it."""
     path = Path(path)
     if not path.is_file():
-        raise InputError("factors", path, "no such file")
+        raise InputError("factors", path, "a folder, not a factors file" if path.is_dir() else "no such file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -219,8 +219,12 @@ def edit_weight(folder: Path, value: torch.Tensor) -> None:
 
 
 def index(folder: Path, shard: str) -> None:
-    names = load_file(folder / "model.safetensors").keys()
-    weight_map = {"weight_map": dict.fromkeys(names, "model.safetensors") | {"model.norm.weight": shard}}
+    """Leaves one shard, and an index that says where the weight it lacks is."""
+    first, whole = folder / "model-00001-of-00002.safetensors", folder / "model.safetensors"
+    held = {name: weight for name, weight in load_file(whole).items() if name != "model.norm.weight"}
+    save_file(held, first)
+    whole.unlink()
+    weight_map = {"weight_map": dict.fromkeys(held, first.name) | {"model.norm.weight": shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(weight_map))
 
 

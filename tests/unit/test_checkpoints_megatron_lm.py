@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from checkpoints_tools.export_hf import export_hf
 from checkpoints_tools.hf_folder import open_hf_folder
@@ -56,6 +55,8 @@ def arguments(shape: ModelShape, **changes: Any) -> argparse.Namespace:
 
 def write(model: LongRopeModel, root: Path, iteration: int = 100, **changes: Any) -> Path:
     """Writes a model as Megatron-LM does; returns the folder of all iterations."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor  # not before our CPU platform is installed
+
     folder = root / f"iter_{iteration:07d}"
     folder.mkdir(parents=True)
     (root / "latest_checkpointed_iteration.txt").write_text(str(iteration))
