@@ -18,6 +18,7 @@ NUMBER_OF_UNITS = 4
 def write(number: int, path: Path, report: Callable[[int], None]) -> dict[str, Any]:
     """Writes the unit's number a thousand times."""
     path.write_bytes(bytes([number]) * 1000)
+    report(1000)
     return {"number": number}
 
 

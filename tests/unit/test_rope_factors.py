@@ -172,9 +172,10 @@ def test_truncated_binary_and_missing_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not a whole JSON file"):
         read_factors(path)
-    for missing in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError, match="no such file"):
-            read_factors(missing)
+    with pytest.raises(InputError, match="no such file"):
+        read_factors(tmp_path / "none.json")
+    with pytest.raises(InputError, match="a folder, not a factors file"):
+        read_factors(tmp_path)
 
 
 def test_sets_that_make_no_sense_are_refused() -> None:
