@@ -61,7 +61,7 @@ def open_bench(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Bench]
         search, held_out = corpus.search[: _NUM_SEARCH[name]], corpus.held_out[:_NUM_HELD_OUT]
         problem = first_search(SearchConfig(), loaded.model.geometry, length)
         objective = _objective(loaded.model, search, length)
-        identity = {**objective.identity(), "documents": documents_sha256(search)}
+        identity = {**objective.identity(), "documents": documents_sha256(search), "dtype": str(dtype)}
         yield Bench(runtime, problem, objective, _objective(loaded.model, held_out, length), identity)
 
 
