@@ -24,7 +24,7 @@ from megatron_longrope.model.longrope_model import LongRopeModel
 from megatron_longrope.model.norm import RMSNorm
 from megatron_longrope.model.offload import offload_inputs_of
 from megatron_longrope.model.shape import ModelShape
-from megatron_longrope.model.swiglu import SwiGluMLP
+from megatron_longrope.model.swiglu import swiglu_mlp
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
 from megatron_longrope.runtime.te_environment import switches_kept
@@ -123,10 +123,7 @@ def _local_layer(shape: ModelShape, layer: int, backend: Backend, tp_group: dist
     spec.module = LeanLayer
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
-    # megatron-core hands the group to a class of its own alone
-    spec.submodules.mlp = ModuleSpec(
-        SwiGluMLP, params={"tp_group": tp_group}, submodules=spec.submodules.mlp.submodules
-    )
+    spec.submodules.mlp = swiglu_mlp(spec.submodules.mlp.submodules, tp_group)
     attention = spec.submodules.self_attention.submodules
     if shape.traits.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm

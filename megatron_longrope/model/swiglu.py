@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer.mlp import MLP
+import torch.distributed as dist
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -22,6 +24,18 @@ class SwiGluMLP(MLP):
         gate_up, _bias = self.linear_fc1(hidden_states)
         output, no_bias = self.linear_fc2(_SwiGlu.apply(gate_up))
         return output, no_bias
+
+
+def swiglu_mlp(submodules: MLPSubmodules, tp_group: dist.ProcessGroup) -> type[SwiGluMLP]:
+    """Returns SwiGluMLP as a class that needs a config alone: megatron-core gives its group to no MLP but its own, and
+    warns of others.
+    """
+
+    class BoundMLP(SwiGluMLP):
+        def __init__(self, config: TransformerConfig) -> None:
+            super().__init__(config, submodules, tp_group=tp_group)
+
+    return BoundMLP
 
 
 class _SwiGlu(torch.autograd.Function):

@@ -24,7 +24,7 @@ def test_values_and_gradients_are_autograds_in_float64() -> None:
 def test_layers_have_it_and_keep_megatron_cores_names_and_groups(runtime: Runtime) -> None:
     model = our_model(tiny_hf_model(), runtime)
     for layer in model.stage.decoder.layers:
-        assert type(layer.mlp) is SwiGluMLP
+        assert isinstance(layer.mlp, SwiGluMLP)
         assert layer.mlp.linear_fc1.tp_group is layer.mlp.linear_fc2.tp_group is runtime.groups.tp
     names = [name for name, _ in model.named_parameters() if ".mlp." in name]
     assert {name.split(".mlp.")[1] for name in names} == {"linear_fc1.weight", "linear_fc2.weight"}
