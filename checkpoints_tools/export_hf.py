@@ -24,7 +24,7 @@ from checkpoints_tools.hf_folder import (
 from checkpoints_tools.import_hf import Conversion
 from checkpoints_tools.serving import with_engine_keys
 from checkpoints_tools.stored_weights import StoredWeights, read_weight
-from checkpoints_tools.tensor_file import is_finite, plan_file, write_from
+from checkpoints_tools.tensor_file import begin_writeback, is_finite, plan_file, write_from
 from checkpoints_tools.units import (
     Progress,
     Record,
@@ -114,7 +114,9 @@ class _ShardFile:
             os.pwrite(descriptor, head, 0)
             for rule, layer, bound in bound_rules(shape):
                 for name, first, rows in self._pieces(rule, layer, bound, wanted):
-                    write_from(descriptor, places[name].start + first * places[name].row_bytes, rows)
+                    start = places[name].start + first * places[name].row_bytes
+                    write_from(descriptor, start, rows)
+                    begin_writeback(descriptor, start, rows.nbytes)
                     report(rows.nbytes)
         finally:
             os.close(descriptor)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from checkpoints_tools.hf_folder import HfFolder, open_hf_folder
 from checkpoints_tools.rows import read_megatron_rows
+from checkpoints_tools.tensor_file import begin_writeback
 from checkpoints_tools.torch_dist_writer import (
     EXTRA_STATE,
     MODULES_WITH_EXTRA_STATE,
@@ -185,6 +186,7 @@ class _WeightFile:
                     continue
                 for first, block in self._blocks(bound, buffer):
                     start, length = write_tensor(stream, block if layer is None else block[None])
+                    begin_writeback(stream.fileno(), start, length)
                     offsets, sizes = [first, *[0] * (block.dim() - 1)], list(block.shape)
                     if layer is not None:
                         offsets, sizes = [layer, *offsets], [1, *sizes]

@@ -106,6 +106,15 @@ def write_from(descriptor: int, start: int, source: Tensor) -> None:
         done += os.pwrite(descriptor, view[done:], start + done)
 
 
+def begin_writeback(descriptor: int, start: int, length: int) -> None:
+    """Has the system bring written bytes to disk from now on, while more are made, instead of all at the fsync.
+
+    Advice that changes no byte; on Linux it also spares the page cache what nobody reads soon.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
+
+
 def _bytes_of(tensor: Tensor) -> memoryview:
     """Returns the memory of a contiguous tensor."""
     raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
