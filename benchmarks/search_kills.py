@@ -3,7 +3,8 @@
     python -m benchmarks.search_kills          100 kills of a stub and 5 of a real search, on 1 and on 4 processes
     python -m benchmarks.search_kills --stub 20 --real 2 --processes 2
 
-All processes of an attempt get SIGKILL at a random moment; then the search is started again. What must hold: at the end
+All processes of an attempt get SIGKILL at a random moment, three times of four counted from when the model is loaded;
+then the search is started again. What must hold: at the end
 the journal (times apart) and the best factors are the undisturbed search's, and nothing that stood in the journal when
 an attempt began was evaluated in it. The stub is a formula; the real search is gradient descents and mutants on the
 demonstration model (two documents of 512 tokens, perplexity by forward and backward passes). Attempts are forked from
@@ -61,6 +62,7 @@ _CHOICES: dict[Kind, dict[str, Any]] = {
 _NUM_PAIRS, _SCALE = 32, 8.0
 _STUB_SECONDS = 0.001
 _LENGTH, _NUM_DOCUMENTS = 512, 2
+_READY = "ready"
 
 
 def main() -> None:
@@ -81,20 +83,21 @@ def _torture(kind: Kind, size: int, wanted: int, chance: random.Random) -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         begun = time.monotonic()
-        assert _attempt(kind, size, whole, kill_after=None) == 0, "the undisturbed search failed"
+        assert _attempt(kind, size, whole, None) == 0, "the undisturbed search failed"
         seconds = time.monotonic() - begun
         kills = redone = empty = 0
         while kills < wanted:
             known = _journalled(killed)
             # a fair share of the search per attempt, so that kills fall on all of it
-            killed_it = _attempt(kind, size, killed, kill_after=chance.uniform(0, 2.5 * seconds / wanted + 1.0))
+            moment = chance.uniform(0, 2.5 * seconds / wanted)
+            killed_it = _attempt(kind, size, killed, moment, await_start=chance.random() < 0.75)
             redone += len(known & _take_evaluated(killed))
             kills += killed_it
             empty += killed_it and _journalled(killed) == known
             if not killed_it:  # it ended before: what follows would be kills of a finished search
                 _compare(whole, killed)
                 (killed / "journal.jsonl").unlink()
-        assert _attempt(kind, size, killed, kill_after=None) == 0
+        assert _attempt(kind, size, killed, None) == 0
         _compare(whole, killed)
         assert redone == 0, f"{redone} evaluations were done again"
         print(f"{kind} on {size}: {kills} kills ({empty} before a first new evaluation), {len(_journalled(killed))} "
@@ -124,15 +127,21 @@ def _take_evaluated(folder: Path) -> set[str]:
     return names
 
 
-def _attempt(kind: Kind, size: int, folder: Path, kill_after: float | None) -> int:
-    """Runs the search on `size` processes, killed after so many seconds; returns whether it was killed."""
+def _attempt(kind: Kind, size: int, folder: Path, kill_after: float | None, await_start: bool = True) -> int:
+    """Runs the search on `size` processes, killed after so many seconds, of the search itself or of the processes;
+
+    returns whether it was killed.
+    """
     folder.mkdir(exist_ok=True)
+    (folder / _READY).unlink(missing_ok=True)
     fork = multiprocessing.get_context("fork")
     port = _free_port()
     processes = [fork.Process(target=_rank, args=(kind, rank, size, port, folder)) for rank in range(size)]
     for process in processes:
         process.start()
     if kill_after is not None:
+        while await_start and not (folder / _READY).exists() and processes[0].is_alive():
+            time.sleep(0.001)
         deadline = time.monotonic() + kill_after
         while time.monotonic() < deadline and processes[0].is_alive():
             time.sleep(0.001)
@@ -153,6 +162,7 @@ def _rank(kind: Kind, rank: int, size: int, port: int, folder: Path) -> None:
         objective = _Stub(runtime, done) if kind == "stub" else _real(runtime, done)
         searcher = _searcher(kind)
         options: dict[str, Any] = {"stopping": EarlyStopping()}
+        (folder / _READY).touch()
         if not runtime.is_main:
             run_search(searcher, objective.stream, MemoryJournal(runtime.broadcast(None)), **options)
             return

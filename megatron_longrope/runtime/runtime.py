@@ -101,6 +101,7 @@ def start_runtime(
     try:
         with divide_processes(layout, device, store, seed=seed) as runtime:
             yield runtime
+            runtime.barrier()  # the store lives in the first process: it must not end while another reads from it
     finally:
         dist.destroy_process_group()
 
