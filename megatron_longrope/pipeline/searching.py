@@ -39,8 +39,8 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.space import Choices
 
-_SHARPER = 1.3
-"""Times the fine-tuned temperature: where the second searches of the demonstration model ended."""
+_SHARPER = 1.2
+"""Times the fine-tuned temperature: where second searches of the demonstration model on more than one text end."""
 _SHARPEST = 1.4
 _BACKWARD_OVER_FORWARD = 1.5
 """Of operations: products with weights once more, attention two and a half times."""
