@@ -91,10 +91,10 @@ class Evaluator:
             )  # fmt: skip
 
     def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:
-        """Adds every method scaled to `target`, with its own temperature and with the searched one."""
+        """Adds every method scaled to `target`, with its own temperature and, at the target, with the searched one."""
         methods = baseline_methods(self.model.geometry, target, attention_factor=searched.attention_factor)
         for method in methods:
-            for length in lengths:
+            for length in lengths if method.temperature == "own" else [target]:
                 self.announce(f"perplexity {self.name} {method.name} ({method.temperature}) at {length}")
                 self.perplexity(method.name, method.factors_at(length), length, method.temperature)
         for length in lengths:

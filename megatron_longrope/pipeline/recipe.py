@@ -14,6 +14,7 @@ from megatron_longrope.search import EarlyStopping, SearcherChoice
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
+StartName = Literal["pi", "ntk", "yarn"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -90,6 +91,9 @@ class SearchConfig(SearcherChoice):
     """`searched`: 1.0 to 1.3, beyond a fine-tuned length 1.0 to 1.4 times the fine-tuned one; `inherited`: the
     fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
     search_start_tokens: bool = False
+    starts: tuple[StartName, ...] = Field(default=("pi", "ntk", "yarn"), min_length=1)
+    """The methods an extension's search starts from, each with its own temperature and with a second one.
+    A recovery has starts of its own."""
     space: Literal["longrope", "longrope2"] = "longrope"
     """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below it; for a first
     extension."""
@@ -136,6 +140,12 @@ class RecoveryStep(StrictConfig):
     length: Length
     search: SearchConfig
     upper: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _starts_are_of_extensions(self) -> RecoveryStep:
+        if "starts" in self.search.model_fields_set:
+            raise ValueError("search.starts: a recovery starts from the fine-tuned factors, from halfway and from none")
+        return self
 
 
 class EvaluationConfig(StrictConfig):

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.evaluation import EvaluationDocument, ObjectivePart, PerplexityObjective, Tokens, factors_of
 from megatron_longrope.model import LongRopeModel, ModelShape
-from megatron_longrope.pipeline.recipe import SearchConfig
+from megatron_longrope.pipeline.recipe import SearchConfig, StartName
 from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.rope import (
     FactorOrigin,
@@ -39,6 +39,9 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.space import Choices
 
+_KINDS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
+    "pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn,
+}  # fmt: skip
 _SHARPER = 1.2
 """Times the fine-tuned temperature: where second searches of the demonstration model on more than one text end."""
 _SHARPEST = 1.4
@@ -60,7 +63,7 @@ class SearchProblem:
 
 
 def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
-    """Returns the search of a pretrained model for `length` tokens: from PI, NTK and YaRN, λ up to 1.25·s."""
+    """Returns the search of a pretrained model for `length` tokens: from its `starts`, λ up to 1.25·s."""
     scale = length / geometry.original_length
     choices = _choices(config, scale, geometry, tuned=None)
     num_pairs = geometry.head_dim // 2
@@ -71,18 +74,17 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
-    methods = [PositionInterpolation(scale=scale), NtkAware(scale=scale), Yarn(scale=scale)]
-    starts = [method.factors(geometry) for method in methods]
+    starts = [_KINDS[name](scale=scale).factors(geometry) for name in config.starts]
     seeds = _with_temperatures(starts, choices["attention_factors"], longrope_attention_factor_of(scale, geometry))
     return SearchProblem(f"search-{length}", length, space, seeds)
 
 
 def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors) -> SearchProblem:
-    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, seeded with λ_ft times methods."""
+    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, from λ_ft times its `starts`."""
     scale = length / geometry.original_length
     choices = _choices(config, scale, geometry, tuned, above=True)
     space = SearchSpace.second_stage(tuned.rescale, scale, **choices)
-    starts = [second_interpolation(method, tuned, length) for method in ("pi", "ntk", "yarn")]
+    starts = [second_interpolation(name, tuned, length) for name in config.starts]
     seeds = _with_temperatures(starts, choices["attention_factors"], _SHARPER * tuned.attention_factor)
     return SearchProblem(f"search-{length}", length, space, seeds)
 
@@ -100,7 +102,7 @@ def recovery_search(
     return SearchProblem(f"recover-{length}", length, space, seeds)
 
 
-def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFactors:
+def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> RopeFactors:
     """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft times yarn's t.
 
     YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost nothing (on the
@@ -108,8 +110,7 @@ def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFa
     """
     inner = RopeGeometry(base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length)
     scale = length / tuned.target_length
-    kinds = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn}
-    factors = kinds[method](scale=scale).factors(inner)
+    factors = _KINDS[method](scale=scale).factors(inner)
     return RopeFactors(
         rescale=tuple(a * b for a, b in zip(tuned.rescale, factors.rescale, strict=True)),
         start_tokens=tuned.start_tokens,

@@ -112,7 +112,7 @@ def test_rows_hold_the_text_once_and_the_share_of_retrieval(tokenizer: TextToken
 
 
 def test_searches_start_where_the_method_says() -> None:
-    from megatron_longrope.pipeline.recipe import SearchConfig
+    from megatron_longrope.pipeline.recipe import RecoveryStep, SearchConfig
 
     config = SearchConfig()
     first = first_search(config, GEOMETRY, 2048)
@@ -124,6 +124,13 @@ def test_searches_start_where_the_method_says() -> None:
     assert second.space.attention_factors == (1.1,)
     pi = second.seeds[0].rescale
     assert all(math.isclose(b, 4 * a) for a, b in zip(tuned.rescale, pi, strict=True))
+    yarn = SearchConfig(starts=("yarn",))
+    assert {seed.rescale for seed in first_search(yarn, GEOMETRY, 2048).seeds} == {
+        Yarn(scale=8.0).factors(GEOMETRY).rescale
+    }
+    assert len(second_search(yarn, GEOMETRY, 8192, tuned).seeds) == 2  # at its own and at a sharper temperature
+    with pytest.raises(ValueError, match="a recovery starts from"):
+        RecoveryStep(length=256, search=yarn)
     recovery = recovery_search(config, GEOMETRY, 256, tuned, None)
     assert set(recovery.space.upper) == {max(tuned.rescale)} and set(recovery.space.lower) == {1.0}
 
