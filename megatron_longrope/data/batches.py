@@ -84,12 +84,18 @@ class DocumentBatch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
+_BEFORE_IT_WAS_SAVED = {"balanced_steps": 1}
+
+
 class PackedBatches:
     """Endless training steps over the rows of a dataset, the same for any number of ranks.
 
     Epochs follow each other without a gap; each is a permutation of all rows drawn from (seed, epoch). A step takes
     the next `rows_per_step` rows of that stream over all ranks, and rank r of n gets those at r, r + n, r + 2n, …
     of them, as micro-batches of `micro_batch_rows` rows. `next()` returns this rank's micro-batches of one step.
+
+    A row of one long document takes longer than one of many short ones, and all ranks wait for the longest. With
+    `balanced_steps` above 1 the rows of so many steps are dealt out anew, those alike in cost to one step.
 
     >>> batches = PackedBatches(dataset, rows_per_step=32, data_parallel_rank=0, data_parallel_size=4, seed=1)
     >>> micro_batches = next(batches)   # 8 DocumentBatch
@@ -104,6 +110,7 @@ class PackedBatches:
         seed: int = 0,
         micro_batch_rows: int = 1,
         pad_to_multiple: int = 1,
+        balanced_steps: int = 1,
     ) -> None:
         if rows_per_step < 1 or micro_batch_rows < 1 or rows_per_step % (data_parallel_size * micro_batch_rows):
             rule = f"must be a multiple of {data_parallel_size} ranks × {micro_batch_rows} rows per micro-batch"
@@ -118,6 +125,7 @@ class PackedBatches:
         self.seed = seed
         self.micro_batch_rows = micro_batch_rows
         self.pad_to_multiple = pad_to_multiple
+        self.balanced_steps = balanced_steps
         self.step = 0
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
@@ -147,19 +155,38 @@ class PackedBatches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the step in `state`; raises InputError where data, seed or step size were others."""
         for name, value in self._identity().items():
-            if state.get(name) != value:
+            if state.get(name, _BEFORE_IT_WAS_SAVED.get(name)) != value:
                 raise InputError(name, value, f"this run's data position was saved with {state.get(name)}")
         self.step = int(state["step"])
 
     def _identity(self) -> dict[str, Any]:
         checksum = self.dataset.manifest.bin_sha256
-        return {"seed": self.seed, "rows_per_step": self.rows_per_step, "dataset_sha256": checksum}
+        return {"seed": self.seed, "rows_per_step": self.rows_per_step, "balanced_steps": self.balanced_steps,
+                "dataset_sha256": checksum}  # fmt: skip
 
     def _row_at(self, place: int) -> int:
         epoch, index = divmod(place, self.dataset.num_rows)
         if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.dataset.num_rows))
+            self._order = (epoch, self._order_of(epoch))
         return int(self._order[1][index])
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(self.dataset.num_rows)
+        if self.balanced_steps == 1:
+            return order
+        begun = -epoch * self.dataset.num_rows % self.rows_per_step  # rows of a step that the last epoch began
+        size = self.rows_per_step * self.balanced_steps
+        for first in range(begun, len(order) - self.rows_per_step + 1, size):
+            steps = min(self.balanced_steps, (len(order) - first) // self.rows_per_step)
+            window = order[first : first + steps * self.rows_per_step]
+            alike = window[np.argsort([self._cost(row) for row in window], kind="stable")]
+            window[:] = random.permutation(alike.reshape(steps, self.rows_per_step)).ravel()
+        return order
+
+    def _cost(self, row: int) -> int:
+        """Of attention; everything else costs the same in all rows."""
+        return sum(len(piece) ** 2 for piece in self.dataset.row(row))
 
     def _batch(self, rows: Sequence[int]) -> DocumentBatch:
         pieces = [piece for row in rows for piece in self.dataset.row(row)]

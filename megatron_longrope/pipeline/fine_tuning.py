@@ -72,6 +72,7 @@ def train_model(
         seed=stage.config.seed,
         micro_batch_rows=stage.config.micro_batch_rows,
         pad_to_multiple=runtime.layout.sequence_divisor,
+        balanced_steps=stage.config.balanced_steps,
     )
     unfinished = stage.directory.training(stage.name)
 
@@ -82,8 +83,9 @@ def train_model(
     merge = WeightMerge(model, stage.merge)
     resume_training(trainer, unfinished)
     metrics = MetricsFile(stage.directory.metrics, stage.name, trainer.state.step) if runtime.is_main else None
-    trainer.callbacks = [WriteMetrics(metrics), ReportProgress(show), SaveCheckpoints(save), StopOnSignal(save)]
-    state = trainer.train()
+    with StopOnSignal(save) as stop:
+        trainer.callbacks = [WriteMetrics(metrics), ReportProgress(show), SaveCheckpoints(save), stop]
+        state = trainer.train()
     merge.apply()
     save_checkpoint(model, stage.directory.checkpoint(stage.name), iteration=state.step,
                     consumed_tokens=state.tokens, hf_files=stage.hf_files)  # fmt: skip

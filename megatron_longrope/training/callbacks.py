@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 from megatron_longrope.errors import InterruptedRunError
 from megatron_longrope.training.metrics import MetricsFile
@@ -62,23 +63,35 @@ class SaveCheckpoints:
 
 
 class StopOnSignal:
-    """On SIGTERM or SIGUSR1 (Slurm's warning before its time limit): saves after the step under way, then stops.
+    """Within it SIGTERM and SIGUSR1 (Slurm's warning before its time limit) save after the step under way, then stop.
 
-    All ranks agree on the step at which they stop.
+    All ranks agree on the step at which they stop. Outside, signals do what they did before; one that came too late for
+    a step is sent again.
     """
 
     def __init__(self, save: Callable[[Trainer], None]) -> None:
         self.save = save
-        self._asked = False
+        self._asked: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is None and self._asked is not None:
+            signal.raise_signal(self._asked)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._asked = number
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
-        if not any(trainer.model.runtime.gather(self._asked)):
+        if not any(trainer.model.runtime.gather(self._asked is not None)):
             return
         self.save(trainer)
         raise InterruptedRunError(f"stopped on a signal after step {report.step}; run the same command again to go on")

@@ -19,6 +19,8 @@ class TrainingConfig(StrictConfig):
     steps: PositiveInt
     rows_per_step: PositiveInt
     micro_batch_rows: PositiveInt = 1
+    balanced_steps: PositiveInt = 1
+    """Of so many steps the rows are dealt out anew, those alike in cost to one step: ranks wait less."""
     learning_rate: PositiveFloat
     final_learning_rate: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 20

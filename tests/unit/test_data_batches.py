@@ -93,6 +93,54 @@ def test_a_restored_iterator_goes_on_exactly(dataset: PackedDataset, before: int
     assert [_rows(next(batches)) for _ in range(7)] == [_rows(next(restored)) for _ in range(7)]
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    """26 rows of 16 tokens, every other one a single document, the others of four."""
+    documents = [
+        TokenDocument.generated(f"d{row}.{part}", np.full(16 // parts, row))
+        for row in range(26)
+        for parts in ([1, 4][row % 2],)
+        for part in range(parts)
+    ]
+    prefix = tmp_path_factory.mktemp("data") / "uneven"
+    write_packed(prefix, documents, 16, TokenizerIdentity(name="tiny", sha256="ab" * 32), 300)
+    return PackedDataset(prefix)
+
+
+def _longest(dataset: PackedDataset, row: int) -> int:
+    return max(len(piece) for piece in dataset.row(row))
+
+
+@pytest.mark.parametrize("rows_per_step", [2, 4])
+def test_balanced_steps_hold_rows_alike_and_each_epoch_still_has_every_row_once(
+    uneven: PackedDataset, rows_per_step: int
+) -> None:
+    drawn = PackedBatches(uneven, rows_per_step, seed=4)
+    balanced = PackedBatches(uneven, rows_per_step, seed=4, balanced_steps=6)
+    steps = [balanced.step_rows(step) for step in range(2 * 26 // rows_per_step)]
+    flat = [row for step in steps for row in step]
+    assert sorted(flat[:26]) == sorted(flat[26:]) == list(range(26))
+    window = 6 * rows_per_step  # dealt out among themselves
+    assert sorted(flat[:window]) == sorted(row for step in range(6) for row in drawn.step_rows(step))
+    mixed = [len({_longest(uneven, row) for row in step}) > 1 for step in steps]
+    assert (
+        sum(mixed)
+        <= 2 * (26 // window + 1)
+        < sum(len({_longest(uneven, row) for row in drawn.step_rows(step)}) > 1 for step in range(len(steps)))
+    )
+    kinds = [_longest(uneven, step[0]) for step in steps[:6]]
+    assert kinds != sorted(kinds)  # cheap steps do not all come first
+    halves = [PackedBatches(uneven, rows_per_step, rank, 2, seed=4, balanced_steps=6) for rank in range(2)]
+    seen = [row for half in halves for batch in next(half) for row in batch.tokens[batch.cu_seqlens[:-1]].tolist()]
+    assert set(seen) == {int(piece[0]) for row in steps[0] for piece in uneven.row(row)}
+    with pytest.raises(InputError, match="balanced_steps"):
+        drawn.load_state_dict(balanced.state_dict())
+    before_it_was_saved = {name: value for name, value in drawn.state_dict().items() if name != "balanced_steps"}
+    drawn.load_state_dict(before_it_was_saved)
+    with pytest.raises(InputError, match="balanced_steps"):
+        balanced.load_state_dict(before_it_was_saved)
+
+
 def test_a_position_of_other_data_or_settings_is_refused(dataset: PackedDataset, tmp_path: Path) -> None:
     state = PackedBatches(dataset, 4, seed=1).state_dict()
     with pytest.raises(InputError, match="saved with 1"):

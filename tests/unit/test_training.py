@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,17 @@ from data_prep.documents import TokenDocument
 from data_prep.writing import write_packed
 from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.data.manifest import TokenizerIdentity
-from megatron_longrope.errors import InputError, LongRopeError
+from megatron_longrope.errors import InputError, InterruptedRunError, LongRopeError
 from megatron_longrope.runtime import Runtime
-from megatron_longrope.training import MetricsFile, Trainer, TrainingConfig, resume_training, save_training
+from megatron_longrope.training import (
+    MetricsFile,
+    StopOnSignal,
+    Trainer,
+    TrainingConfig,
+    resume_training,
+    save_training,
+)
+from megatron_longrope.training.trainer import StepReport
 from tests.tiny_models import VOCABULARY, our_model, random_documents, single_runtime, tiny_hf_model
 
 ROW = 64
@@ -141,6 +151,40 @@ def test_a_loss_that_is_no_number_updates_nothing(runtime: Runtime, dataset: Pac
     with pytest.raises(LongRopeError, match="step 1 is nan"):
         trainer.step()
     assert all(torch.equal(a, b) for a, b in zip(others, list(trainer.model.stage.parameters())[1:], strict=True))
+
+
+class _AskAfter:
+    """Sends this process a signal after a step, as Slurm does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        if report.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_stops_training_after_its_step_and_is_itself_again_afterwards(
+    runtime: Runtime, dataset: PackedDataset
+) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        trainer, saved = _trainer(runtime, dataset, _config()), []
+        with (
+            pytest.raises(InterruptedRunError, match="after step 2"),
+            StopOnSignal(lambda t: saved.append(t.state.step)) as stop,
+        ):
+            trainer.callbacks = [_AskAfter(2), stop]
+            trainer.train()
+        assert saved == [2] and not heard
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]  # the stages after training hear it too
+        with StopOnSignal(lambda t: None):
+            os.kill(os.getpid(), signal.SIGTERM)  # no step is left to stop after
+        assert heard == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_metrics_take_back_steps_that_are_done_again(tmp_path: Path) -> None:
