@@ -21,7 +21,7 @@ from megatron_longrope.evaluation import (
 )
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.searching import second_interpolation
+from megatron_longrope.pipeline.searching import STARTS, second_interpolation
 from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
 
 Announce = Callable[[str], None]
@@ -102,7 +102,7 @@ class Evaluator:
 
     def second_interpolations(self, tuned: RopeFactors, searched: RopeFactors, length: int) -> None:
         """Adds PI, NTK and YaRN on top of the fine-tuned factors, with their own temperature and the searched one."""
-        for method in ("pi", "ntk", "yarn"):
+        for method in STARTS:
             factors = second_interpolation(method, tuned, length)
             self.announce(f"perplexity {self.name} second {method} at {length}")
             self.perplexity(f"second-{method}", factors, length)

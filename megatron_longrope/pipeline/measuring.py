@@ -12,15 +12,12 @@ from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.run_directory import RunDirectory
-from megatron_longrope.pipeline.searching import second_interpolation
+from megatron_longrope.pipeline.searching import STARTS, second_interpolation
 from megatron_longrope.rope import (
     FactorSet,
     NoScaling,
-    NtkAware,
-    PositionInterpolation,
     RopeFactors,
     RopeGeometry,
-    Yarn,
     write_factors,
 )
 
@@ -105,9 +102,8 @@ def _short_lengths(recipe: Recipe, window: int) -> list[int]:
 def write_baselines(models: RunModels, geometry: RopeGeometry, directory: RunDirectory) -> None:
     """Writes the other methods' factors for every length of the run, for reports and for `--method FILE`."""
     scale = models.first.target_length / geometry.original_length
-    others = {"pi": PositionInterpolation(scale=scale), "ntk": NtkAware(scale=scale), "yarn": Yarn(scale=scale)}
-    for name, method in others.items():
-        write_factors(directory.factors(f"{name}-{models.first.target_length}"), method.factors(geometry))
+    for name, kind in STARTS.items():
+        write_factors(directory.factors(f"{name}-{models.first.target_length}"), kind(scale=scale).factors(geometry))
         if models.tuned is not None:
             for step in models.steps[1:]:
                 factors = second_interpolation(name, models.tuned, step.target_length)

@@ -39,7 +39,7 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.space import Choices
 
-_KINDS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
+STARTS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
     "pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn,
 }  # fmt: skip
 _SHARPER = 1.2
@@ -74,7 +74,7 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
-    starts = [_KINDS[name](scale=scale).factors(geometry) for name in config.starts]
+    starts = [STARTS[name](scale=scale).factors(geometry) for name in config.starts]
     seeds = _with_temperatures(starts, choices["attention_factors"], longrope_attention_factor_of(scale, geometry))
     return SearchProblem(f"search-{length}", length, space, seeds)
 
@@ -110,7 +110,7 @@ def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> 
     """
     inner = RopeGeometry(base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length)
     scale = length / tuned.target_length
-    factors = _KINDS[method](scale=scale).factors(inner)
+    factors = STARTS[method](scale=scale).factors(inner)
     return RopeFactors(
         rescale=tuple(a * b for a, b in zip(tuned.rescale, factors.rescale, strict=True)),
         start_tokens=tuned.start_tokens,
