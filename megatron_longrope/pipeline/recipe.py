@@ -143,7 +143,7 @@ class RecoveryStep(StrictConfig):
 
     @model_validator(mode="after")
     def _starts_are_of_extensions(self) -> RecoveryStep:
-        if "starts" in self.search.model_fields_set:
+        if self.search.starts != SearchConfig.model_fields["starts"].default:
             raise ValueError("search.starts: a recovery starts from the fine-tuned factors, from halfway and from none")
         return self
 

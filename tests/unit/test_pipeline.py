@@ -131,6 +131,8 @@ def test_searches_start_where_the_method_says() -> None:
     assert len(second_search(yarn, GEOMETRY, 8192, tuned).seeds) == 2  # at its own and at a sharper temperature
     with pytest.raises(ValueError, match="a recovery starts from"):
         RecoveryStep(length=256, search=yarn)
+    step = RecoveryStep(length=256, search=config)
+    assert RecoveryStep.model_validate(step.model_dump(mode="json")) == step  # as a run directory keeps it
     recovery = recovery_search(config, GEOMETRY, 256, tuned, None)
     assert set(recovery.space.upper) == {max(tuned.rescale)} and set(recovery.space.lower) == {1.0}
 
