@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ranks import ROOT, PeakMemory, run_ranks
+from benchmarks.ranks import ROOT, PeakMemory, parse_or_measure, run_ranks
 from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo/config.json"
@@ -34,11 +34,8 @@ def main() -> None:
     parser.add_argument("--vocabulary-length", default="8k", help="tokens of that comparison")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        options.result.write_text(json.dumps(_measure(json.loads(options.worker))))
+    options = parse_or_measure(parser, _measure)
+    if options is None:
         return
     length, rows = parse_length(options.length), []
     for kind in options.passes.split(","):

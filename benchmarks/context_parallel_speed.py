@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ranks import ROOT, PeakMemory, run_ranks
+from benchmarks.ranks import ROOT, PeakMemory, parse_or_measure, run_ranks
 from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo"
@@ -39,11 +39,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--exchanges", action="store_true", help="compare ring and all-gather; leave transformers out")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        options.result.write_text(json.dumps(_measure(json.loads(options.worker))))
+    options = parse_or_measure(parser, _measure)
+    if options is None:
         return
     rows: list[dict[str, Any]] = []
     for length in map(parse_length, options.length.split(",")):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,19 @@ class PeakMemory:
     def bytes_above(self) -> int:
         peak = self._cuda.max_memory_allocated() if self._cuda else _status("VmHWM")
         return int(peak - self._before)
+
+
+def parse_or_measure(
+    parser: argparse.ArgumentParser, measure: Callable[[dict[str, Any]], dict[str, Any]]
+) -> argparse.Namespace | None:
+    """Returns a benchmark's options; a process of `run_ranks` measures instead, writes its result and gets None."""
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.worker:
+        return options
+    options.result.write_text(json.dumps(measure(json.loads(options.worker))))
+    return None
 
 
 def _status(name: str) -> int:

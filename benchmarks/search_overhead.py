@@ -10,14 +10,13 @@ with its journal on disk; a process has one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ranks import run_ranks
+from benchmarks.ranks import parse_or_measure, run_ranks
 
 BAR = 0.03
 
@@ -27,11 +26,8 @@ def main() -> None:
     parser.add_argument("--ranks", default="1,2", help="data-parallel processes")
     parser.add_argument("--passes", type=int, default=3, help="of the descent over the documents")
     parser.add_argument("--documents-per-step", type=int, default=1)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        options.result.write_text(json.dumps(_measure(json.loads(options.worker))))
+    options = parse_or_measure(parser, _measure)
+    if options is None:
         return
     for size in map(int, options.ranks.split(",")):
         settings = {"passes": options.passes, "documents_per_step": options.documents_per_step}

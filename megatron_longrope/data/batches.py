@@ -117,6 +117,8 @@ class PackedBatches:
             raise InputError("rows_per_step", rows_per_step, rule)
         if not 0 <= data_parallel_rank < data_parallel_size:
             raise InputError("data_parallel_rank", data_parallel_rank, f"must be below {data_parallel_size}")
+        if balanced_steps < 1:
+            raise InputError("balanced_steps", balanced_steps, "must be 1 or more")
         if seed < 0:
             raise InputError("seed", seed, "must be 0 or more")
         self.dataset = dataset

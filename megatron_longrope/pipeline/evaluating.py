@@ -21,15 +21,13 @@ from megatron_longrope.evaluation import (
 )
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.searching import STARTS, second_interpolation
+from megatron_longrope.pipeline.searching import PASS_TOKENS, STARTS, second_interpolation
 from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
 
 Announce = Callable[[str], None]
 _DEPTH_DIGITS = 6
 _SHORT_TOKENS = 4096
 """Of each document: shorter lengths are measured on consecutive stretches of so many tokens."""
-_PASS_TOKENS = 2048
-"""Short inputs share a pass up to so many: passes are what data-parallel groups share out, so there must be several."""
 
 
 @dataclass
@@ -63,7 +61,7 @@ class Evaluator:
         labels = EvaluationLabels(self.name, method, temperature)
         bucket = max(1, min(length // 8, self.window))
         measured = measure_perplexity(self.model, self._documents(length), length, labels, bucket_tokens=bucket,
-                                      max_batch_tokens=_PASS_TOKENS)  # fmt: skip
+                                      max_batch_tokens=PASS_TOKENS)  # fmt: skip
         self.rows.perplexity += measured.rows
         self.rows.positions += measured.positions
 
@@ -74,7 +72,7 @@ class Evaluator:
         labels = EvaluationLabels(self.name, "none", "own")
         documents = self.documents[: self.config.num_documents]
         self.rows.perplexity += measure_perplexity(self.model, documents, length, labels, sliding=sliding,
-                                                   max_batch_tokens=_PASS_TOKENS).rows  # fmt: skip
+                                                   max_batch_tokens=PASS_TOKENS).rows  # fmt: skip
 
     def passkey(self, method: str, factors: FactorSet | RopeFactors, up_to: int | None = None) -> None:
         """Adds a method's rows at every passkey length (of at most `up_to` tokens) and depth."""
@@ -87,7 +85,7 @@ class Evaluator:
             depths = [round(depth, _DEPTH_DIGITS) for depth in self.config.passkey_depths]
             self.rows.passkey += measure_passkey(
                 self.model, self.tokenizer, length, depths, self.config.passkey_trials, labels,
-                max_batch_tokens=_PASS_TOKENS,
+                max_batch_tokens=PASS_TOKENS,
             )  # fmt: skip
 
     def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:

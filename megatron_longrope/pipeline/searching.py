@@ -47,8 +47,9 @@ _SHARPER = 1.2
 _SHARPEST = 1.4
 _BACKWARD_OVER_FORWARD = 1.5
 """Of operations: products with weights once more, attention two and a half times."""
-_PASS_TOKENS = 2048
-"""Documents share a pass up to so many; longer ones go alone, so that candidates can be stopped between them."""
+PASS_TOKENS = 2048
+"""Documents share a pass up to so many; longer ones go alone. Passes are what data-parallel groups share out and
+what candidates are stopped between, so there must be several."""
 Show = Callable[[SearchProgress], None]
 
 
@@ -153,7 +154,7 @@ def search_objective(
             for number in range(config.retrieval_documents)
         ]
         parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
-    return PerplexityObjective(model, parts, target_length=length, max_batch_tokens=max(length, _PASS_TOKENS))
+    return PerplexityObjective(model, parts, target_length=length, max_batch_tokens=max(length, PASS_TOKENS))
 
 
 def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int) -> list[Tokens]:

@@ -12,8 +12,8 @@ class WeightMerge:
     """Keeps a model's trainable weights as they are when it is made; `apply` goes back towards them.
 
     Weights on the straight line between a pretrained model and one fine-tuned from it serve both (WiSE-FT, arXiv
-    2109.01903). Here: short inputs lose a third less, and the long context gains too (docs/log.md). Raises InputError
-    for a share outside (0, 1].
+    2109.01903). On the demonstration model at 0.9 short inputs lost up to a third of a percent less, and a context four
+    times beyond the fine-tuned one up to 6 % more (docs/log.md). Raises InputError for a share outside (0, 1].
     """
 
     def __init__(self, model: LongRopeModel, share: float) -> None:

@@ -159,6 +159,7 @@ def test_a_position_of_other_data_or_settings_is_refused(dataset: PackedDataset,
         {"rows_per_step": 0},
         {"rows_per_step": 2, "data_parallel_rank": 2, "data_parallel_size": 2},
         {"rows_per_step": 2, "seed": -1},
+        {"rows_per_step": 2, "balanced_steps": 0},
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(dataset: PackedDataset, settings: dict[str, int]) -> None:
