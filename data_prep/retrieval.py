@@ -14,19 +14,23 @@ from megatron_longrope.errors import InputError
 _TOKENS_PER_QUESTION = 48
 """Room for a line, its question and another line, so that short lists get few questions."""
 _SHORTEST_PASSAGE = 4
+SHORTEST_KEY = 5
+"""Digits of a pass key, if not more."""
 
 
 @dataclass(frozen=True)
 class RetrievalMix:
-    """Shares of the kinds; what is left are pass keys. `text_filler_share` of them hide in later fillers.
+    """Shares of the kinds; what is left are pass keys. `text_filler_share` of them hide in later fillers, and they have
+    5 to `longest_key` digits.
 
     Copies are a random passage said again and again: the plainest task that wants attention by content, on which
-    small models learn it first. Raises InputError for shares that are no shares.
+    small models learn it first. Raises InputError for shares that are no shares and for a longest key below 5.
     """
 
     key_value_share: float = 0.5
     copy_share: float = 0.0
     text_filler_share: float = 0.5
+    longest_key: int = SHORTEST_KEY
 
     def __post_init__(self) -> None:
         for name in ("key_value_share", "copy_share", "text_filler_share"):
@@ -34,6 +38,8 @@ class RetrievalMix:
                 raise InputError(name, getattr(self, name), "must be between 0 and 1")
         if self.key_value_share + self.copy_share > 1:
             raise InputError("copy_share", self.copy_share, "with key_value_share it must not exceed 1")
+        if self.longest_key < SHORTEST_KEY:
+            raise InputError("longest_key", self.longest_key, f"must be {SHORTEST_KEY} or more")
 
 
 def retrieval_documents(
@@ -79,7 +85,8 @@ def _document(
         name, filler = "passkey", fillers[0]
         if len(fillers) > 1 and random.random() < mix.text_filler_share:
             filler = fillers[int(random.integers(1, len(fillers)))]
-        tokens = passkey_document(tokenizer, length, float(random.random()), inner_seed, filler).tokens
+        depth, num_digits = float(random.random()), int(random.integers(SHORTEST_KEY, mix.longest_key + 1))
+        tokens = passkey_document(tokenizer, length, depth, inner_seed, filler, num_digits).tokens
     return TokenDocument.generated(f"{name}-{seed}-{number}", np.concatenate((tokens, np.array(end, dtype=np.int64))))
 
 

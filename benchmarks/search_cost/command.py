@@ -26,6 +26,12 @@ from megatron_longrope.search import (
 from megatron_longrope.search.descent import DescentSettings
 
 _TENTH_OF_672 = HybridSettings(descent=DescentSettings(passes=18), mutants=3, rounds=1)
+# the paper's sizes: for targets below and above 512k tokens; and small ones, for many searches
+_EVOLUTIONS = {
+    "4x": EvolutionSettings(population=32, mutants=8, crossovers=8, parents=16, iterations=8),
+    "8x": EvolutionSettings.paper("256k"),
+    "32x": EvolutionSettings.paper("2M"),
+}
 _PROBLEM = click.option("--problem", type=click.Choice(list(LENGTHS)), default="8x", show_default=True)
 _OUT = click.option("--out", type=click.Path(path_type=Path), default="runs/search_cost", show_default=True,
                     help="Folder of the journals; a search interrupted goes on.")  # fmt: skip
@@ -42,7 +48,7 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @_OUT
 def run(problem: str, searcher: str, seed: int, out: Path) -> None:
-    """Run one search, the evolution at the paper's full size (at 32x the half size of long targets)."""
+    """Run one search, the evolution at the paper's full size (at 32x the half size of long targets, at 4x small)."""
     with open_bench(problem) as bench:
         choice = _choice(problem, searcher)
         search = make_searcher(choice, bench.problem.space, bench.problem.seeds, seed,
@@ -104,7 +110,7 @@ def stopping(journals: tuple[Path, ...], error_level: float) -> None:
 def _choice(problem: str, searcher: str) -> SearcherChoice:
     values: dict[str, object] = {"searcher": searcher}
     if searcher in ("evolution", "piecewise"):
-        values["evolution"] = EvolutionSettings.paper("256k" if problem == "8x" else "2M")
+        values["evolution"] = _EVOLUTIONS[problem]
     if searcher == "hybrid" and problem == "32x":
         values["hybrid"] = _TENTH_OF_672
     return SearcherChoice.model_validate(values)

@@ -1,4 +1,7 @@
-"""The two search problems of the comparison: the demonstration model at 8 and at 32 times its window."""
+"""The search problems: the demonstration model at 8 and at 32 times its window, where searchers are compared.
+
+At 4 times it is cheap enough for many small searches, over which early stopping is replayed.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from megatron_longrope.presets import model_path
 from megatron_longrope.rope import RopeGeometry
 from megatron_longrope.runtime import Runtime, start_runtime
 
-LENGTHS = {"8x": 2048, "32x": 8192}
-_NUM_SEARCH = {"8x": 5, "32x": 3}
+LENGTHS = {"4x": 1024, "8x": 2048, "32x": 8192}
+_NUM_SEARCH = {"4x": 5, "8x": 5, "32x": 3}
 _NUM_HELD_OUT = 8
 
 

@@ -53,6 +53,9 @@ class RetrievalConfig(StrictConfig):
     key_value_share: float = Field(default=0.0, ge=0, le=1)
     copy_share: float = Field(default=0.0, ge=0, le=1)
     text_filler_share: float = Field(default=0.5, ge=0, le=1)
+    longest_key: int = Field(default=5, ge=5)
+    """Pass keys have 5 to so many digits. In long ones digits repeat, and after one that stands twice in its key a
+    model has to look further back than one digit, which is what small ones fail at."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RetrievalConfig:
@@ -94,6 +97,8 @@ class SearchConfig(SearcherChoice):
     starts: tuple[StartName, ...] = Field(default=("pi", "ntk", "yarn"), min_length=1)
     """The methods an extension's search starts from, each with its own temperature and with a second one.
     A recovery has starts of its own."""
+    sharper_starts: tuple[PositiveFloat, ...] = (1.2,)
+    """Beyond a fine-tuned length, what those second temperatures are: times the fine-tuned one."""
     space: Literal["longrope", "longrope2"] = "longrope"
     """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below it; for a first
     extension."""
@@ -145,6 +150,8 @@ class RecoveryStep(StrictConfig):
     def _starts_are_of_extensions(self) -> RecoveryStep:
         if self.search.starts != SearchConfig.model_fields["starts"].default:
             raise ValueError("search.starts: a recovery starts from the fine-tuned factors, from halfway and from none")
+        if self.search.sharper_starts != SearchConfig.model_fields["sharper_starts"].default:
+            raise ValueError("search.sharper_starts: a recovery starts from the fine-tuned temperature")
         return self
 
 
@@ -186,6 +193,12 @@ class Recipe(StrictConfig):
     def _offload_of_recomputed(self) -> Recipe:
         if self.offload and self.recompute != "full":
             raise ValueError(f"offload moves the inputs of recomputed layers: recompute=full, not {self.recompute}")
+        return self
+
+    @model_validator(mode="after")
+    def _sharper_than_fine_tuned(self) -> Recipe:
+        if self.extension[0].search.sharper_starts != SearchConfig.model_fields["sharper_starts"].default:
+            raise ValueError("search.sharper_starts: nothing is fine-tuned before the first extension")
         return self
 
     @model_validator(mode="after")

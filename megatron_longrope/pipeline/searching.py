@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
@@ -42,8 +42,6 @@ from megatron_longrope.search.space import Choices
 STARTS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
     "pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn,
 }  # fmt: skip
-_SHARPER = 1.2
-"""Times the fine-tuned temperature: where second searches of the demonstration model on more than one text end."""
 _SHARPEST = 1.4
 _BACKWARD_OVER_FORWARD = 1.5
 """Of operations: products with weights once more, attention two and a half times."""
@@ -76,7 +74,7 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
     starts = [STARTS[name](scale=scale).factors(geometry) for name in config.starts]
-    seeds = _with_temperatures(starts, choices["attention_factors"], longrope_attention_factor_of(scale, geometry))
+    seeds = _with_temperatures(starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)])
     return SearchProblem(f"search-{length}", length, space, seeds)
 
 
@@ -86,7 +84,8 @@ def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tun
     choices = _choices(config, scale, geometry, tuned, above=True)
     space = SearchSpace.second_stage(tuned.rescale, scale, **choices)
     starts = [second_interpolation(name, tuned, length) for name in config.starts]
-    seeds = _with_temperatures(starts, choices["attention_factors"], _SHARPER * tuned.attention_factor)
+    sharper = [times * tuned.attention_factor for times in config.sharper_starts]
+    seeds = _with_temperatures(starts, choices["attention_factors"], sharper)
     return SearchProblem(f"search-{length}", length, space, seeds)
 
 
@@ -99,7 +98,7 @@ def recovery_search(
     space = SearchSpace.recovery(tuned.rescale, upper, **choices)
     halfway = tuned.model_copy(update={"rescale": tuple(value**0.5 for value in tuned.rescale)})
     starts = [tuned, halfway, NoScaling().factors(geometry)]
-    seeds = _with_temperatures(starts, choices["attention_factors"], tuned.attention_factor)
+    seeds = _with_temperatures(starts, choices["attention_factors"], [tuned.attention_factor])
     return SearchProblem(f"recover-{length}", length, space, seeds)
 
 
@@ -234,12 +233,10 @@ def _choices(
 
 
 def _with_temperatures(
-    starts: Sequence[RopeFactors], allowed: tuple[float, ...], other: float
+    starts: Sequence[RopeFactors], allowed: tuple[float, ...], others: Sequence[float]
 ) -> tuple[Candidate, ...]:
-    """Each start with its own temperature and, where that is free, once more with `other`."""
-    temperatures = [lambda f: f.attention_factor, lambda f: other]
-    return tuple(
-        Candidate(factors.rescale, factors.start_tokens, pick(factors))
-        for pick in temperatures[: 1 if len(allowed) == 1 else 2]
-        for factors in starts
-    )
+    """Each start with its own temperature and, where that is free, once more with each of `others`."""
+    own = [Candidate(factors.rescale, factors.start_tokens, factors.attention_factor) for factors in starts]
+    if len(allowed) == 1:
+        return tuple(own)
+    return (*own, *(replace(each, attention_factor=other) for other in others for each in own))

@@ -80,7 +80,7 @@ def _retrieval(
     min_length = min(config.min_length, max_length)
     wanted = text_tokens * config.share / (1 - config.share)
     count = round(wanted / ((min_length + max_length) / 2))
-    mix = RetrievalMix(config.key_value_share, config.copy_share, config.text_filler_share)
+    mix = RetrievalMix(config.key_value_share, config.copy_share, config.text_filler_share, config.longest_key)
     return retrieval_documents(tokenizer, count, min_length, max_length, seed, _fillers(tokenizer, documents), mix)
 
 

@@ -132,6 +132,7 @@ def test_key_value_lists_can_be_answered(tokenizer: TextTokenizer, length: int, 
         lambda t: text_filler(t, [""]),
         lambda t: retrieval_documents(t, 1, 50, 40, 1),
         lambda t: retrieval_documents(t, 1, 100, 100, 1, mix=RetrievalMix(key_value_share=2.0)),
+        lambda t: retrieval_documents(t, 1, 100, 100, 1, mix=RetrievalMix(longest_key=4)),
     ],
 )
 def test_what_cannot_be_built_is_refused(tokenizer: TextTokenizer, make: Callable[[TextTokenizer], object]) -> None:
@@ -147,6 +148,12 @@ def test_training_documents(tokenizer: TextTokenizer) -> None:
     assert kinds == {"key", "passkey"} and len({document.sha256 for document in documents}) == 60
     again = retrieval_documents(tokenizer, 10, 100, 256, seed=4)
     assert [document.sha256 for document in again] == [document.sha256 for document in documents[:10]]
+
+
+def test_keys_are_as_long_as_allowed(tokenizer: TextTokenizer) -> None:
+    documents = retrieval_documents(tokenizer, 60, 150, 256, 4, mix=RetrievalMix(0.0, longest_key=8))
+    keys = [tokenizer.decode(document.tokens[:-1]).split("The pass key is ")[-1] for document in documents]
+    assert {len(key) for key in keys} == {5, 6, 7, 8} and all(key.isdigit() for key in keys)
 
 
 def test_the_saved_tokenizer_builds_the_same_document(tokenizer: TextTokenizer, tmp_path: Path) -> None:
