@@ -129,8 +129,13 @@ def test_searches_start_where_the_method_says() -> None:
         Yarn(scale=8.0).factors(GEOMETRY).rescale
     }
     assert len(second_search(yarn, GEOMETRY, 8192, tuned).seeds) == 2  # at its own and at a sharper temperature
-    with pytest.raises(ValueError, match="a recovery starts from"):
-        RecoveryStep(length=256, search=yarn)
+    sharper = SearchConfig(starts=("yarn",), sharper_starts=(1.2, 1.26))
+    own, *others = (seed.attention_factor for seed in second_search(sharper, GEOMETRY, 8192, tuned).seeds)
+    assert own == pytest.approx(1.1 * Yarn(scale=4.0).factors(GEOMETRY).attention_factor)
+    assert others == pytest.approx([1.2 * 1.1, 1.26 * 1.1])
+    for refused in (yarn, SearchConfig(sharper_starts=(1.3,))):
+        with pytest.raises(ValueError, match="a recovery starts from"):
+            RecoveryStep(length=256, search=refused)
     step = RecoveryStep(length=256, search=config)
     assert RecoveryStep.model_validate(step.model_dump(mode="json")) == step  # as a run directory keeps it
     recovery = recovery_search(config, GEOMETRY, 256, tuned, None)
@@ -209,6 +214,17 @@ def test_shipped_recipes_are_valid() -> None:
         kind = TrainRecipe if name == "demo-model" else Recipe
         config = build_config(kind, read_yaml(recipe_path(name)), name)
         assert config.name == name and json.dumps(config.model_dump(mode="json"))
+
+
+def test_temperatures_of_a_first_search_are_not_times_a_fine_tuned_one() -> None:
+    from megatron_longrope.config import build_config, read_yaml
+    from megatron_longrope.pipeline.recipe import Recipe
+    from megatron_longrope.presets import recipe_path
+
+    values = read_yaml(recipe_path("demo"))
+    values["extension"][0]["search"]["sharper_starts"] = [1.3]
+    with pytest.raises(InputError, match="nothing is fine-tuned before"):
+        build_config(Recipe, values, "demo")
 
 
 @pytest.mark.parametrize(("short_inputs", "temperature"), [("pretrained", 1.0), ("unscaled", 1.2)])
