@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -40,6 +40,7 @@ LOOKS = {
 }
 CONTROL = Look("Control (original window)", "m-control", "#e69f00", "#f0b429", "d")
 OTHER = Look("", "m-other", "#4d4d7f", "#a5a5e0", "*")
+_SECOND = "second-"
 MODEL_NAMES = {"base": "Base model", "extended": "Extended model", "control": "Control"}
 
 
@@ -49,14 +50,16 @@ def all_looks() -> list[Look]:
 
 
 def method_look(method: str) -> Look:
-    """Returns the look of a method; names that are not ours share one, under their own label."""
-    known = LOOKS.get(method_family(method))
-    _, _, scale = method.partition(":")
+    """Returns the look of a method; names that are not ours share one, under their own label.
+
+    A second interpolation looks as the method that is put on top of the fine-tuned factors.
+    """
+    name, _, scale = method.removeprefix(_SECOND).partition(":")
+    known = LOOKS.get(method_family(name))
     if known is None:
-        return Look(method, OTHER.variable, OTHER.light, OTHER.dark, OTHER.marker)
-    return (
-        known if not scale else Look(f"{known.label} {scale}×", known.variable, known.light, known.dark, known.marker)
-    )
+        return replace(OTHER, label=method)
+    label = f"{known.label} {scale}×" if scale else known.label
+    return replace(known, label=f"{label} on fine-tuned λ" if method.startswith(_SECOND) else label)
 
 
 def series_look(series: Series) -> Look:

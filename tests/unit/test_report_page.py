@@ -16,6 +16,7 @@ import pytest
 from megatron_longrope.errors import InputError
 from megatron_longrope.report import write_report
 from megatron_longrope.report.run_files import read_run
+from megatron_longrope.report.style import LOOKS, OTHER, method_look
 from tests.unit import report_fake_run as fake
 
 SECTIONS = {
@@ -208,3 +209,10 @@ def test_thin_results_still_make_a_page(tmp_path: Path) -> None:
     assert "∞: the loss was not a finite number" in page.text
     present = ["factors", "training", "length", "position", "table", "provenance"]
     assert [section["id"] for section in page.of("section")] == present
+
+
+def test_a_second_interpolation_looks_as_its_method() -> None:
+    second = method_look("second-yarn")
+    assert (second.variable, second.marker) == (LOOKS["yarn"].variable, LOOKS["yarn"].marker)
+    assert second.label == "YaRN on fine-tuned λ" and method_look("dynamic-ntk:8").label == "Dynamic NTK 8×"
+    assert method_look("second-hand").label == "second-hand" and method_look("second-hand").marker == OTHER.marker
