@@ -14,7 +14,7 @@ from megatron_longrope.errors import InputError
 _TOKENS_PER_QUESTION = 48
 """Room for a line, its question and another line, so that short lists get few questions."""
 _SHORTEST_PASSAGE = 4
-SHORTEST_KEY = 5
+_SHORTEST_KEY = 5
 """Digits of a pass key, if not more."""
 
 
@@ -30,7 +30,7 @@ class RetrievalMix:
     key_value_share: float = 0.5
     copy_share: float = 0.0
     text_filler_share: float = 0.5
-    longest_key: int = SHORTEST_KEY
+    longest_key: int = _SHORTEST_KEY
 
     def __post_init__(self) -> None:
         for name in ("key_value_share", "copy_share", "text_filler_share"):
@@ -38,8 +38,8 @@ class RetrievalMix:
                 raise InputError(name, getattr(self, name), "must be between 0 and 1")
         if self.key_value_share + self.copy_share > 1:
             raise InputError("copy_share", self.copy_share, "with key_value_share it must not exceed 1")
-        if self.longest_key < SHORTEST_KEY:
-            raise InputError("longest_key", self.longest_key, f"must be {SHORTEST_KEY} or more")
+        if self.longest_key < _SHORTEST_KEY:
+            raise InputError("longest_key", self.longest_key, f"must be {_SHORTEST_KEY} or more")
 
 
 def retrieval_documents(
@@ -85,7 +85,7 @@ def _document(
         name, filler = "passkey", fillers[0]
         if len(fillers) > 1 and random.random() < mix.text_filler_share:
             filler = fillers[int(random.integers(1, len(fillers)))]
-        depth, num_digits = float(random.random()), int(random.integers(SHORTEST_KEY, mix.longest_key + 1))
+        depth, num_digits = float(random.random()), int(random.integers(_SHORTEST_KEY, mix.longest_key + 1))
         tokens = passkey_document(tokenizer, length, depth, inner_seed, filler, num_digits).tokens
     return TokenDocument.generated(f"{name}-{seed}-{number}", np.concatenate((tokens, np.array(end, dtype=np.int64))))
 
