@@ -2,7 +2,9 @@
 
 A block is some tokens × some vocabulary rows. Neither the peak of memory nor the size of a matrix product depends on
 the vocabulary: the log-sum-exp is built up block by block, and the backward pass makes each block again, turns it into
-softmax − one-hot in place, and adds its two matrix products up.
+softmax − one-hot in place, and adds its two matrix products up. Where the weight is frozen the hidden states' product
+is built up in the forward pass, beside the log-sum-exp, and nothing is made again: a token's upstream gradient is one
+number, by which its row is multiplied later.
 """
 
 from __future__ import annotations
@@ -83,6 +85,8 @@ class _Seen(NamedTuple):
     target: Tensor
     best: Tensor
     """The id with the highest logit, the lowest of equals."""
+    slope: Tensor | None = None
+    """[tokens, hidden_size]: this rank's part of the gradient of the loss by the hidden states, where asked for."""
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -90,22 +94,29 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer) -> Tensor:
         losses = hidden.new_empty(hidden.shape[0], dtype=_wide(hidden.dtype))
         log_sums = torch.empty_like(losses)
+        ctx.is_frozen = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        slopes = torch.empty_like(hidden) if ctx.is_frozen else None
         for rows in layer.chunks(hidden):
-            seen = _seen(hidden[rows], weight, labels[rows], layer)
+            seen = _seen(hidden[rows], weight, labels[rows], layer, with_slope=ctx.is_frozen)
             log_sums[rows] = seen.log_sum
             losses[rows] = seen.log_sum - seen.target
+            if slopes is not None and seen.slope is not None:
+                slopes[rows] = seen.slope
         ctx.layer = layer
-        ctx.save_for_backward(hidden, weight, labels, log_sums)
+        ctx.save_for_backward(*((slopes,) if ctx.is_frozen else (hidden, weight, labels, log_sums)))
         return losses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        if ctx.is_frozen:
+            (slopes,) = ctx.saved_tensors
+            return (slopes * grad[:, None]).to(slopes.dtype), None, None, None
         hidden, weight, labels, log_sums = ctx.saved_tensors
         layer: _OutputLayer = ctx.layer
         grad_hidden = torch.zeros_like(hidden)
         # summed over chunks in float32 at least, whatever the weights are in
-        grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype))
         for rows in layer.chunks(hidden):
             part = hidden.new_zeros(hidden[rows].shape, dtype=_wide(hidden.dtype))
             for block, first in layer.blocks(weight):
@@ -114,15 +125,15 @@ class _TokenLosses(torch.autograd.Function):
                 slope.scatter_add_(1, local, -mine.to(slope.dtype))
                 slope = slope.mul_(grad[rows, None]).to(hidden.dtype)
                 part += slope @ weight[block]
-                if grad_weight is not None:
-                    grad_weight[block] += slope.T @ hidden[rows]
+                grad_weight[block] += slope.T @ hidden[rows]
             grad_hidden[rows] = part
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None
 
 
-def _seen(hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer) -> _Seen:
+def _seen(hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer, with_slope: bool = False) -> _Seen:
     peak = hidden.new_full(labels.shape, _LOWEST, dtype=_wide(hidden.dtype))
     total, target, best = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(labels)
+    pulled = hidden.new_zeros(hidden.shape, dtype=peak.dtype) if with_slope else None  # Σ exp(logit − peak) · row
     for block, first in layer.blocks(weight):
         logits = _logits(hidden, weight[block])
         local, mine = _local(labels, first, logits.shape[1])
@@ -130,9 +141,22 @@ def _seen(hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer) -
         value, index = logits.max(dim=-1)
         best = torch.where(value > peak, index + first, best)
         higher = torch.maximum(peak, value)
-        total = total * (peak - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(dim=-1)
+        shrunk = (peak - higher).exp()
+        share = logits.sub_(higher[:, None]).exp_()
+        total = total * shrunk + share.sum(dim=-1)
+        if pulled is not None:
+            pulled = pulled.mul_(shrunk[:, None]).add_(share.to(hidden.dtype) @ weight[block])
         peak = higher
-    return _over_group(peak, total, target, best, layer.group)
+    seen = _over_group(peak, total, target, best, layer.group)
+    if pulled is None:
+        return seen
+    return seen._replace(slope=_slope(pulled, (peak - seen.log_sum).exp(), weight, labels, layer))
+
+
+def _slope(pulled: Tensor, scale: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer) -> Tensor:
+    """(softmax − one-hot) · weight, over this rank's rows."""
+    local, mine = _local(labels, layer.group.rank() * weight.shape[0], weight.shape[0])
+    return pulled.mul_(scale[:, None]).sub_(weight[local[:, 0]] * mine)
 
 
 def _over_group(peak: Tensor, total: Tensor, target: Tensor, best: Tensor, group: dist.ProcessGroup) -> _Seen:

@@ -33,7 +33,7 @@ _EPSILON = 1e-12
 class DescentSettings(StrictConfig):
     """Adam's steps; both rates rise over the first ones, then fall to 0 along half a cosine."""
 
-    passes: int = Field(default=36, ge=1)
+    passes: int = Field(default=24, ge=1)
     """Over the documents: one costs about three evaluations, a forward and a backward pass over each document."""
     documents_per_step: int | None = Field(default=1, ge=1)
     """The gradient of a step is that of so many documents, all in turn in a random order; `null`: of all of them.

@@ -11,7 +11,9 @@ from megatron_longrope.search.types import Candidate
 
 
 class DescendingSearcher(RoundSearcher):
-    """Round 0 holds the seeds, the rounds after it one point each of `cycles` descents from the best so far.
+    """Round 0 holds the seeds; from round `first_descent` on each holds one point of `cycles` descents, each from the
+
+    best so far.
 
     Needs evaluations that come with gradients where `asks_gradient` says so, on the documents in `sample`.
     """
@@ -32,6 +34,13 @@ class DescendingSearcher(RoundSearcher):
         self._num_steps = descent.num_steps(num_documents)
         self._descent: Descent | None = None
         self.num_descent_rounds = cycles * len(self._plan)
+        self.first_descent: int | None = 1
+        """None: not yet known."""
+
+    @property
+    def descent_round(self) -> int:
+        """This round counted from the first of the descents on; below 0 before it."""
+        return -1 if self.first_descent is None else self.round_number - self.first_descent
 
     @property
     def asks_gradient(self) -> bool:
@@ -43,7 +52,7 @@ class DescendingSearcher(RoundSearcher):
         """The documents of a descent's step; None, all of them, for everything else."""
         if not self.asks_gradient:
             return None
-        cycle = (self.round_number - 1) // len(self._plan)
+        cycle = self.descent_round // len(self._plan)
         step = cycle * self._num_steps + self._plan[: self._place].count("step")
         return self._descent_settings.sample(step, self.num_documents, self.seed)
 
@@ -66,9 +75,9 @@ class DescendingSearcher(RoundSearcher):
 
     @property
     def _is_descending(self) -> bool:
-        return 0 < self.round_number <= self.num_descent_rounds
+        return 0 <= self.descent_round < self.num_descent_rounds
 
     @property
     def _place(self) -> int:
         """Of this round in its descent."""
-        return (self.round_number - 1) % len(self._plan)
+        return self.descent_round % len(self._plan)

@@ -1,4 +1,4 @@
-"""The default searcher: descents to the valley, then n̂ where it is asked for, and mutants of the best on the grid."""
+"""The default searcher: the best ramp, descents from it, then n̂ where it is asked for and mutants on the grid."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import Field
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.descent import DescentSettings
 from megatron_longrope.search.descents import DescendingSearcher
+from megatron_longrope.search.ramp import Ramp, RampSettings
 from megatron_longrope.search.rounds import Proposal
 from megatron_longrope.search.space import SearchSpace
 from megatron_longrope.search.types import Candidate
@@ -21,20 +22,24 @@ _RETRIES = 20
 
 
 class HybridSettings(StrictConfig):
-    """A pass of a descent costs about three evaluations, a mutant one at most: by default 132 in all with six seeds."""
+    """A pass of a descent costs about three evaluations, any other candidate one at most: by default 132 at most."""
 
+    ramp: RampSettings = RampSettings()
     descent: DescentSettings = DescentSettings()
     cycles: int = Field(default=1, ge=1)
     """Descents, each from the best candidate so far."""
     mutants: int = Field(default=4, ge=1)
     """Of the best candidate, per round after the descents."""
-    rounds: int = Field(default=3, ge=0)
+    rounds: int = Field(default=0, ge=0)
+    """Of mutants: after a descent they have found nothing better in our trials."""
     mutation_probability: float = Field(default=0.15, gt=0, le=1)
     """Of each λ."""
 
 
 class HybridSearch(DescendingSearcher):
-    """The seeds; descents, each from the best so far; the best with every other n̂; then mutants of it on the grid.
+    """The seeds; places of the best one's ramp; descents, each from the best so far; the best with every other n̂; then
+
+    mutants of it on the grid.
 
     search = HybridSearch(space, HybridSettings(), seeds=[Candidate((8.0,) * 32)], seed=1, num_documents=5)
     """
@@ -51,6 +56,9 @@ class HybridSearch(DescendingSearcher):
     ) -> None:
         super().__init__(space, settings.descent, settings.cycles, seeds, seed, num_documents)
         self.settings = settings
+        self.first_descent = None
+        self._ramp: Ramp | None = None
+        self._before_descents = len(self.seeds) + settings.ramp.most_evaluations
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self.start()
 
@@ -60,7 +68,7 @@ class HybridSearch(DescendingSearcher):
         if self.finished:
             return len(self.history)
         others = len(self.space.start_tokens) - 1
-        return len(self.seeds) + self.num_descent_rounds + others + self.settings.rounds * self.settings.mutants
+        return self._before_descents + self.num_descent_rounds + others + self.settings.rounds * self.settings.mutants
 
     def settings_json(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""
@@ -72,13 +80,26 @@ class HybridSearch(DescendingSearcher):
             return [Proposal(seed, "seed") for seed in self.seeds]
         if self.best is None:
             return []
-        if self.round_number <= self.num_descent_rounds:
+        if self.first_descent is None:
+            places = self._move_ramp(self.best[0])
+            if places:
+                return places
+            self.first_descent = self.round_number
+            self._before_descents = len(self.history)
+        after = self.descent_round - self.num_descent_rounds
+        if after < 0:
             return self.descend()
         searches_start = len(self.space.start_tokens) > 1
-        refinement = self.round_number - self.num_descent_rounds - searches_start
+        refinement = after + 1 - searches_start
         if refinement == 0:
             return self._other_start_tokens(self.best[0])
         return list(self._mutants(self.best[0])) if refinement <= self.settings.rounds else []
+
+    def _move_ramp(self, best: Candidate) -> list[Proposal]:
+        if self._ramp is None:
+            self._ramp = Ramp(self.space, best, self.settings.ramp)
+        known = {told.candidate for told in self.history}
+        return [Proposal(candidate, "ramp") for candidate in self._ramp.next_round(best, known)]
 
     def _other_start_tokens(self, best: Candidate) -> list[Proposal]:
         others = [n for n in self.space.start_tokens if n != best.start_tokens]

@@ -38,6 +38,46 @@ def test_losses_and_gradients_equal_torchs(
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("block", [5, 37, 2048])
+@pytest.mark.parametrize("chunk", [8, 64])
+def test_under_a_frozen_weight_the_gradient_is_the_same(
+    block: int, chunk: int, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_loss, "BLOCK_VOCABULARY", block)
+    hidden, weight, labels = problem(torch.float64)
+    weight = weight.detach()
+    expected = cross_entropy(hidden @ weight[:VOCABULARY].T, labels, reduction="none")
+    upstream = torch.randn_like(expected)
+    (wanted,) = torch.autograd.grad(expected, hidden, upstream)
+    found = token_losses(hidden, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp, chunk_tokens=chunk)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, hidden, upstream)[0], wanted)
+
+
+def test_extreme_logits_under_a_frozen_weight_have_finite_gradients(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_loss, "BLOCK_VOCABULARY", 5)
+    hidden, weight, labels = problem(torch.float32)
+    weight = weight.detach()
+    losses = token_losses(hidden * 1e4, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp)
+    (found,) = torch.autograd.grad(losses.sum(), hidden)
+    expected = cross_entropy((hidden * 1e4) @ weight[:VOCABULARY].T, labels, reduction="sum")
+    torch.testing.assert_close(found, torch.autograd.grad(expected, hidden)[0])
+
+
+def test_half_precision_gradients_under_a_frozen_weight_are_summed_in_float32(runtime: Runtime) -> None:
+    hidden, weight, labels = problem(torch.bfloat16)
+    weight = weight.detach()
+    losses = token_losses(hidden, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp)
+    (found,) = torch.autograd.grad(losses.sum(), hidden)
+    wide = hidden.detach().double().requires_grad_()
+    loss = cross_entropy(wide @ weight.double()[:VOCABULARY].T, labels, reduction="sum")
+    (wanted,) = torch.autograd.grad(loss, wide)
+    assert found.dtype == torch.bfloat16
+    assert torch.linalg.vector_norm(found.double() - wanted) < 8e-3 * torch.linalg.vector_norm(wanted)
+
+
 def test_extreme_logits_stay_finite(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_loss, "BLOCK_VOCABULARY", 5)
     hidden, weight, labels = problem(torch.float32)
