@@ -21,7 +21,7 @@ from megatron_longrope.evaluation import (
 )
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.searching import PASS_TOKENS, STARTS, second_interpolation
+from megatron_longrope.pipeline.searching import PASS_TOKENS, second_interpolation
 from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
 
 Announce = Callable[[str], None]
@@ -99,8 +99,8 @@ class Evaluator:
             self.perplexity("longrope", searched, length, "searched")
 
     def second_interpolations(self, tuned: RopeFactors, searched: RopeFactors, length: int) -> None:
-        """Adds PI, NTK and YaRN on top of the fine-tuned factors, with their own temperature and the searched one."""
-        for method in STARTS:
+        """Adds the config's methods on top of the fine-tuned factors, with their own temperature and the searched."""
+        for method in self.config.second_interpolations:
             factors = second_interpolation(method, tuned, length)
             self.announce(f"perplexity {self.name} second {method} at {length}")
             self.perplexity(f"second-{method}", factors, length)
