@@ -14,8 +14,7 @@ from megatron_longrope.search import EarlyStopping, SearcherChoice
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
-MethodName = Literal["pi", "ntk", "yarn"]
-StartName = Literal["pi", "ntk", "yarn", "raised"]
+StartName = Literal["pi", "ntk", "yarn"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -96,9 +95,8 @@ class SearchConfig(SearcherChoice):
     fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
     search_start_tokens: bool = False
     starts: tuple[StartName, ...] = Field(default=("pi", "ntk", "yarn"), min_length=1)
-    """The methods an extension's search starts from, each with its own temperature and with a second one. Beyond a
-    fine-tuned length they act on top of λ_ft, and there is `raised`: λ_ft's own curve with a higher end. A recovery has
-    starts of its own."""
+    """The methods an extension's search starts from, each with its own temperature and with a second one.
+    A recovery has starts of its own."""
     sharper_starts: tuple[PositiveFloat, ...] = (1.2,)
     """Beyond a fine-tuned length, what those second temperatures are: times the fine-tuned one."""
     space: Literal["longrope", "longrope2"] = "longrope"
@@ -167,7 +165,7 @@ class EvaluationConfig(StrictConfig):
     passkey_trials: PositiveInt = 4
     sliding_stride: PositiveInt | None = None
     """Of the pretrained model inside its own window, over the same documents; by default a quarter of the window."""
-    second_interpolations: tuple[MethodName, ...] = ("pi", "ntk", "yarn")
+    second_interpolations: tuple[StartName, ...] = ("pi", "ntk", "yarn")
     """Shown beside the last search on a fine-tuned model, each with its own temperature and with the searched one."""
 
 
@@ -200,9 +198,7 @@ class Recipe(StrictConfig):
         return self
 
     @model_validator(mode="after")
-    def _starts_from_fine_tuned(self) -> Recipe:
-        if "raised" in self.extension[0].search.starts:
-            raise ValueError("search.starts: raised is λ_ft with a higher end, and nothing is fine-tuned at first")
+    def _sharper_than_fine_tuned(self) -> Recipe:
         if self.extension[0].search.sharper_starts != SearchConfig.model_fields["sharper_starts"].default:
             raise ValueError("search.sharper_starts: nothing is fine-tuned before the first extension")
         return self

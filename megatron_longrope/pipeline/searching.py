@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
-from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, ObjectivePart, PerplexityObjective, Tokens, factors_of
 from megatron_longrope.model import LongRopeModel, ModelShape
-from megatron_longrope.pipeline.recipe import MethodName, SearchConfig, StartName
+from megatron_longrope.pipeline.recipe import SearchConfig, StartName
 from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.rope import (
     FactorOrigin,
@@ -40,7 +39,7 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.space import Choices
 
-STARTS: dict[MethodName, type[PositionInterpolation | NtkAware | Yarn]] = {
+STARTS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
     "pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn,
 }  # fmt: skip
 _SHARPEST = 1.4
@@ -74,7 +73,7 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
-    starts = [_method(name)(scale=scale).factors(geometry) for name in config.starts]
+    starts = [STARTS[name](scale=scale).factors(geometry) for name in config.starts]
     seeds = _with_temperatures(starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)])
     return SearchProblem(f"search-{length}", length, space, seeds)
 
@@ -84,7 +83,7 @@ def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tun
     scale = length / geometry.original_length
     choices = _choices(config, scale, geometry, tuned, above=True)
     space = SearchSpace.second_stage(tuned.rescale, scale, **choices)
-    starts = [_second_start(name, tuned, length) for name in config.starts]
+    starts = [second_interpolation(name, tuned, length) for name in config.starts]
     sharper = [times * tuned.attention_factor for times in config.sharper_starts]
     seeds = _with_temperatures(starts, choices["attention_factors"], sharper)
     return SearchProblem(f"search-{length}", length, space, seeds)
@@ -103,47 +102,25 @@ def recovery_search(
     return SearchProblem(f"recover-{length}", length, space, seeds)
 
 
-def second_interpolation(method: MethodName, tuned: RopeFactors, length: int) -> RopeFactors:
+def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> RopeFactors:
     """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft times yarn's t.
 
     YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost nothing (on the
     demonstration model perplexity 90 against 32).
     """
-    factors = STARTS[method](scale=length / tuned.target_length).factors(tuned.geometry)
-    rescale = tuple(a * b for a, b in zip(tuned.rescale, factors.rescale, strict=True))
-    return _further(tuned, rescale, length, FactorOrigin(method=method, source="on top of the fine-tuned factors"),
-                    times=factors.attention_factor)  # fmt: skip
-
-
-def raised_factors(tuned: RopeFactors, length: int) -> RopeFactors:
-    """Returns λ_ft's own curve with an end as much higher as `length` is longer, and t_ft times yarn's t.
-
-    Each 1/λ keeps its place between 1 and the least of all: pairs that λ_ft hardly touches stay hardly touched, where
-    YaRN's ramp, which stands where it stood before any search, would move them.
-    """
-    further = length / tuned.target_length
-    fall, fall_now = (1 - 1 / end for end in (max(tuned.rescale), further * max(tuned.rescale)))
-    rescale = tuple(1 / (1 - (1 - 1 / value) / fall * fall_now) if fall > 0 else value for value in tuned.rescale)
-    times = Yarn(scale=further).factors(tuned.geometry).attention_factor
-    return _further(tuned, rescale, length, FactorOrigin(method="raised"), times=times)
-
-
-def _second_start(name: StartName, tuned: RopeFactors, length: int) -> RopeFactors:
-    return raised_factors(tuned, length) if name == "raised" else second_interpolation(name, tuned, length)
-
-
-def _method(name: StartName) -> type[PositionInterpolation | NtkAware | Yarn]:
-    if name == "raised":
-        raise InputError("starts", name, "is λ_ft with a higher end: only beyond a fine-tuned length")
-    return STARTS[name]
-
-
-def _further(
-    tuned: RopeFactors, rescale: tuple[float, ...], length: int, origin: FactorOrigin, times: float
-) -> RopeFactors:
-    factor = tuned.attention_factor * times
-    update = {"rescale": rescale, "attention_factor": factor, "target_length": length, "origin": origin}
-    return tuned.model_copy(update=update)
+    inner = RopeGeometry(base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length)
+    scale = length / tuned.target_length
+    factors = STARTS[method](scale=scale).factors(inner)
+    return RopeFactors(
+        rescale=tuple(a * b for a, b in zip(tuned.rescale, factors.rescale, strict=True)),
+        start_tokens=tuned.start_tokens,
+        attention_factor=tuned.attention_factor * factors.attention_factor,
+        original_length=tuned.original_length,
+        target_length=length,
+        base=tuned.base,
+        head_dim=tuned.head_dim,
+        origin=FactorOrigin(method=method, source="on top of the fine-tuned factors"),
+    )
 
 
 def longrope_attention_factor_of(scale: float, geometry: RopeGeometry) -> float:

@@ -22,18 +22,12 @@ from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.exporting import export_factor_set
 from megatron_longrope.pipeline.fine_tuning import training_factors
 from megatron_longrope.pipeline.measuring import RunModels
-from megatron_longrope.pipeline.recipe import (
-    CorpusConfig,
-    RetrievalConfig,
-    SearchConfig,
-    ShortInputs,
-    TrainingDataConfig,
-)
+from megatron_longrope.pipeline.recipe import CorpusConfig, RetrievalConfig, ShortInputs, TrainingDataConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory
-from megatron_longrope.pipeline.searching import first_search, raised_factors, recovery_search, second_search
+from megatron_longrope.pipeline.searching import first_search, recovery_search, second_search
 from megatron_longrope.pipeline.stages import StageRunner
 from megatron_longrope.pipeline.training_data import build_training_set
-from megatron_longrope.rope import FactorOrigin, NoScaling, PositionInterpolation, RopeFactors, RopeGeometry, Yarn
+from megatron_longrope.rope import FactorOrigin, PositionInterpolation, RopeFactors, RopeGeometry, Yarn
 from megatron_longrope.runtime import Runtime
 from tests.tiny_models import single_runtime
 
@@ -118,7 +112,7 @@ def test_rows_hold_the_text_once_and_the_share_of_retrieval(tokenizer: TextToken
 
 
 def test_searches_start_where_the_method_says() -> None:
-    from megatron_longrope.pipeline.recipe import RecoveryStep
+    from megatron_longrope.pipeline.recipe import RecoveryStep, SearchConfig
 
     config = SearchConfig()
     first = first_search(config, GEOMETRY, 2048)
@@ -146,19 +140,6 @@ def test_searches_start_where_the_method_says() -> None:
     assert RecoveryStep.model_validate(step.model_dump(mode="json")) == step  # as a run directory keeps it
     recovery = recovery_search(config, GEOMETRY, 256, tuned, None)
     assert set(recovery.space.upper) == {max(tuned.rescale)} and set(recovery.space.lower) == {1.0}
-
-
-def test_a_raised_yarn_is_yarn_at_the_greater_scale() -> None:
-    raised = raised_factors(Yarn(scale=8.0).factors(GEOMETRY).model_copy(update={"target_length": 2048}), 8192)
-    assert raised.rescale == pytest.approx(Yarn(scale=32.0).factors(GEOMETRY).rescale)
-    assert raised.target_length == 8192 and raised.attention_factor > Yarn(scale=8.0).factors(GEOMETRY).attention_factor
-    assert raised_factors(NoScaling().factors(GEOMETRY), 8192).rescale == NoScaling().factors(GEOMETRY).rescale
-    tuned = _factors(2048)
-    raised_start = SearchConfig(starts=("raised",))
-    problem = second_search(raised_start, GEOMETRY, 8192, tuned)
-    assert problem.seeds[0].rescale == raised_factors(tuned, 8192).rescale
-    with pytest.raises(InputError, match="only beyond a fine-tuned length"):
-        first_search(raised_start, GEOMETRY, 2048)
 
 
 def test_the_export_takes_two_ranges_and_says_what_it_leaves() -> None:
@@ -243,10 +224,6 @@ def test_temperatures_of_a_first_search_are_not_times_a_fine_tuned_one() -> None
     values = read_yaml(recipe_path("demo"))
     values["extension"][0]["search"]["sharper_starts"] = [1.3]
     with pytest.raises(InputError, match="nothing is fine-tuned before"):
-        build_config(Recipe, values, "demo")
-    values = read_yaml(recipe_path("demo"))
-    values["extension"][0]["search"]["starts"] = ["yarn", "raised"]
-    with pytest.raises(InputError, match="nothing is fine-tuned at first"):
         build_config(Recipe, values, "demo")
 
 
