@@ -26,8 +26,8 @@ class HybridSettings(StrictConfig):
 
     ramp: RampSettings = RampSettings()
     descent: DescentSettings = DescentSettings()
-    cycles: int = Field(default=1, ge=1)
-    """Descents, each from the best candidate so far."""
+    cycles: int = Field(default=1, ge=0)
+    """Descents, each from the best candidate so far; 0: none."""
     mutants: int = Field(default=4, ge=1)
     """Of the best candidate, per round after the descents."""
     rounds: int = Field(default=0, ge=0)

@@ -60,6 +60,18 @@ def test_the_default_searcher_moves_to_the_best_ramp(fast: float, slow: float) -
     assert float(np.square(np.log(outcome.best.rescale) - target).sum()) < 0.03 * start
 
 
+def test_without_descents_the_search_ends_with_its_ramp() -> None:
+    def objective(candidates: list[Candidate], terms: Terms) -> list[Evaluation]:
+        assert not terms.gradient
+        return [Evaluation((sum(candidate.rescale),), (100,)) for candidate in candidates]
+
+    settings = {"ramp": {"max_rounds": 3}, "cycles": 0}
+    choice = SearcherChoice.model_validate({"searcher": "hybrid", "hybrid": settings})
+    searcher = make_searcher(choice, SPACE, [yarn()], 1, length=2048, scale=SCALE, num_documents=1)
+    run_search(searcher, objective, MemoryJournal())
+    assert {told.origin for told in searcher.history[1:]} == {"ramp"} and searcher.round_number == 4
+
+
 def test_above_fine_tuned_factors_the_ramp_multiplies_them() -> None:
     tuned = yarn().rescale
     space = SearchSpace.second_stage(tuned, 4 * SCALE)
