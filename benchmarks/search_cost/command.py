@@ -24,8 +24,9 @@ from megatron_longrope.search import (
     run_search,
 )
 from megatron_longrope.search.descent import DescentSettings
+from megatron_longrope.search.ramp import RampSettings
 
-_TENTH_OF_672 = HybridSettings(descent=DescentSettings(passes=18), mutants=3, rounds=1)
+_TENTH_OF_672 = HybridSettings(ramp=RampSettings(max_rounds=5), descent=DescentSettings(passes=8))
 # the paper's sizes: for targets below and above 512k tokens; and small ones, for many searches
 _EVOLUTIONS = {
     "4x": EvolutionSettings(population=32, mutants=8, crossovers=8, parents=16, iterations=8),
