@@ -57,7 +57,8 @@ Kind = Literal["stub", "real"]
 _CHOICES: dict[Kind, dict[str, Any]] = {
     "stub": {"searcher": "evolution",
              "evolution": {"population": 40, "mutants": 20, "crossovers": 20, "parents": 20, "iterations": 24}},
-    "real": {"searcher": "hybrid", "hybrid": {"ramp": {"max_rounds": 2}, "descent": {"passes": 8}, "rounds": 3, "mutants": 5}},
+    "real": {"searcher": "hybrid",
+             "hybrid": {"ramp": {"max_rounds": 2}, "descent": {"passes": 8}, "rounds": 3, "mutants": 5}},
 }  # fmt: skip
 _NUM_PAIRS, _SCALE = 32, 8.0
 _STUB_SECONDS = 0.001

@@ -78,6 +78,8 @@ def _config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
         "last_fraction": settings["last_fraction"],
         "retrieval_documents": settings["retrieval_documents"],
     }
+    if settings["starts"]:
+        values["starts"] = settings["starts"]
     if not settings["early_stopping"]:
         values["early_stopping"] = None
     return build_config(SearchConfig, values | _sizes(searcher, settings), "longrope search")
@@ -88,14 +90,21 @@ def _sizes(searcher: str, settings: dict[str, Any]) -> dict[str, Any]:
     is_evolution = searcher in ("evolution", "piecewise")
     if any(size is not None for size in evolution) and not is_evolution:
         raise InputError("--searcher", searcher, "has no --population, --offspring or --iterations")
-    passes = settings["passes"]
+    passes, ramp_rounds = settings["passes"], settings["ramp_rounds"]
     if passes is not None and searcher not in ("hybrid", "gradient"):
         raise InputError("--searcher", searcher, "has no --passes")
+    if ramp_rounds is not None and searcher != "hybrid":
+        raise InputError("--searcher", searcher, "has no --ramp-rounds")
     if is_evolution:
         return {"evolution": _evolution(settings)}
-    if passes is None:
-        return {}
-    return {"gradient": {"passes": passes}} if searcher == "gradient" else {"hybrid": {"descent": {"passes": passes}}}
+    if searcher == "gradient":
+        return {} if passes is None else {"gradient": {"passes": passes}}
+    return {"hybrid": _hybrid(passes, ramp_rounds)} if searcher == "hybrid" else {}
+
+
+def _hybrid(passes: int | None, ramp_rounds: int | None) -> dict[str, Any]:
+    descent = {"cycles": 0} if passes == 0 else {} if passes is None else {"descent": {"passes": passes}}
+    return descent if ramp_rounds is None else {**descent, "ramp": {"max_rounds": ramp_rounds}}
 
 
 def _evolution(settings: dict[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,14 @@ from megatron_longrope.search import SEARCHER_NAMES
 @click.option("--from-factors", type=click.Path(path_type=Path), metavar="FILE",
               help="Fine-tuned factors: search beyond them (second stage).")  # fmt: skip
 @click.option("--searcher", type=click.Choice(SEARCHER_NAMES), default="hybrid",
-              help="hybrid: gradients, then mutants; evolution: the paper's; piecewise: that with frozen ends; "
-                   "cma: CMA-ES on a curve; random: the control.")  # fmt: skip
-@click.option("--passes", type=click.IntRange(1), metavar="N", help="Of the descent over the documents, hybrid or "
-              "gradient; one costs about three evaluations  [default: 36]")  # fmt: skip
+              help="hybrid: the ramp of the best start, then gradients; evolution: the paper's; piecewise: that with "
+                   "frozen ends; cma: CMA-ES on a curve; random: the control.")  # fmt: skip
+@click.option("--start", "starts", multiple=True, type=click.Choice(["pi", "ntk", "yarn"]),
+              help="What the search starts from; may be repeated  [default: all three]")  # fmt: skip
+@click.option("--ramp-rounds", type=click.IntRange(0), metavar="N", help="Of hybrid: at most six evaluations each  "
+              "[default: at most 8]")  # fmt: skip
+@click.option("--passes", type=click.IntRange(0), metavar="N", help="Of the descent over the documents, hybrid or "
+              "gradient; one costs about three evaluations; 0, hybrid's alone: no descent  [default: 24]")  # fmt: skip
 @click.option("--population", type=click.IntRange(1), metavar="N",
               help="First generation of an evolution  [default: the paper's, 64]")  # fmt: skip
 @click.option("--offspring", type=click.IntRange(1), metavar="N", help="Mutants, and as many crossovers, per iteration "
