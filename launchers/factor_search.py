@@ -46,7 +46,7 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
         texts = tokenize(read_text_files(settings["texts"]), tokenizer)
         documents = [EvaluationDocument(text.name, text.tokens) for text in texts]
         check_documents(documents, [target])
-        config = _config(settings, len(documents))
+        config = search_config(settings, len(documents))
         problem = _problem(config, loaded.model, target, settings["from_factors"])
         directory = RunDirectory(out)
         lines = ProgressLines(runtime.is_main)
@@ -64,8 +64,8 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
         return result
 
 
-def _config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
-    """What the options ask for; sizes belong to the searcher they are of."""
+def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
+    """Returns what the options ask for; sizes belong to the searcher they are of. Raises InputError for others."""
     searcher = settings["searcher"]
     values: dict[str, Any] = {
         "searcher": searcher,
