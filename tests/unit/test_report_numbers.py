@@ -145,6 +145,11 @@ def test_factors_files_of_the_rope_room_are_read(tmp_path: Path) -> None:
     groups = factors_by_target(read_run(tmp_path).factors)
     assert [item.label for item in groups[fake.TARGET]] == ["LongRoPE", "LongRoPE, inputs to 256"]
     assert list(groups) == [fake.TARGET]  # the short factors' own file shows nothing new
+    yarn = short.model_copy(update={"origin": rope.FactorOrigin(method="yarn")})
+    rope.write_factors(tmp_path / "factors" / "yarn.json", yarn)
+    beside = factors_by_target(read_run(tmp_path).factors)
+    assert [item.label for item in beside[fake.WINDOW]] == ["YaRN", "LongRoPE"]  # but here they stand beside another's
+    assert beside[fake.TARGET] == groups[fake.TARGET]
     expected_waves = 2 * np.pi / rope.inverse_frequencies(fake.BASE, fake.HEAD_DIM).numpy()
     np.testing.assert_allclose(wavelengths(groups[fake.TARGET][0].factors), expected_waves, rtol=1e-12)
 

@@ -57,11 +57,13 @@ def factors_by_target(files: Mapping[str, FactorFile]) -> dict[int, list[NamedFa
     """Returns target length → the distinct factors of the sets made for it, baselines first.
 
     A set with a range for short inputs stands whole under the target of its longest range, and is read first: the same
-    short factors in a file of their own are not shown again.
+    short factors in a file of their own are shown again only beside other methods for that length.
     """
     by_target: dict[int, list[NamedFactors]] = {}
-    seen: set[tuple[object, ...]] = set()
+    shown: dict[tuple[object, ...], set[int]] = {}
+    compared = {_target(file) for file in files.values() if file.ranges[-1].factors.origin.method != "longrope"}
     for source, file in sorted(files.items(), key=lambda item: (-len(item[1].ranges), item[0])):
+        target = _target(file)
         for entry in file.ranges:
             factors, is_last = entry.factors, entry is file.ranges[-1]
             key = (
@@ -71,11 +73,15 @@ def factors_by_target(files: Mapping[str, FactorFile]) -> dict[int, list[NamedFa
                 factors.start_tokens,
                 factors.attention_factor,
             )
-            if key not in seen:
-                seen.add(key)
-                group = by_target.setdefault(file.ranges[-1].factors.target_length, [])
-                group.append(NamedFactors(source, _label(entry, is_last), factors, is_last))
+            elsewhere = shown.setdefault(key, set())
+            if not elsewhere or (target in compared and target not in elsewhere):
+                elsewhere.add(target)
+                by_target.setdefault(target, []).append(NamedFactors(source, _label(entry, is_last), factors, is_last))
     return {target: _labelled(by_target[target]) for target in sorted(by_target)}
+
+
+def _target(file: FactorFile) -> int:
+    return file.ranges[-1].factors.target_length
 
 
 def _label(entry: FactorRange, is_last: bool) -> str:
