@@ -29,7 +29,8 @@ from tests.tiny_models import HfWeights, our_model, random_documents, tiny_hf_mo
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CHOICES = {
-    "hybrid": {"searcher": "hybrid", "hybrid": {"descent": {"passes": 2, "checks": 2}, "rounds": 2, "mutants": 5}},
+    "hybrid": {"searcher": "hybrid", "hybrid": {"ramp": {"max_rounds": 1}, "descent": {"passes": 2, "checks": 2},
+                                                "rounds": 2, "mutants": 5}},
     "two at a time": {"searcher": "gradient", "gradient": {"passes": 1, "documents_per_step": 2, "checks": 1}},
     "evolution": {"searcher": "evolution",
                   "evolution": {"population": 12, "mutants": 5, "crossovers": 4, "parents": 6, "iterations": 2}},
