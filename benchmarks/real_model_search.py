@@ -16,18 +16,15 @@ from pathlib import Path
 from checkpoints_tools.load_any import load_model
 from data_prep.documents import TextDocument
 from data_prep.stdlib_corpus import split
-from megatron_longrope.config import format_length, parse_length
+from megatron_longrope.config import parse_length
 from megatron_longrope.data import TextTokenizer, load_tokenizer
-from megatron_longrope.evaluation import EvaluationDocument, PerplexityObjective, documents_sha256
+from megatron_longrope.evaluation import EvaluationDocument, PerplexityObjective, check_documents, documents_sha256
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory
-from megatron_longrope.pipeline.searching import first_search, search_factors, search_objective
+from megatron_longrope.pipeline.searching import first_search, search_cost_json, search_factors, search_objective
 from megatron_longrope.rope import Yarn
 from megatron_longrope.runtime import start_runtime
 from megatron_longrope.search import Candidate, SearchProgress
-
-_BACKWARD = 1.75
-"""Of a forward pass, without gradients of weights, as measured on the demonstration model."""
 
 
 def main() -> None:
@@ -55,13 +52,14 @@ def main() -> None:
         yarn = Yarn(scale=length / model.geometry.original_length).factors(model.geometry)
         names = {"longrope": outcome.best, "yarn": Candidate(yarn.rescale, 0, yarn.attention_factor)}
         found = {name: judge([candidate])[0].perplexity for name, candidate in names.items()}
-    cost = (outcome.cost.tokens + _BACKWARD * outcome.cost.backward_tokens) / length
+        cost = search_cost_json(outcome, model.shape, length)
+        forward_equivalents = cost["flops"] / model.shape.forward_flops(length)
     row = {
         "length": length,
         "search": search.name,
         "held_out": held_out.name,
         "evaluations": outcome.cost.evaluations,
-        "forward_equivalents": cost,
+        "forward_equivalents": forward_equivalents,
         "search_perplexity": outcome.evaluation.perplexity,
         "held_out_perplexity": found,
         "attention_factor": factors.attention_factor,
@@ -72,7 +70,7 @@ def main() -> None:
 def _longest(tokenizer: TextTokenizer, texts: list[TextDocument], length: int) -> EvaluationDocument:
     documents = [EvaluationDocument(text.name, tokenizer.encode_document(text.text)) for text in texts]
     longest = max(documents, key=lambda document: len(document.tokens))
-    assert len(longest.tokens) >= length, f"no file reaches {format_length(length)} tokens"
+    check_documents([longest], [length])
     return longest
 
 

@@ -11,9 +11,7 @@ from megatron_longrope.search.types import Candidate
 
 
 class DescendingSearcher(RoundSearcher):
-    """Round 0 holds the seeds; from round `first_descent` on each holds one point of `cycles` descents, each from the
-
-    best so far.
+    """Round 0 holds the seeds; rounds from `first_descent` on one point each of `cycles` descents from the best so far.
 
     Needs evaluations that come with gradients where `asks_gradient` says so, on the documents in `sample`.
     """

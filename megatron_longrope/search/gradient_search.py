@@ -45,4 +45,4 @@ class GradientSearch(DescendingSearcher):
         """Returns the seeds, then one point of the descent at a time."""
         if self.round_number == 0:
             return [Proposal(seed, "seed") for seed in self.seeds]
-        return self.descend() if self.round_number <= self.num_descent_rounds else []
+        return self.descend() if self.descent_round < self.num_descent_rounds else []

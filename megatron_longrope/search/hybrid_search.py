@@ -22,7 +22,7 @@ _RETRIES = 20
 
 
 class HybridSettings(StrictConfig):
-    """A pass of a descent costs about three evaluations, any other candidate one at most: by default 132 at most."""
+    """A pass of a descent costs about three evaluations, any other candidate one at most: 130 by default."""
 
     ramp: RampSettings = RampSettings()
     descent: DescentSettings = DescentSettings()
@@ -37,9 +37,7 @@ class HybridSettings(StrictConfig):
 
 
 class HybridSearch(DescendingSearcher):
-    """The seeds; places of the best one's ramp; descents, each from the best so far; the best with every other n̂; then
-
-    mutants of it on the grid.
+    """The seeds; the best one's ramp moved; descents from the best so far; the best with every other n̂; mutants of it.
 
     search = HybridSearch(space, HybridSettings(), seeds=[Candidate((8.0,) * 32)], seed=1, num_documents=5)
     """
