@@ -44,6 +44,8 @@ def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
     """Names of the fields at `path` below `kind`, where that place is a config itself."""
     current: Any = kind
     for part in path:
+        if isinstance(part, int):
+            continue  # an element of the sequence, whose kind is `current` already
         field = getattr(current, "model_fields", {}).get(part)
         annotation = field.annotation if field is not None else None
         inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]

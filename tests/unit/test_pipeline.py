@@ -236,3 +236,14 @@ def test_short_rows_may_be_trained_under_other_factors(short_inputs: ShortInputs
     assert chosen.for_length(65) == tuned
     short = chosen.for_length(64)
     assert short.rescale == (1.0,) * 4 and short.attention_factor == temperature
+
+
+def test_a_misspelt_key_of_a_step_is_answered_with_the_keys_there() -> None:
+    from megatron_longrope.config import build_config, read_yaml
+    from megatron_longrope.pipeline.recipe import Recipe
+    from megatron_longrope.presets import recipe_path
+
+    values = read_yaml(recipe_path("demo"))
+    values["extension"][1]["search"]["hybrid"]["ramp"] = {"max_round": 1}
+    with pytest.raises(InputError, match="known here: first_step, last_step, max_rounds"):
+        build_config(Recipe, values, "demo")
