@@ -103,9 +103,10 @@ def stopping(journals: tuple[Path, ...], error_level: float) -> None:
                    f"the tokens, {found.lost_improvements} improvements stopped{lost}")  # fmt: skip
     evaluations = sum(found.evaluations for found in replays)
     share = sum(found.token_share * found.evaluations for found in replays) / evaluations
+    mean = sum(found.token_share for found in replays) / len(replays)
     lost_best, lost_some = sum(r.lost_best for r in replays), sum(r.lost_improvements for r in replays)
-    click.echo(f"{len(replays)} journals: {share:.1%} of the tokens, {lost_best} lost their best, {lost_some} "
-               f"improvements in {evaluations} evaluations stopped")  # fmt: skip
+    click.echo(f"{len(replays)} journals: {share:.1%} of the tokens, {mean:.1%} as the mean of journals, {lost_best} "
+               f"lost their best, {lost_some} improvements in {evaluations} evaluations stopped")  # fmt: skip
 
 
 def _choice(problem: str, searcher: str) -> SearcherChoice:

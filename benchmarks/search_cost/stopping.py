@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from megatron_longrope.search import EarlyStopping, Evaluation, JournalEntry
+from megatron_longrope.search.stopping import best_usable, span_of_rule
 from megatron_longrope.search.types import Judge
 
 
@@ -21,7 +22,7 @@ class Replay:
     lost_best: bool
     """Whether the best candidate of the whole search would have been stopped."""
     lost_improvements: int
-    """Stopped candidates that were better than the incumbent of their round."""
+    """Stopped candidates that were better than the incumbent of their rule."""
 
 
 def replay(entries: Sequence[JournalEntry], stopping: EarlyStopping) -> Replay:
@@ -33,10 +34,9 @@ def replay(entries: Sequence[JournalEntry], stopping: EarlyStopping) -> Replay:
     kept: list[Evaluation] = []
     scored = lost = stopped = 0
     lost_best = False
-    for _, generation in groupby(entries, key=lambda entry: entry.provenance.generation):
-        incumbent = min((e for e in kept if e.usable), key=lambda e: e.loss, default=None)
-        judge = stopping.judge(incumbent, kept)
-        for entry in list(generation):
+    for part_of_round in _under_one_rule(entries):
+        incumbent, judge = best_usable(kept), stopping.judge(kept)
+        for entry in part_of_round:
             part = _scored(entry.evaluation, judge)
             scored += part.tokens
             if part.completed:
@@ -47,6 +47,16 @@ def replay(entries: Sequence[JournalEntry], stopping: EarlyStopping) -> Replay:
             lost += incumbent is not None and entry.evaluation.loss < incumbent.loss
     tokens = sum(entry.evaluation.tokens for entry in entries)
     return Replay(len(entries), stopped, scored / tokens, lost_best, lost)
+
+
+def _under_one_rule(entries: Sequence[JournalEntry]) -> Iterator[Sequence[JournalEntry]]:
+    done = 0
+    for _, generation in groupby(entries, key=lambda entry: entry.provenance.generation):
+        start, round_end = done, done + len(list(generation))
+        while done < round_end:
+            _, end = span_of_rule(start, round_end, done)
+            yield entries[done:end]
+            done = end
 
 
 def _scored(whole: Evaluation, judge: Judge | None) -> Evaluation:

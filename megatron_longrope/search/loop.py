@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.search.journal import JournalEntry, Record
-from megatron_longrope.search.stopping import EarlyStopping
-from megatron_longrope.search.types import Candidate, Evaluation, Searcher, Terms
+from megatron_longrope.search.stopping import EarlyStopping, span_of_rule
+from megatron_longrope.search.types import Candidate, Evaluation, Judge, Searcher, Terms
 
 Objective = Callable[[Sequence[Candidate], Terms], Iterable[Evaluation]]
 """Gives the evaluation of each candidate, in the order asked, each as soon as it is there."""
@@ -80,7 +80,7 @@ def run_search(
 
     report()
     while not searcher.finished:
-        _evaluate_round(searcher, objective, journal, stopping, report)
+        _evaluate_some(searcher, objective, journal, stopping, report)
     return _outcome(searcher, journal.entries, recovered)
 
 
@@ -97,21 +97,19 @@ def _replay(searcher: Searcher, entries: Sequence[JournalEntry]) -> int:
     return len(entries)
 
 
-def _evaluate_round(
+def _evaluate_some(
     searcher: Searcher,
     objective: Objective,
     journal: Record,
     stopping: EarlyStopping | None,
     report: Callable[[], None],
 ) -> None:
-    """Evaluates what is left of the present round; the rule to stop early is the same wherever in it a run resumed."""
-    num_before = len(journal.entries) - searcher.num_told_of_round
-    told_before = [entry.evaluation for entry in journal.entries[:num_before]]
-    judge = None
+    """Evaluates what is left of the present round, or of the part of it that one rule to stop early holds for."""
+    judge, num_left = None, searcher.round_size
     if stopping is not None and searcher.sample is None:
-        judge = stopping.judge(searcher.incumbent, told_before)
+        judge, num_left = _present_rule(searcher, journal.entries, stopping)
     terms = Terms(searcher.asks_gradient, judge, searcher.sample)
-    candidates = searcher.ask(searcher.round_size)
+    candidates = searcher.ask(num_left)
     if not candidates:
         raise LongRopeError("the searcher is not finished, yet proposes nothing")
     before, num_evaluated = time.monotonic(), 0
@@ -124,6 +122,15 @@ def _evaluate_round(
         report()
     if num_evaluated != len(candidates):
         raise LongRopeError(f"the objective gave {num_evaluated} evaluations of {len(candidates)} candidates")
+
+
+def _present_rule(
+    searcher: Searcher, entries: Sequence[JournalEntry], stopping: EarlyStopping
+) -> tuple[Judge | None, int]:
+    """Returns the rule to stop early, the same wherever a run resumed, and for how many more candidates it holds."""
+    round_start = len(entries) - searcher.num_told_of_round
+    made_at, end = span_of_rule(round_start, round_start + searcher.round_size, len(entries))
+    return stopping.judge([entry.evaluation for entry in entries[:made_at]]), end - len(entries)
 
 
 def _progress(searcher: Searcher, done: int, recovered: int, seconds: float) -> SearchProgress:

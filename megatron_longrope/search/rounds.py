@@ -50,7 +50,6 @@ class RoundSearcher(ABC):
         self._num_asked = 0  # of this round
         self._num_told = 0
         self._best: tuple[Candidate, Evaluation] | None = None
-        self._incumbent: Evaluation | None = None
 
     # -- what a subclass gives ------------------------------------------------------------------------------------
 
@@ -115,11 +114,6 @@ class RoundSearcher(ABC):
         return self._best
 
     @property
-    def incumbent(self) -> Evaluation | None:
-        """The best evaluation when this round was drawn: what its candidates are stopped early against."""
-        return self._incumbent
-
-    @property
     def round_size(self) -> int:
         """Candidates of the present round."""
         return len(self._round)
@@ -165,7 +159,6 @@ class RoundSearcher(ABC):
     def _open_round(self) -> None:
         self._round = self.next_round()
         self._num_asked = self._num_told = 0
-        self._incumbent = self._best[1] if self._best is not None else None
 
     def _check_oldest(self, candidate: Candidate) -> None:
         waiting = self._num_asked - self._num_told

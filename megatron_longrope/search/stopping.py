@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -19,6 +19,8 @@ _CLOSEST = 0.15
 """Share of the completed evaluations that are learned from: those far from the incumbent are not the hard decisions."""
 _FEWEST = 8
 """Completed evaluations without which nothing is stopped: the spread would be a guess."""
+_FIRST_RULE = 12
+"""Evaluations of a search after which its first rule is made, inside a round if need be: first rounds are large."""
 
 
 class EarlyStopping(StrictConfig):
@@ -32,11 +34,12 @@ class EarlyStopping(StrictConfig):
     error_level: float = Field(default=0.01, gt=0, lt=0.5)
     """One-sided, of each single decision."""
 
-    def judge(self, incumbent: Evaluation | None, completed: Iterable[Evaluation]) -> Judge | None:
-        """Returns the rule for one round, fixed when the round is drawn; None while there is too little to go by."""
+    def judge(self, told: Sequence[Evaluation]) -> Judge | None:
+        """Returns the rule learned from what was `told`, against the best of it; None while that is too little."""
+        incumbent = best_usable(told)
         if incumbent is None:
             return None
-        ahead = differences_ahead(incumbent, completed)
+        ahead = differences_ahead(incumbent, told)
         if ahead is None:
             return None
         kindest = _kindest(ahead, self.error_level)
@@ -52,6 +55,18 @@ class EarlyStopping(StrictConfig):
         num_scored = len(partial.nll_sums)
         difference = math.fsum(partial.nll_sums) - math.fsum(incumbent.nll_sums[:num_scored])
         return difference / partial.tokens if math.isfinite(difference) else math.inf
+
+
+def span_of_rule(round_start: int, round_end: int, num_done: int) -> tuple[int, int]:
+    """Returns from which evaluation of a search to which one rule holds, of the round that `num_done` falls into."""
+    if not round_start < _FIRST_RULE < round_end:
+        return round_start, round_end
+    return (round_start, _FIRST_RULE) if num_done < _FIRST_RULE else (_FIRST_RULE, round_end)
+
+
+def best_usable(told: Iterable[Evaluation]) -> Evaluation | None:
+    """Returns the completed evaluation of lowest finite loss, of equals the first."""
+    return min((each for each in told if each.usable), key=lambda each: each.loss, default=None)
 
 
 def differences_ahead(incumbent: Evaluation, completed: Iterable[Evaluation]) -> Matrix | None:

@@ -188,10 +188,6 @@ class Searcher(Protocol):
         """The documents that the present round's evaluations are to be made on; None: all."""
 
     @property
-    def incumbent(self) -> Evaluation | None:
-        """What the present round's candidates are stopped early against, fixed when the round was drawn."""
-
-    @property
     def round_size(self) -> int:
         """Candidates of the present round."""
 

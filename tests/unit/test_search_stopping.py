@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_longrope.search import Candidate, EarlyStopping, Evaluation, MemoryJournal, Terms, run_search
-from megatron_longrope.search.stopping import _student_quantile, differences_ahead
+from megatron_longrope.search.stopping import _student_quantile, differences_ahead, span_of_rule
 from tests.unit.search_stubs import small_search, stub_evaluation
 
 COUNTS = (1000,) * 5
@@ -28,8 +28,8 @@ def test_the_stated_error_level_is_kept_and_the_hopeless_are_stopped() -> None:
     incumbent = evaluation(np.full(5, 3.0))
     wrong = stopped = 0
     for _ in range(400):
-        completed = [evaluation(noisy(random, 0.002)) for _ in range(40)]
-        judge = EarlyStopping(error_level=0.05).judge(incumbent, completed)
+        completed = [evaluation(noisy(random, 0.012)) for _ in range(40)]
+        judge = EarlyStopping(error_level=0.05).judge([incumbent, *completed])
         assert judge is not None
         even, worse = noisy(random, 0.0), noisy(random, 0.05)
         is_better = even.mean() < 3.0
@@ -39,16 +39,23 @@ def test_the_stated_error_level_is_kept_and_the_hopeless_are_stopped() -> None:
     assert stopped >= 0.95 * 400
 
 
-def test_nothing_is_stopped_without_an_incumbent_or_enough_completed_evaluations() -> None:
+def test_nothing_is_stopped_without_enough_completed_evaluations() -> None:
     random = np.random.default_rng(0)
-    some = [evaluation(noisy(random, 0.002)) for _ in range(7)]
-    assert EarlyStopping().judge(None, some) is None
-    assert EarlyStopping().judge(evaluation(np.full(5, 3.0)), some) is None
+    some = [evaluation(noisy(random, 0.002)) for _ in range(9)]
+    assert EarlyStopping().judge([]) is None
+    assert EarlyStopping().judge(some[:8]) is None
+    assert EarlyStopping().judge([evaluation(noisy(random, 0.002), 3) for _ in range(20)]) is None
+    assert EarlyStopping().judge(some) is not None
+
+
+def test_the_first_round_has_a_rule_after_twelve_candidates_and_later_rounds_have_one() -> None:
+    assert [span_of_rule(0, 40, done) for done in (0, 11, 12, 39)] == [(0, 12), (0, 12), (12, 40), (12, 40)]
+    assert [span_of_rule(start, start + 6, start + 3) for start in (0, 6, 12)] == [(0, 6), (6, 12), (12, 18)]
 
 
 def test_a_loss_that_is_not_finite_is_hopeless() -> None:
     random = np.random.default_rng(0)
-    judge = EarlyStopping().judge(evaluation(np.full(5, 3.0)), [evaluation(noisy(random, 0.0)) for _ in range(8)])
+    judge = EarlyStopping().judge([evaluation(noisy(random, 0.0)) for _ in range(9)])
     assert judge is not None and judge(Evaluation((math.inf,), (1000,), completed=False))
     assert judge(Evaluation((math.nan,), (1000,), completed=False))
 
@@ -73,7 +80,7 @@ def test_documents_that_mind_more_than_others_are_no_surprise() -> None:
     def losses() -> np.ndarray:
         return 3.0 + random.uniform(0.01, 0.02) * shape + 1e-4 * random.standard_normal(5)
 
-    judge = EarlyStopping().judge(incumbent, [evaluation(losses()) for _ in range(60)])
+    judge = EarlyStopping().judge([incumbent, *(evaluation(losses()) for _ in range(60))])
     assert judge is not None
     assert judge(evaluation(3.0 + 0.015 * shape, 1)), "better so far, but as all others were that ended worse"
     assert not judge(evaluation(3.0 - 0.05 * np.ones(5), 1))
