@@ -3,12 +3,12 @@
     python -m benchmarks.search_kills          100 kills of a stub and 5 of a real search, on 1 and on 4 processes
     python -m benchmarks.search_kills --stub 20 --real 2 --processes 2
 
-All processes of an attempt get SIGKILL at a random moment, three times of four counted from when the model is loaded;
-then the search is started again. What must hold: at the end
-the journal (times apart) and the best factors are the undisturbed search's, and nothing that stood in the journal when
-an attempt began was evaluated in it. The stub is a formula; the real search is gradient descents and mutants on the
-demonstration model (two documents of 512 tokens, perplexity by forward and backward passes). Attempts are forked from
-a process that has imported everything, so that most kills hit a search and not its imports.
+All processes of an attempt get SIGKILL at a random moment, three times of four counted from its first evaluation, else
+from its start; then the search is started again. What must hold: at the end the journal (times apart) and the best
+factors are the undisturbed search's, and nothing that stood in the journal when an attempt began was evaluated in it.
+The stub is a formula; the real search is the ramp, gradient descents and mutants on the demonstration model (two
+documents of 512 tokens, perplexity by forward and backward passes). Attempts are forked from a process that has
+imported everything, so that most kills hit a search and not its imports.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ _CHOICES: dict[Kind, dict[str, Any]] = {
 _NUM_PAIRS, _SCALE = 32, 8.0
 _STUB_SECONDS = 0.001
 _LENGTH, _NUM_DOCUMENTS = 512, 2
-_READY = "ready"
 
 
 def main() -> None:
@@ -91,7 +90,7 @@ def _torture(kind: Kind, size: int, wanted: int, chance: random.Random) -> None:
             known = _journalled(killed)
             # a fair share of the search per attempt, so that kills fall on all of it
             moment = chance.uniform(0, 2.5 * seconds / wanted)
-            killed_it = _attempt(kind, size, killed, moment, await_start=chance.random() < 0.75)
+            killed_it = _attempt(kind, size, killed, moment, await_evaluation=chance.random() < 0.75)
             redone += len(known & _take_evaluated(killed))
             kills += killed_it
             empty += killed_it and _journalled(killed) == known
@@ -128,20 +127,19 @@ def _take_evaluated(folder: Path) -> set[str]:
     return names
 
 
-def _attempt(kind: Kind, size: int, folder: Path, kill_after: float | None, await_start: bool = True) -> int:
-    """Runs the search on `size` processes, killed after so many seconds, of the search itself or of the processes;
+def _attempt(kind: Kind, size: int, folder: Path, kill_after: float | None, await_evaluation: bool = True) -> int:
+    """Runs the search on `size` processes, killed so many seconds after its first evaluation, or after its start;
 
     returns whether it was killed.
     """
     folder.mkdir(exist_ok=True)
-    (folder / _READY).unlink(missing_ok=True)
     fork = multiprocessing.get_context("fork")
     port = _free_port()
     processes = [fork.Process(target=_rank, args=(kind, rank, size, port, folder)) for rank in range(size)]
     for process in processes:
         process.start()
     if kill_after is not None:
-        while await_start and not (folder / _READY).exists() and processes[0].is_alive():
+        while await_evaluation and not _has_begun(folder) and processes[0].is_alive():
             time.sleep(0.001)
         deadline = time.monotonic() + kill_after
         while time.monotonic() < deadline and processes[0].is_alive():
@@ -156,6 +154,10 @@ def _attempt(kind: Kind, size: int, folder: Path, kill_after: float | None, awai
     return int(-signal.SIGKILL in codes)
 
 
+def _has_begun(folder: Path) -> bool:
+    return any(path.stat().st_size for path in folder.glob("evaluated-*"))
+
+
 def _rank(kind: Kind, rank: int, size: int, port: int, folder: Path) -> None:
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in values.items()}
@@ -163,7 +165,6 @@ def _rank(kind: Kind, rank: int, size: int, port: int, folder: Path) -> None:
         objective = _Stub(runtime, done) if kind == "stub" else _real(runtime, done)
         searcher = _searcher(kind)
         options: dict[str, Any] = {"stopping": EarlyStopping()}
-        (folder / _READY).touch()
         if not runtime.is_main:
             run_search(searcher, objective.stream, MemoryJournal(runtime.broadcast(None)), **options)
             return

@@ -39,7 +39,8 @@ class DescentSettings(StrictConfig):
     """The gradient of a step is that of so many documents, all in turn in a random order; `null`: of all of them.
     They are spread over data-parallel groups: on many, more than one a step keeps them busy."""
     checks: int = Field(default=4, ge=1)
-    """Evaluations on all documents over the second half of the way, the last one at its end."""
+    """Evaluations on all documents over the second half of the way, the last one at its end. Where steps are on all
+    documents themselves only that one is made."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps. Adam's first ones have its full length whatever the gradient: from YaRN they jumped out of
     its valley."""
@@ -52,13 +53,16 @@ class DescentSettings(StrictConfig):
     """Adam's β₂."""
 
     def num_steps(self, num_documents: int) -> int:
-        """Returns the steps of a descent on so many documents."""
-        return self.passes * self._steps_per_pass(num_documents)
+        """Returns the steps over which the rates rise and fall: the last one, at rate 0, is not taken."""
+        return max(2, self.passes * self._steps_per_pass(num_documents))
 
     def plan(self, num_documents: int) -> tuple[Point, ...]:
         """Returns what each point of a descent is: steps, and among them checks, the end for last."""
-        steps = self.num_steps(num_documents)
-        checks = {math.ceil(steps * (1 + check / self.checks) / 2) for check in range(1, self.checks + 1)}
+        steps = self.num_steps(num_documents) - 1
+        checks = {steps}
+        if self.sample(0, num_documents, seed=0) is not None:
+            halfway = (steps + 1) / 2
+            checks |= {math.ceil(halfway * (1 + check / self.checks)) for check in range(1, self.checks)}
         points: list[Point] = []
         for step in range(1, steps + 1):
             points += ["step", "check"] if step in checks else ["step"]

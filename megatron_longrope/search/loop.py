@@ -106,7 +106,7 @@ def _evaluate_some(
 ) -> None:
     """Evaluates what is left of the present round, or of the part of it that one rule to stop early holds for."""
     judge, num_left = None, searcher.round_size
-    if stopping is not None and searcher.sample is None:
+    if stopping is not None and searcher.sample is None and not searcher.asks_gradient:
         judge, num_left = _present_rule(searcher, journal.entries, stopping)
     terms = Terms(searcher.asks_gradient, judge, searcher.sample)
     candidates = searcher.ask(num_left)

@@ -24,14 +24,14 @@ _FIRST_RULE = 12
 
 
 class EarlyStopping(StrictConfig):
-    """When a candidate is hopeless: its loss over all documents would exceed the incumbent's even if the documents
+    """When a candidate is hopeless: worse than the incumbent so far, and over all documents it would be worse even if
 
-    still to come were as kind to it as `error_level` leaves possible. How the mean difference to the incumbent goes
-    on from the first m documents to all of them is learned from the completed candidates closest to it: documents
-    differ in how much they mind a change of factors, which is the same for all candidates and no surprise.
+    the documents still to come were as kind to it as `error_level` leaves possible. How the mean difference to the
+    incumbent over all documents follows from the one over the first m is learned from the completed candidates
+    closest to the incumbent: some documents mind a change of factors more than others, and that is no surprise.
     """
 
-    error_level: float = Field(default=0.01, gt=0, lt=0.5)
+    error_level: float = Field(default=0.01, ge=1e-4, lt=0.5)
     """One-sided, of each single decision."""
 
     def judge(self, told: Sequence[Evaluation]) -> Judge | None:
@@ -39,13 +39,14 @@ class EarlyStopping(StrictConfig):
         incumbent = best_usable(told)
         if incumbent is None:
             return None
-        ahead = differences_ahead(incumbent, told)
-        if ahead is None:
+        differences = closest_differences(incumbent, told)
+        if differences is None:
             return None
-        kindest = _kindest(ahead, self.error_level)
+        slopes, reach = _outlook(differences, self.error_level)
 
         def hopeless(partial: Evaluation) -> bool:
-            return bool(self.margin(partial, incumbent) + kindest[len(partial.nll_sums) - 1] > 0)
+            margin, last = self.margin(partial, incumbent), len(partial.nll_sums) - 1
+            return math.isinf(margin) or (margin > 0 and bool(slopes[last] * margin > reach[last]))
 
         return hopeless
 
@@ -69,11 +70,11 @@ def best_usable(told: Iterable[Evaluation]) -> Evaluation | None:
     return min((each for each in told if each.usable), key=lambda each: each.loss, default=None)
 
 
-def differences_ahead(incumbent: Evaluation, completed: Iterable[Evaluation]) -> Matrix | None:
-    """Returns [candidates, documents]: by how many nats per token the difference to `incumbent` over all documents
+def closest_differences(incumbent: Evaluation, completed: Iterable[Evaluation]) -> Matrix | None:
+    """Returns [candidates, documents]: by how many nats per token each of the `completed` evaluations closest to
 
-    exceeded the one over the first m, of the `completed` evaluations closest to it; None where there are fewer than
-    eight, or a single document.
+    `incumbent` exceeds it over the first document, the first two, all; None where there are fewer than eight, or a
+    single document.
     """
     counts = np.array(incumbent.token_counts, dtype=np.float64)
     ours = np.array(incumbent.nll_sums)
@@ -86,15 +87,22 @@ def differences_ahead(incumbent: Evaluation, completed: Iterable[Evaluation]) ->
         return None
     rows.sort(key=lambda row: abs(float(row.sum())))
     closest = np.array(rows[: max(_FEWEST, round(_CLOSEST * len(rows)))])
-    so_far = np.cumsum(closest, axis=1) / np.cumsum(counts)
-    return np.asarray(so_far[:, -1:] - so_far)
+    return np.asarray(np.cumsum(closest, axis=1) / np.cumsum(counts))
 
 
-def _kindest(ahead: Matrix, error_level: float) -> Vector:
-    """The lower end, per number of documents, of what the next difference ahead may be: mean − t·s·√(1 + 1/n)."""
-    num = len(ahead)
-    reach = _student_quantile(1 - error_level, num - 1) * math.sqrt(1 + 1 / num)
-    return np.asarray(ahead.mean(axis=0) - reach * ahead.std(axis=0, ddof=1))
+def _outlook(differences: Matrix, error_level: float) -> tuple[Vector, Vector]:
+    """Per number of documents m: the slope, through the incumbent at 0, of the difference over all documents by that
+
+    over the first m; and how far below that line the next candidate may end, Student's t times the spread about it.
+    A line with an intercept would expect of whatever is better than all others that it gets worse as they do.
+    """
+    whole = differences[:, -1:]
+    squares = (differences**2).sum(axis=0)
+    products = (differences * whole).sum(axis=0)
+    slopes = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0)
+    freedom = len(differences) - 1
+    spread = np.sqrt(((whole - slopes * differences) ** 2).sum(axis=0) / freedom)
+    return slopes, _student_quantile(1 - error_level, freedom) * spread
 
 
 def _student_quantile(probability: float, freedom: int) -> float:

@@ -179,10 +179,14 @@ def test_a_descent_finds_the_stubs_optimum(name: str) -> None:
 def test_a_descents_steps_go_through_the_documents_and_end_in_a_check(size: int | None, num_documents: int) -> None:
     settings = DescentSettings(passes=6, documents_per_step=size, checks=3)
     plan = settings.plan(num_documents)
-    assert plan.count("check") == 3 and plan[-1] == "check" and "check" not in plan[: len(plan) // 2 - 1]
-    per_pass = settings.num_steps(num_documents) // 6
-    samples = [settings.sample(step, num_documents, seed=1) for step in range(plan.count("step"))]
-    if size is None or size >= num_documents:
+    is_whole = size is None or size >= num_documents
+    assert plan.count("check") == (1 if is_whole else 3)
+    assert plan[-1] == "check" and "check" not in plan[: len(plan) // 2 - 1]
+    num_steps = settings.num_steps(num_documents)
+    assert plan.count("step") == num_steps - 1, "the last step would be at rate 0"
+    per_pass = num_steps // 6
+    samples = [settings.sample(step, num_documents, seed=1) for step in range(num_steps)]
+    if is_whole:
         assert per_pass == 1 and set(samples) == {None}
         return
     for start in range(0, len(samples), per_pass):
@@ -190,6 +194,16 @@ def test_a_descents_steps_go_through_the_documents_and_end_in_a_check(size: int 
         assert len(set(seen)) == len(seen) == per_pass * size
     other_orders = [settings.sample(step, num_documents, seed=2) for step in range(len(samples))]
     assert samples != other_orders and samples[:per_pass] != samples[per_pass : 2 * per_pass]
+
+
+@pytest.mark.parametrize("passes", [1, 2, 7])
+def test_no_point_of_a_descent_on_all_documents_is_evaluated_twice(passes: int) -> None:
+    gradient = {"passes": passes, "documents_per_step": None}
+    choice = SearcherChoice.model_validate({"searcher": "gradient", "gradient": gradient})
+    searcher = make_searcher(choice, SPACE, SEEDS, 1, length=2048, scale=SCALE, num_documents=2)
+    run(searcher)
+    points = [told.candidate for told in searcher.history if told.origin != "seed"]
+    assert len(set(points)) == len(points) == max(2, passes)
 
 
 def test_a_descent_comes_back_from_a_point_without_a_loss() -> None:

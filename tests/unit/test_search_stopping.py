@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_longrope.search import Candidate, EarlyStopping, Evaluation, MemoryJournal, Terms, run_search
-from megatron_longrope.search.stopping import _student_quantile, differences_ahead, span_of_rule
+from megatron_longrope.search.stopping import _student_quantile, closest_differences, span_of_rule
 from tests.unit.search_stubs import small_search, stub_evaluation
 
 COUNTS = (1000,) * 5
@@ -31,10 +31,10 @@ def test_the_stated_error_level_is_kept_and_the_hopeless_are_stopped() -> None:
         completed = [evaluation(noisy(random, 0.012)) for _ in range(40)]
         judge = EarlyStopping(error_level=0.05).judge([incumbent, *completed])
         assert judge is not None
-        even, worse = noisy(random, 0.0), noisy(random, 0.05)
+        even, worse = noisy(random, 0.0), noisy(random, 0.1)
         is_better = even.mean() < 3.0
-        wrong += is_better and judge(evaluation(even, 2))
-        stopped += judge(evaluation(worse, 1))
+        wrong += is_better and any(judge(evaluation(even, scored)) for scored in range(1, 5))
+        stopped += judge(evaluation(worse, 2))
     assert wrong <= 0.05 * 400
     assert stopped >= 0.95 * 400
 
@@ -60,30 +60,41 @@ def test_a_loss_that_is_not_finite_is_hopeless() -> None:
     assert judge(Evaluation((math.nan,), (1000,), completed=False))
 
 
-def test_what_is_still_ahead_is_learned_from_the_closest() -> None:
+def test_what_the_rest_brings_is_learned_from_the_closest() -> None:
     random = np.random.default_rng(1)
     incumbent = evaluation(np.full(5, 3.0))
     close = [evaluation(noisy(random, 0.001, 0.01)) for _ in range(200)]
     far = [evaluation(noisy(random, 1.0, 0.5)) for _ in range(800)]
-    ahead = differences_ahead(incumbent, close + far)
-    assert ahead is not None and ahead.shape == (150, 5) and not ahead[:, -1].any()
+    differences = closest_differences(incumbent, close + far)
+    assert differences is not None and differences.shape == (150, 5)
     expected = [0.01 * math.sqrt(1 / m - 1 / 5) for m in range(1, 6)]
-    np.testing.assert_allclose(ahead.std(axis=0), expected, rtol=0.2)
+    np.testing.assert_allclose((differences[:, -1:] - differences).std(axis=0), expected, rtol=0.2)
 
 
 def test_documents_that_mind_more_than_others_are_no_surprise() -> None:
-    """The first document gains from what the others lose by: a candidate good on it alone is not better."""
+    """The first document loses half of what all lose on average: half as much behind there is as far behind."""
     random = np.random.default_rng(2)
-    incumbent = evaluation(np.full(5, 3.0))
-    shape = np.array([-1.0, 1.0, 1.0, 1.0, 1.0])
+    shape = np.array([0.5, 1.0, 1.0, 1.0, 1.5])
 
-    def losses() -> np.ndarray:
-        return 3.0 + random.uniform(0.01, 0.02) * shape + 1e-4 * random.standard_normal(5)
+    def losses(margin: float) -> np.ndarray:
+        return 3.0 + margin * shape + 1e-4 * random.standard_normal(5)
 
-    judge = EarlyStopping().judge([incumbent, *(evaluation(losses()) for _ in range(60))])
+    told = [evaluation(np.full(5, 3.0)), *(evaluation(losses(random.uniform(0.01, 0.02))) for _ in range(60))]
+    judge = EarlyStopping().judge(told)
     assert judge is not None
-    assert judge(evaluation(3.0 + 0.015 * shape, 1)), "better so far, but as all others were that ended worse"
-    assert not judge(evaluation(3.0 - 0.05 * np.ones(5), 1))
+    assert judge(evaluation(losses(0.003), 1))
+    assert not judge(evaluation(losses(-0.01), 1))
+
+
+def test_one_that_is_better_on_every_document_is_never_stopped() -> None:
+    """The incumbent stands clear of all others, and later documents mind more: those ahead of it gain there."""
+    sensitivity = np.array([0.8, 0.9, 1.0, 1.1, 1.2])
+    others = [evaluation(3.0 + margin * sensitivity) for margin in np.linspace(0.3, 0.4, 11)]
+    judge = EarlyStopping().judge([evaluation(np.full(5, 3.0)), *others])
+    assert judge is not None
+    for ahead in (0.0, 1e-6, 0.02, 0.05, 1.0):
+        assert not any(judge(evaluation(3.0 - ahead * sensitivity, scored)) for scored in range(1, 5)), ahead
+    assert all(judge(evaluation(3.0 + 0.05 * sensitivity, scored)) for scored in range(1, 5))
 
 
 @pytest.mark.parametrize(("probability", "freedom", "table"), [(0.99, 7, 2.998), (0.99, 20, 2.528), (0.95, 9, 1.833)])
