@@ -23,6 +23,7 @@ from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
+    cost_json,
     first_search,
     search_cost_json,
     search_factors,
@@ -51,15 +52,17 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
         directory = RunDirectory(out)
         lines = ProgressLines(runtime.is_main)
         objective = search_objective(loaded.model, documents, tokenizer, config, target)
-        factors, outcome = search_factors(problem, objective, config, directory, documents_sha256(documents),
-                                          search_lines(lines))  # fmt: skip
-        margins = baseline_margins(objective, outcome)
+        sha256 = documents_sha256(documents)
+        factors, outcome = search_factors(problem, objective, config, directory, sha256, search_lines(lines))
+        margins, margins_cost = baseline_margins(problem, objective, outcome, directory, sha256, lines.counter())
         if not runtime.is_main:
             return None
         write_factors(directory.factors("best"), factors)
-        cost = search_cost_json(outcome, loaded.model.shape, target)
-        result = {"perplexity": outcome.evaluation.perplexity, **cost, "recovered": outcome.recovered,
-                  "target_length": target, "baselines": margins, "factors": str(directory.factors("best"))}  # fmt: skip
+        shape = loaded.model.shape
+        result = {"perplexity": outcome.evaluation.perplexity, **search_cost_json(outcome, shape, target),
+                  "recovered": outcome.recovered, "target_length": target, "baselines": margins,
+                  "baselines_cost": cost_json(margins_cost, shape, target),
+                  "factors": str(directory.factors("best"))}  # fmt: skip
         write_json(directory.result, result)
         return result
 

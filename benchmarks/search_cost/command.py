@@ -32,6 +32,7 @@ _EVOLUTIONS = {
     "4x": EvolutionSettings(population=32, mutants=8, crossovers=8, parents=16, iterations=8),
     "8x": EvolutionSettings.paper("256k"),
     "32x": EvolutionSettings.paper("2M"),
+    "32xwide": EvolutionSettings.paper("2M"),
 }
 _PROBLEM = click.option("--problem", type=click.Choice(list(LENGTHS)), default="8x", show_default=True)
 _OUT = click.option("--out", type=click.Path(path_type=Path), default="runs/search_cost", show_default=True,
@@ -113,7 +114,7 @@ def _choice(problem: str, searcher: str) -> SearcherChoice:
     values: dict[str, object] = {"searcher": searcher}
     if searcher in ("evolution", "piecewise"):
         values["evolution"] = _EVOLUTIONS[problem]
-    if searcher == "hybrid" and problem == "32x":
+    if searcher == "hybrid" and problem.startswith("32x"):
         values["hybrid"] = _TENTH_OF_672
     return SearcherChoice.model_validate(values)
 

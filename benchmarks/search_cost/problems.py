@@ -1,13 +1,14 @@
 """The search problems: the demonstration model at 8 and at 32 times its window, where searchers are compared.
 
-At 4 times it is cheap enough for many small searches, over which early stopping is replayed.
+At 4 times it is cheap enough for many small searches, over which early stopping is replayed. `32x` has the
+temperatures up to 1.3 that its reference journal was made with, `32xwide` those of the library, up to 1.41.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from megatron_longrope.pipeline.searching import SearchProblem, first_search
 from megatron_longrope.presets import model_path
 from megatron_longrope.rope import RopeGeometry
 from megatron_longrope.runtime import Runtime, start_runtime
+from megatron_longrope.search import SEARCHED_ATTENTION_FACTORS
 
-LENGTHS = {"4x": 1024, "8x": 2048, "32x": 8192}
-_NUM_SEARCH = {"4x": 5, "8x": 5, "32x": 3}
+LENGTHS = {"4x": 1024, "8x": 2048, "32x": 8192, "32xwide": 8192}
+_NUM_SEARCH = {"4x": 5, "8x": 5, "32x": 3, "32xwide": 3}
 _NUM_HELD_OUT = 8
 
 
@@ -63,6 +65,8 @@ def open_bench(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Bench]
         corpus = load_corpus(CorpusConfig(standard_library=True), tokenizer, max(LENGTHS.values()))
         search, held_out = corpus.search[: _NUM_SEARCH[name]], corpus.held_out[:_NUM_HELD_OUT]
         problem = first_search(SearchConfig(), loaded.model.geometry, length)
+        if name == "32x":
+            problem = replace(problem, space=replace(problem.space, attention_factors=SEARCHED_ATTENTION_FACTORS))
         objective = _objective(loaded.model, search, length)
         identity = {**objective.identity(), "documents": documents_sha256(search), "dtype": str(dtype)}
         yield Bench(runtime, problem, objective, _objective(loaded.model, held_out, length), identity)

@@ -77,6 +77,7 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
         for row in result["baselines"]:
             click.echo(_margin_line(row))
         click.echo(_cost_line(result))
+        click.echo(_baselines_cost_line(result["baselines_cost"]))
         click.echo(f"factors: {out / 'factors' / 'best.json'}")
         if json_path is not None:
             write_json(json_path, result)
@@ -89,6 +90,10 @@ def _margin_line(row: dict[str, Any]) -> str:
         return f"  {name:<38} no finite perplexity"
     interval = f"  [{row['low'] - 1:+.2%}, {row['high'] - 1:+.2%}]" if row["low"] is not None else ""
     return f"  {name:<38} {row['perplexity']:>10.4f}  {row['ratio'] - 1:+.2%}{interval}"
+
+
+def _baselines_cost_line(cost: dict[str, Any]) -> str:
+    return f"      {cost['evaluations']} more for the baselines, {cost['flops']:.3g} FLOP, {cost['seconds']:.0f} s"
 
 
 def _cost_line(result: dict[str, Any]) -> str:

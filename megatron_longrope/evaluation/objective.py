@@ -207,7 +207,10 @@ class PerplexityObjective:
         return losses
 
     def identity(self) -> dict[str, Any]:
-        """Returns JSON values that say what is measured, for fingerprints: sizes, weights, target, batching."""
+        """Returns JSON values that say what is measured, for fingerprints: sizes, weights, target, batching. What it is
+
+        measured on is `model_identity`'s and `documents_sha256`'s to say.
+        """
         return {
             "target_length": self.target_length,
             "weights": [part.weight for part in self.parts],

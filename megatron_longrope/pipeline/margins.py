@@ -3,27 +3,65 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
-from megatron_longrope.evaluation import PerplexityObjective, baseline_methods
+from megatron_longrope.evaluation import PerplexityObjective
+from megatron_longrope.pipeline.run_directory import RunDirectory
+from megatron_longrope.pipeline.searching import SearchProblem, judged_on, shared_journal
 from megatron_longrope.rope import RopeFactors
-from megatron_longrope.search import Candidate, Evaluation, SearchOutcome, paired_margin
+from megatron_longrope.search import (
+    Candidate,
+    Evaluation,
+    JournalEntry,
+    Provenance,
+    SearchCost,
+    SearchOutcome,
+    Terms,
+    paired_margin,
+)
+
+Count = Callable[[int, int, str], None]
 
 
-def baseline_margins(objective: PerplexityObjective, outcome: SearchOutcome) -> list[dict[str, Any]]:
+def baseline_margins(
+    problem: SearchProblem,
+    objective: PerplexityObjective,
+    outcome: SearchOutcome,
+    directory: RunDirectory,
+    documents_sha256: str,
+    show: Count | None = None,
+) -> tuple[list[dict[str, Any]], SearchCost]:
     """Returns a row per baseline, each with its own temperature and with the one found: perplexity, and by which
 
-    factor it exceeds the best one's, with a 95 % interval over documents. Costs an evaluation each; all ranks come
-    here together.
+    factor it exceeds the best one's, with a 95 % interval over documents; and what that took. Baselines that the search
+    evaluated itself are taken from it, and what is evaluated here is journalled: nothing is twice. All ranks come here
+    together.
     """
-    length = objective.target_length
-    methods = baseline_methods(objective.model.geometry, length, attention_factor=outcome.best.attention_factor)
+    own = list(problem.baselines)
+    methods = [*own, *(method.with_temperature(outcome.best.attention_factor) for method in own)]
+    length = problem.length
     candidates = [candidate_of(method.factors_at(length).for_length(length)) for method in methods]
-    evaluations = objective(candidates)
+    found = {entry.candidate: entry.evaluation for entry in outcome.entries if entry.evaluation.completed}
+    path = directory.journal(f"baselines-{problem.name}")
+    identity = {"searcher": "baselines", "length": length}
+    with shared_journal(objective.model.runtime, path, identity, judged_on(objective, documents_sha256)) as journal:
+        found |= {entry.candidate: entry.evaluation for entry in journal.entries}
+        missing = [candidate for candidate in dict.fromkeys(candidates) if candidate not in found]
+        num_wanted, before = len(journal.entries) + len(missing), time.monotonic()
+        for evaluation, candidate in zip(objective.stream(missing, Terms()), missing, strict=True):
+            now, index = time.monotonic(), len(journal.entries)
+            journal.append(JournalEntry(index, candidate, Provenance(0, "baseline"), evaluation, now - before,
+                                        evaluation.cost_tokens))  # fmt: skip
+            found[candidate], before = evaluation, now
+            if show is not None:
+                show(index + 1, num_wanted, "baselines")
+        cost = SearchCost.of(journal.entries)
     return [
-        {"method": method.name, "temperature": method.temperature, **_row(outcome.evaluation, evaluation)}
-        for method, evaluation in zip(methods, evaluations, strict=True)
-    ]
+        {"method": method.name, "temperature": method.temperature, **_row(outcome.evaluation, found[candidate])}
+        for method, candidate in zip(methods, candidates, strict=True)
+    ], cost
 
 
 def candidate_of(factors: RopeFactors) -> Candidate:

@@ -77,10 +77,15 @@ class TrainingDataConfig(StrictConfig):
     retrieval: RetrievalConfig = RetrievalConfig()
 
 
+SearchStage = Literal["first", "second", "recovery"]
+"""Of a pretrained model beyond its window; of a fine-tuned one further still; for short inputs."""
+
+
 class SearchConfig(SearcherChoice):
     """One search: by which searcher, what is scored, how much of it, and what is free."""
 
     num_documents: PositiveInt = 5
+    """At most: all where there are fewer."""
     windows_per_document: PositiveInt = 1
     """Consecutive stretches of the searched length taken from each document: short lengths need more than one."""
     last_fraction: float = Field(default=1.0, gt=0, le=1)
@@ -91,8 +96,8 @@ class SearchConfig(SearcherChoice):
     """Pass-key documents of the searched length of which the answers alone count (LongRoPE2's needles)."""
     retrieval_weight: PositiveFloat = 0.5
     temperature: Literal["searched", "inherited", "fixed", "one"] = "searched"
-    """`searched`: 1.0 to 1.3, beyond a fine-tuned length 1.0 to 1.4 times the fine-tuned one; `inherited`: the
-    fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
+    """`searched`: 1.0 to 1.3 or 1.05 times YaRN's, whichever is more, beyond a fine-tuned length 1.0 to 1.4 times the
+    fine-tuned one; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
     search_start_tokens: bool = False
     starts: tuple[StartName, ...] = Field(default=("pi", "ntk", "yarn"), min_length=1)
     """The methods an extension's search starts from, each with its own temperature and with a second one.
@@ -113,6 +118,33 @@ class SearchConfig(SearcherChoice):
         if self.critical_pair is not None and self.space != "longrope2":
             raise ValueError("critical_pair belongs to space: longrope2")
         return self
+
+    @model_validator(mode="after")
+    def _searcher_can_do_it(self) -> SearchConfig:
+        if self.search_start_tokens and self.searcher in ("cma", "gradient"):
+            raise ValueError(f"search_start_tokens: searcher {self.searcher} keeps n̂ as its best start has it")
+        if self.space == "longrope2" and self.searcher == "piecewise":
+            raise ValueError("searcher: piecewise ends at λ = s, which is where space longrope2 begins")
+        return self
+
+    @property
+    def descends(self) -> bool:
+        """Whether evaluations with gradients are among the search's."""
+        if self.searcher == "hybrid":
+            return self.hybrid is None or self.hybrid.cycles > 0
+        return self.searcher == "gradient"
+
+    def mistake(self, stage: SearchStage) -> tuple[str, str, str] | None:
+        """Returns field, value and rule of a setting that has no meaning in `stage`; None where all do."""
+        if stage != "first" and self.space != "longrope":
+            return "search.space", self.space, "is for the first extension of a pretrained model"
+        if stage == "first" and self.temperature == "inherited":
+            return "search.temperature", "inherited", "nothing is fine-tuned yet: searched, fixed or one"
+        if stage != "second" and self.sharper_starts != type(self).model_fields["sharper_starts"].default:
+            return "search.sharper_starts", str(list(self.sharper_starts)), "is for searches beyond a fine-tuned length"
+        if stage == "recovery" and self.searcher == "piecewise":
+            return "search.searcher", "piecewise", "ends at λ = s, which is 1 or less for short inputs"
+        return None
 
 
 class FineTuneConfig(StrictConfig):
@@ -150,8 +182,6 @@ class RecoveryStep(StrictConfig):
     def _starts_are_of_extensions(self) -> RecoveryStep:
         if self.search.starts != SearchConfig.model_fields["starts"].default:
             raise ValueError("search.starts: a recovery starts from the fine-tuned factors, from halfway and from none")
-        if self.search.sharper_starts != SearchConfig.model_fields["sharper_starts"].default:
-            raise ValueError("search.sharper_starts: a recovery starts from the fine-tuned temperature")
         return self
 
 
@@ -198,9 +228,22 @@ class Recipe(StrictConfig):
         return self
 
     @model_validator(mode="after")
-    def _sharper_than_fine_tuned(self) -> Recipe:
-        if self.extension[0].search.sharper_starts != SearchConfig.model_fields["sharper_starts"].default:
-            raise ValueError("search.sharper_starts: nothing is fine-tuned before the first extension")
+    def _searches_fit_their_stages(self) -> Recipe:
+        tunes = any(step.fine_tune is not None for step in self.extension)
+        stages: list[tuple[str, SearchConfig, SearchStage]] = [
+            *((f"extension.{number}", step.search, "second" if tunes and step.fine_tune is None else "first")
+              for number, step in enumerate(self.extension)),
+            *((f"recovery.{number}", step.search, "recovery") for number, step in enumerate(self.recovery)),
+        ]  # fmt: skip
+        for place, search, stage in stages:
+            mistake = search.mistake(stage)
+            if mistake is not None:
+                field, value, rule = mistake
+                raise ValueError(f"{place}.{field}: {value} {rule}")
+            if self.angle_precision == "hf" and search.descends:
+                raise ValueError(
+                    f"angle_precision: hf has no gradients, which {place}.search ({search.searcher}) needs"
+                )
         return self
 
     @model_validator(mode="after")

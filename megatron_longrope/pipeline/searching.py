@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
-from megatron_longrope.evaluation import EvaluationDocument, ObjectivePart, PerplexityObjective, Tokens, factors_of
+from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation import (
+    ComparedMethod,
+    EvaluationDocument,
+    ObjectivePart,
+    PerplexityObjective,
+    Tokens,
+    baseline_methods,
+    factors_of,
+)
 from megatron_longrope.model import LongRopeModel, ModelShape
-from megatron_longrope.pipeline.recipe import SearchConfig, StartName
+from megatron_longrope.model.fingerprint import model_identity
+from megatron_longrope.pipeline.main_rank import on_main
+from megatron_longrope.pipeline.recipe import SearchConfig, SearchStage, StartName
 from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.rope import (
     FactorOrigin,
+    FactorSet,
     NoScaling,
     NtkAware,
     PositionInterpolation,
@@ -22,6 +36,7 @@ from megatron_longrope.rope import (
     longrope_attention_factor,
     write_factors,
 )
+from megatron_longrope.runtime import Runtime
 from megatron_longrope.search import (
     PAPER_START_TOKENS,
     SEARCHED_ATTENTION_FACTORS,
@@ -29,6 +44,8 @@ from megatron_longrope.search import (
     CriticalSpace,
     Journal,
     MemoryJournal,
+    Record,
+    SearchCost,
     SearchOutcome,
     SearchProgress,
     SearchSpace,
@@ -43,6 +60,10 @@ STARTS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
     "pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn,
 }  # fmt: skip
 _SHARPEST = 1.4
+"""Times the fine-tuned temperature, in a second search."""
+_ABOVE_YARN = 1.05
+"""Times YaRN's own temperature at least, where a first search's temperatures end: from 13 times the window on it is
+more than 1.3, and a bound that the best candidates lean on is no bound to search in."""
 _BACKWARD_OVER_FORWARD = 1.5
 """Of operations: products with weights once more, attention two and a half times."""
 PASS_TOKENS = 2048
@@ -53,16 +74,22 @@ Show = Callable[[SearchProgress], None]
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """Where a search runs and where it starts."""
+    """Where a search runs, where it starts, and what its result is compared with."""
 
     name: str
     length: int
     space: SearchSpace
     seeds: tuple[Candidate, ...]
+    baselines: tuple[ComparedMethod, ...]
+    """Each with its own temperature."""
 
 
 def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
-    """Returns the search of a pretrained model for `length` tokens: from its `starts`, λ up to 1.25·s."""
+    """Returns the search of a pretrained model for `length` tokens: from its `starts`, λ up to 1.25·s. Raises
+
+    InputError for settings that have no meaning there.
+    """
+    _refuse_mistakes(config, "first")
     scale = length / geometry.original_length
     choices = _choices(config, scale, geometry, tuned=None)
     num_pairs = geometry.head_dim // 2
@@ -75,31 +102,52 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
     starts = [STARTS[name](scale=scale).factors(geometry) for name in config.starts]
     seeds = _with_temperatures(starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)])
-    return SearchProblem(f"search-{length}", length, space, seeds)
+    return SearchProblem(f"search-{length}", length, space, seeds, tuple(baseline_methods(geometry, length)))
 
 
 def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors) -> SearchProblem:
-    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, from λ_ft times its `starts`."""
+    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, from λ_ft times its `starts`.
+
+    Raises InputError for settings that have no meaning there, and for factors of another model.
+    """
+    _refuse_mistakes(config, "second")
+    for name in ("base", "head_dim", "original_length"):
+        ours, theirs = getattr(geometry, name), getattr(tuned, name)
+        if ours != theirs:
+            raise InputError(f"fine-tuned factors: {name}", theirs, f"the model's is {ours}")
     scale = length / geometry.original_length
     choices = _choices(config, scale, geometry, tuned, above=True)
     space = SearchSpace.second_stage(tuned.rescale, scale, **choices)
     starts = [second_interpolation(name, tuned, length) for name in config.starts]
     sharper = [times * tuned.attention_factor for times in config.sharper_starts]
     seeds = _with_temperatures(starts, choices["attention_factors"], sharper)
-    return SearchProblem(f"search-{length}", length, space, seeds)
+    baselines = [
+        ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
+        *(ComparedMethod.fixed(f"fine-tuned · {name}", FactorSet.single(second_interpolation(name, tuned, length)))
+          for name in STARTS),
+    ]  # fmt: skip
+    return SearchProblem(f"search-{length}", length, space, seeds, tuple(baselines))
 
 
 def recovery_search(
     config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors, upper: float | None
 ) -> SearchProblem:
-    """Returns the search for short inputs: λ from 1.0 to `upper`, from no scaling and from the tuned factors."""
+    """Returns the search for short inputs: λ from 1.0 to `upper`, from no scaling and from the tuned factors. Raises
+
+    InputError for settings that have no meaning there.
+    """
+    _refuse_mistakes(config, "recovery")
     scale = max(1.0, length / geometry.original_length)
     choices = _choices(config, scale, geometry, tuned)
     space = SearchSpace.recovery(tuned.rescale, upper, **choices)
     halfway = tuned.model_copy(update={"rescale": tuple(value**0.5 for value in tuned.rescale)})
     starts = [tuned, halfway, NoScaling().factors(geometry)]
     seeds = _with_temperatures(starts, choices["attention_factors"], [tuned.attention_factor])
-    return SearchProblem(f"recover-{length}", length, space, seeds)
+    baselines = (
+        ComparedMethod.fixed("none", FactorSet.single(NoScaling().factors(geometry))),
+        ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
+    )
+    return SearchProblem(f"recover-{length}", length, space, seeds, baselines)
 
 
 def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> RopeFactors:
@@ -179,17 +227,10 @@ def search_factors(
                              scale=problem.length / geometry.original_length,
                              num_documents=objective.num_documents)  # fmt: skip
     stopping = config.early_stopping
-    identity: dict[str, Any] = {**objective.identity(), "documents_sha256": documents_sha256,
-                                "early_stopping": stopping and stopping.model_dump(mode="json")}  # fmt: skip
-    options: dict[str, Any] = {"stopping": stopping, "on_progress": show}
-    if runtime.is_main:
-        path = directory.journal(problem.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Journal.open(path, searcher.identity(), identity) as journal:
-            runtime.broadcast(journal.entries)
-            outcome = run_search(searcher, objective.stream, journal, **options)
-    else:
-        outcome = run_search(searcher, objective.stream, MemoryJournal(runtime.broadcast(None)), **options)
+    judged_by = {**judged_on(objective, documents_sha256),
+                 "early_stopping": stopping and stopping.model_dump(mode="json")}  # fmt: skip
+    with shared_journal(runtime, directory.journal(problem.name), searcher.identity(), judged_by) as journal:
+        outcome = run_search(searcher, objective.stream, journal, stopping=stopping, on_progress=show)
     origin = FactorOrigin(method="longrope", data=documents_sha256[:16], score=outcome.evaluation.loss)
     factors = factors_of(outcome.best, objective.model.geometry, problem.length, origin)
     if runtime.is_main:
@@ -198,16 +239,51 @@ def search_factors(
     return factors, outcome
 
 
+def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str, Any]:
+    """Returns JSON values that change whenever evaluations would: of documents, what counts, and model. All ranks
+
+    come here together.
+    """
+    model = model_identity(objective.model)
+    return {**objective.identity(), "documents_sha256": documents_sha256, "model": model}
+
+
+@contextmanager
+def shared_journal(
+    runtime: Runtime, path: Path, identity: dict[str, Any], judged_by: dict[str, Any]
+) -> Iterator[Record]:
+    """Opens a journal on all ranks: the file on the main one, what it held on the others. Raises InputError on all."""
+    opened: list[Journal] = []
+
+    def entries() -> Any:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("journals", path.parent, f"cannot be made: {error.strerror}") from error
+        opened.append(Journal.open(path, identity, judged_by))
+        return opened[0].entries
+
+    found = on_main(runtime, entries)
+    if not opened:
+        yield MemoryJournal(found)
+        return
+    with opened[0] as journal:
+        yield journal
+
+
 def search_cost_json(outcome: SearchOutcome, shape: ModelShape, length: int) -> dict[str, Any]:
-    """Returns what a search took: evaluations, tokens forward and backward, floating-point operations, seconds.
+    """Returns what a search took: as `cost_json`, and how many candidates were stopped early."""
+    return {**cost_json(outcome.cost, shape, length), "stopped_early": outcome.stopped_early}
+
+
+def cost_json(cost: SearchCost, shape: ModelShape, length: int) -> dict[str, Any]:
+    """Returns evaluations, tokens forward and backward, floating-point operations of inputs of `length`, seconds.
 
     A backward pass without weight gradients is counted as one and a half forward passes.
     """
-    cost = outcome.cost
     per_token = shape.forward_flops(length) / length
     return {
         "evaluations": cost.evaluations,
-        "stopped_early": outcome.stopped_early,
         "tokens": cost.tokens,
         "backward_tokens": cost.backward_tokens,
         "flops": per_token * (cost.tokens + _BACKWARD_OVER_FORWARD * cost.backward_tokens),
@@ -218,10 +294,13 @@ def search_cost_json(outcome: SearchOutcome, shape: ModelShape, length: int) -> 
 def _choices(
     config: SearchConfig, scale: float, geometry: RopeGeometry, tuned: RopeFactors | None, above: bool = False
 ) -> Choices:
-    """`above`: temperatures start at the fine-tuned one, since attention over more tokens must be sharper still."""
+    """`above`: temperatures start at the fine-tuned one (at the first 0.01 from there on), since attention over more
+
+    tokens must be sharper still.
+    """
     inherited = tuned.attention_factor if tuned is not None else longrope_attention_factor_of(scale, geometry)
     temperatures: dict[str, tuple[float, ...]] = {
-        "searched": grid(inherited, _SHARPEST * inherited, 0.01) if above else SEARCHED_ATTENTION_FACTORS,
+        "searched": grid(inherited, _SHARPEST * inherited, 0.01) if above else _grid_from_one(scale, geometry),
         "inherited": (inherited,),
         "fixed": (longrope_attention_factor_of(scale, geometry),),
         "one": (1.0,),
@@ -230,6 +309,17 @@ def _choices(
         "attention_factors": temperatures[config.temperature],
         "start_tokens": PAPER_START_TOKENS if config.search_start_tokens else (0,),
     }
+
+
+def _grid_from_one(scale: float, geometry: RopeGeometry) -> tuple[float, ...]:
+    of_yarn = Yarn(scale=scale).factors(geometry).attention_factor
+    return grid(1.0, max(SEARCHED_ATTENTION_FACTORS[-1], _ABOVE_YARN * of_yarn), 0.01)
+
+
+def _refuse_mistakes(config: SearchConfig, stage: SearchStage) -> None:
+    mistake = config.mistake(stage)
+    if mistake is not None:
+        raise InputError(*mistake)
 
 
 def _with_temperatures(

@@ -81,7 +81,7 @@ class CmaSearch(RoundSearcher):
         temperature = (start.attention_factor - cool) / ((sharp - cool) or 1.0)
         mean = np.clip(np.append((knots - low) / span, temperature), 0.02, 0.98)
         bounds = np.tile([0.0, 1.0], (len(mean), 1))
-        self._cma = CMA(mean, self.settings.sigma, bounds=bounds, seed=self.seed,
+        self._cma = CMA(mean, self.settings.sigma, bounds=bounds, seed=self.seed % 2**32,
                         population_size=self.settings.population)  # fmt: skip
 
     def _tell_generation(self) -> None:

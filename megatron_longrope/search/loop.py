@@ -34,7 +34,10 @@ class SearchCost:
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """How far a search is. `rate` counts evaluations per second since this run began; `best_loss` is nats per token."""
+    """How far a search is. `rate` is in evaluations per second since this run began, before its first one ends those of
+
+    the journal's; `best_loss` is nats per token.
+    """
 
     done: int
     total: int | None
@@ -55,6 +58,7 @@ class SearchOutcome:
     recovered: int
     cost: SearchCost
     stopped_early: int
+    entries: tuple[JournalEntry, ...]
 
 
 def run_search(
@@ -76,7 +80,7 @@ def run_search(
 
     def report() -> None:
         if on_progress is not None:
-            on_progress(_progress(searcher, len(journal.entries), recovered, time.monotonic() - start))
+            on_progress(_progress(searcher, journal.entries, recovered, time.monotonic() - start))
 
     report()
     while not searcher.finished:
@@ -113,7 +117,8 @@ def _evaluate_some(
     if not candidates:
         raise LongRopeError("the searcher is not finished, yet proposes nothing")
     before, num_evaluated = time.monotonic(), 0
-    for candidate, evaluation in zip(candidates, objective(candidates, terms), strict=False):
+    # the objective first: it gets to its end, and may leave things as it promises
+    for evaluation, candidate in zip(objective(candidates, terms), candidates, strict=False):
         now = time.monotonic()
         index, provenance = len(journal.entries), searcher.provenance(candidate)
         journal.append(JournalEntry(index, candidate, provenance, evaluation, now - before, evaluation.cost_tokens))
@@ -133,9 +138,11 @@ def _present_rule(
     return stopping.judge([entry.evaluation for entry in entries[:made_at]]), end - len(entries)
 
 
-def _progress(searcher: Searcher, done: int, recovered: int, seconds: float) -> SearchProgress:
-    total, best = searcher.num_evaluations, searcher.best
-    rate = (done - recovered) / seconds if done > recovered and seconds > 0 else None
+def _progress(searcher: Searcher, entries: Sequence[JournalEntry], recovered: int, seconds: float) -> SearchProgress:
+    done, total, best = len(entries), searcher.num_evaluations, searcher.best
+    num_timed = done - recovered or recovered
+    timed = seconds if done > recovered else sum(entry.seconds for entry in entries)
+    rate = num_timed / timed if num_timed and timed > 0 else None
     eta = (total - done) / rate if total is not None and rate else None
     if best is None:
         return SearchProgress(done, total, recovered, rate, eta, None, None, None)
@@ -147,4 +154,4 @@ def _outcome(searcher: Searcher, entries: Sequence[JournalEntry], recovered: int
         raise LongRopeError(f"none of {len(entries)} candidates was scored to the end with a finite loss")
     candidate, evaluation = searcher.best
     stopped = sum(not entry.evaluation.completed and entry.evaluation.sample is None for entry in entries)
-    return SearchOutcome(candidate, evaluation, recovered, SearchCost.of(entries), stopped)
+    return SearchOutcome(candidate, evaluation, recovered, SearchCost.of(entries), stopped, tuple(entries))

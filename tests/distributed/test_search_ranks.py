@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import PerplexityObjective
+from megatron_longrope.model.fingerprint import model_identity
+from megatron_longrope.pipeline.searching import shared_journal
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.runtime import ParallelLayout, start_runtime
 from megatron_longrope.search import (
@@ -33,7 +36,7 @@ CHOICES = {
                                                 "rounds": 2, "mutants": 5}},
     "two at a time": {"searcher": "gradient", "gradient": {"passes": 1, "documents_per_step": 2, "checks": 1}},
     "evolution": {"searcher": "evolution",
-                  "evolution": {"population": 12, "mutants": 5, "crossovers": 4, "parents": 6, "iterations": 2}},
+                  "evolution": {"population": 16, "mutants": 5, "crossovers": 4, "parents": 6, "iterations": 2}},
 }  # fmt: skip
 
 
@@ -98,6 +101,35 @@ def test_groups_of_two_context_ranks_score_as_one_process(tmp_path: Path) -> Non
         # a last bit of a gradient moves all that follows; where the scores alone decide, every candidate is the same
         assert len(same) == len(alone) or (name != "evolution" and len(same) >= 3)
         assert all(b.evaluation.loss == pytest.approx(a.evaluation.loss, rel=1e-6) for a, b in same)
+
+
+def identities(layout: ParallelLayout, weights: HfWeights, journal: Path) -> tuple[dict[str, object], str]:
+    """Runs on every rank: what the model is known by, and what a journal of another search is refused with."""
+    with start_runtime(layout, threads=1) as runtime:
+        model = our_model(weights, runtime, scaled=False)
+        try:
+            with shared_journal(runtime, journal, searcher("evolution").identity(), {"of": "these ranks"}):
+                error = "opened"
+        except InputError as refused:
+            error = str(refused)
+        return model_identity(model), error
+
+
+@pytest.mark.parametrize(
+    "layout", [ParallelLayout(tensor_parallel=2), ParallelLayout(pipeline_parallel=2), ParallelLayout()],
+    ids=["TP2", "PP2", "DP2"],
+)  # fmt: skip
+def test_a_model_is_known_under_every_layout_and_a_journal_refused_on_all_ranks(
+    layout: ParallelLayout, tmp_path: Path
+) -> None:
+    weights, journal = HfWeights.of(tiny_hf_model()), tmp_path / "journal.jsonl"
+    alone, first = identities(ParallelLayout(), weights, journal)
+    assert first == "opened"
+    assert [found for found, _ in run_distributed(2, identities, layout, weights, journal)] == [alone, alone]
+    with Journal.open(tmp_path / "other.jsonl", searcher("hybrid").identity(), {}):
+        pass
+    for _, error in run_distributed(2, identities, layout, weights, tmp_path / "other.jsonl"):
+        assert "other.jsonl" in error and error != "opened"
 
 
 def gradients(layout: ParallelLayout, weights: HfWeights) -> list[np.ndarray]:

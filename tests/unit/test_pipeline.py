@@ -133,13 +133,61 @@ def test_searches_start_where_the_method_says() -> None:
     own, *others = (seed.attention_factor for seed in second_search(sharper, GEOMETRY, 8192, tuned).seeds)
     assert own == pytest.approx(1.1 * Yarn(scale=4.0).factors(GEOMETRY).attention_factor)
     assert others == pytest.approx([1.2 * 1.1, 1.26 * 1.1])
-    for refused in (yarn, SearchConfig(sharper_starts=(1.3,))):
-        with pytest.raises(ValueError, match="a recovery starts from"):
-            RecoveryStep(length=256, search=refused)
+    with pytest.raises(ValueError, match="a recovery starts from"):
+        RecoveryStep(length=256, search=yarn)
     step = RecoveryStep(length=256, search=config)
     assert RecoveryStep.model_validate(step.model_dump(mode="json")) == step  # as a run directory keeps it
     recovery = recovery_search(config, GEOMETRY, 256, tuned, None)
     assert set(recovery.space.upper) == {max(tuned.rescale)} and set(recovery.space.lower) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "named"),
+    [
+        ("first", {"temperature": "inherited"}, "search.temperature"),
+        ("first", {"sharper_starts": [1.3]}, "search.sharper_starts"),
+        ("second", {"space": "longrope2", "critical_pair": 5}, "search.space"),
+        ("recovery", {"space": "longrope2"}, "search.space"),
+        ("recovery", {"sharper_starts": [1.3]}, "search.sharper_starts"),
+        ("recovery", {"searcher": "piecewise"}, "search.searcher"),
+    ],
+)
+def test_a_setting_without_a_meaning_in_its_stage_is_refused(
+    stage: str, settings: dict[str, object], named: str
+) -> None:
+    from megatron_longrope.pipeline.recipe import SearchConfig
+
+    config, tuned = SearchConfig.model_validate(settings), _factors(2048)
+    with pytest.raises(InputError, match=named):
+        if stage == "first":
+            first_search(config, GEOMETRY, 2048)
+        elif stage == "second":
+            second_search(config, GEOMETRY, 8192, tuned)
+        else:
+            recovery_search(config, GEOMETRY, 256, tuned, None)
+
+
+def test_fine_tuned_factors_of_another_model_are_refused() -> None:
+    from megatron_longrope.pipeline.recipe import SearchConfig
+
+    other = _factors(2048).model_copy(update={"base": 500000.0})
+    with pytest.raises(InputError, match=r"base=500000.0: the model's is 10000.0"):
+        second_search(SearchConfig(), GEOMETRY, 8192, other)
+
+
+def test_temperatures_reach_beyond_yarns_own() -> None:
+    from megatron_longrope.pipeline.recipe import SearchConfig
+
+    for scale, last in ((8, 1.3), (32, 1.41)):
+        assert first_search(SearchConfig(), GEOMETRY, 256 * scale).space.attention_factors[-1] == last
+
+
+@pytest.mark.parametrize("searcher", ["cma", "gradient"])
+def test_start_tokens_are_refused_where_the_searcher_keeps_them(searcher: str) -> None:
+    from megatron_longrope.pipeline.recipe import SearchConfig
+
+    with pytest.raises(ValueError, match="search_start_tokens"):
+        SearchConfig.model_validate({"searcher": searcher, "search_start_tokens": True})
 
 
 def test_the_export_takes_two_ranges_and_says_what_it_leaves() -> None:
@@ -223,7 +271,7 @@ def test_temperatures_of_a_first_search_are_not_times_a_fine_tuned_one() -> None
 
     values = read_yaml(recipe_path("demo"))
     values["extension"][0]["search"]["sharper_starts"] = [1.3]
-    with pytest.raises(InputError, match="nothing is fine-tuned before"):
+    with pytest.raises(InputError, match="is for searches beyond a fine-tuned length"):
         build_config(Recipe, values, "demo")
 
 

@@ -1,0 +1,62 @@
+"""What a model is, in a few characters: any other weights, any other precision of the arithmetic give others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
+
+from megatron_longrope.model.checkpoint import sharded_weights
+from megatron_longrope.model.longrope_model import LongRopeModel
+
+
+def model_identity(model: LongRopeModel) -> dict[str, Any]:
+    """Returns JSON values that differ where another model's scores would: weights, geometry, types, engine. The same
+
+    under every parallel layout; all ranks come here together.
+    """
+    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
+    settings = model.backend.settings
+    return {
+        "weights": weights_fingerprint(model),
+        "geometry": [model.geometry.base, model.geometry.head_dim, model.geometry.original_length],
+        "dtypes": sorted({name for names in model.runtime.gather(dtypes) for name in names}),
+        "angle_precision": model.angle_precision,
+        "engine": model.backend.engine,
+        "fp8": [settings.fp8, settings.fp8_attention],
+    }
+
+
+def weights_fingerprint(model: LongRopeModel) -> str:
+    """Returns a digest of all weights, whole: of each the sum of its numbers' bits, which knows no order and so none
+
+    of how a layout cuts it up. Rows that pad the vocabulary do not count.
+    """
+    sums: dict[str, int] = {}
+    state = sharded_weights(model)
+    apply_factories(state)
+    for shard in nested_values(state):
+        if isinstance(shard, ShardedTensor) and is_main_replica(shard.replica_id):
+            name = f"{shard.key}{list(shard.global_offset[: shard.prepend_axis_num])}"
+            sums[name] = sums.get(name, 0) + _sum_of_bits(_without_padding(shard, model.shape.vocab_size))
+    total: dict[str, int] = {}
+    for part in model.runtime.gather(sums):
+        for name, bits in part.items():
+            total[name] = total.get(name, 0) + bits
+    return hashlib.sha256(json.dumps(total, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_padding(shard: ShardedTensor, vocab_size: int) -> torch.Tensor:
+    assert shard.data is not None
+    data: torch.Tensor = shard.data.detach()
+    if not shard.allow_shape_mismatch:  # only what holds the vocabulary may be padded
+        return data
+    return data[: max(0, vocab_size - shard.global_offset[shard.prepend_axis_num])]
+
+
+def _sum_of_bits(numbers: torch.Tensor) -> int:
+    return int(numbers.float().contiguous().view(torch.int32).sum(dtype=torch.int64))
