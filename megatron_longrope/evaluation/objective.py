@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,13 @@ from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry
 from megatron_longrope.search.types import Candidate, Evaluation, Gradient, Terms
 
 Counted = NDArray[np.bool_]
+
+
+class Pass(NamedTuple):
+    """Documents that share a forward pass; of a rung of the ladder, or of what counts (None)."""
+
+    documents: list[int]
+    rung: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +82,9 @@ class PerplexityObjective:
     `scales[p]`, which is exactly 1 where there is one part. So with one part the sums are plain nats. The gradient of a
     sample is of its share of that loss, times documents over sampled documents: on average the gradient of all.
 
+    `ladder`: documents of shorter lengths, a list per length, scored before all others for early stopping's sake. They
+    count nothing, and are left out where nothing can be stopped: for gradients and samples.
+
     >>> objective = PerplexityObjective(model, documents, target_length=4096)
     >>> outcome = run_search(searcher, objective.stream, journal)
     """
@@ -88,6 +98,7 @@ class PerplexityObjective:
         last_fraction: float = 1.0,
         method: str = "search",
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        ladder: Sequence[Sequence[Tokens]] = (),
     ) -> None:
         model.backend.check_searching()
         self.model = model
@@ -99,7 +110,9 @@ class PerplexityObjective:
         self._documents = [tokens for part in self.parts for tokens in part.documents]
         self._masks = [mask for part in self.parts for mask in part.counted]
         self._scale_of = [s for part, s in zip(self.parts, self.scales, strict=True) for _ in part.documents]
-        self._passes = _passes([len(tokens) for tokens in self._documents], max_batch_tokens)
+        self._ladder = [list(rung) for rung in ladder]
+        self._passes = [Pass(list(range(len(rung))), number) for number, rung in enumerate(self._ladder)]
+        self._passes += _passes([len(tokens) for tokens in self._documents], max_batch_tokens)
         self._dispatcher = Dispatcher(model.runtime)
 
     @property
@@ -110,7 +123,7 @@ class PerplexityObjective:
     @property
     def cost_tokens(self) -> int:
         """Tokens that go through the model for one candidate that is not stopped early."""
-        return sum(len(tokens) for tokens in self._documents)
+        return sum(len(tokens) for texts in (*self._ladder, self._documents) for tokens in texts)
 
     def __call__(self, candidates: Sequence[Candidate], terms: Terms | None = None) -> list[Evaluation]:
         """Returns the evaluation of each candidate, in the order asked; all ranks come with the same candidates."""
@@ -130,7 +143,7 @@ class PerplexityObjective:
         """Returns the evaluation of one candidate by this rank's own model-parallel group alone."""
         asked = terms or Terms()
         passes = self._passes_of(asked)
-        return self._joined((self._pass(candidate, documents, asked) for documents in passes), len(passes), asked)
+        return self._joined((self._pass(candidate, one, asked) for one in passes), len(passes), asked)
 
     def _to_json(self, candidate: Candidate, terms: Terms) -> dict[str, Any]:
         return self.evaluate(candidate, terms).to_json()
@@ -149,16 +162,20 @@ class PerplexityObjective:
             of_candidate = [next(parts) for _ in passes]
             yield self._joined(of_candidate, len(passes), terms)
 
-    def _passes_of(self, terms: Terms) -> list[list[int]]:
-        """The documents of each pass: all, or those asked for."""
-        if terms.sample is None:
-            return self._passes
-        lengths = [len(self._documents[document]) for document in terms.sample]
-        return [[terms.sample[i] for i in one] for one in _passes(lengths, self.max_batch_tokens)]
+    def _passes_of(self, terms: Terms) -> list[Pass]:
+        """All passes, or those over the documents asked for."""
+        if terms.sample is not None:
+            lengths = [len(self._documents[document]) for document in terms.sample]
+            shared = _passes(lengths, self.max_batch_tokens)
+            return [Pass([terms.sample[i] for i in one.documents]) for one in shared]
+        return [one for one in self._passes if one.rung is None or not terms.gradient]
 
-    def _pass(self, candidate: Candidate, documents: Sequence[int], terms: Terms) -> Evaluation:
+    def _pass(self, candidate: Candidate, one: Pass, terms: Terms) -> Evaluation:
         """One forward pass, and a backward pass where gradients are asked for, over documents that share it."""
         self._set_factors(candidate)
+        if one.rung is not None:
+            return self._on_rung(self._ladder[one.rung])
+        documents = one.documents
         texts = [self._documents[d] for d in documents]
         gradient = None
         nats: list[NDArray[np.floating[Any]]]
@@ -177,6 +194,12 @@ class PerplexityObjective:
         ]
         counts = tuple(int(self._masks[d].sum()) for d in documents)
         return Evaluation(tuple(sums), counts, gradient=gradient, cost_tokens=sum(len(text) for text in texts))
+
+    def _on_rung(self, texts: Sequence[Tokens]) -> Evaluation:
+        scores = score_documents(self.model, texts, max_batch_tokens=self.max_batch_tokens)
+        nats = math.fsum(float(np.asarray(score.nll).sum(dtype=np.float64)) for score in scores)
+        per_token = nats / sum(len(text) - 1 for text in texts)
+        return Evaluation((), (), cost_tokens=sum(map(len, texts)), rungs=(per_token,))
 
     @cached_property
     def _num_counted(self) -> int:
@@ -217,6 +240,7 @@ class PerplexityObjective:
             "lengths": [len(tokens) for tokens in self._documents],
             "counted": [int(mask.sum()) for mask in self._masks],
             "max_batch_tokens": self.max_batch_tokens,
+            **({"ladder": [[len(text) for text in rung] for rung in self._ladder]} if self._ladder else {}),
         }
 
 
@@ -241,15 +265,15 @@ def factors_of(
     )
 
 
-def _passes(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def _passes(lengths: Sequence[int], max_tokens: int) -> list[Pass]:
     """Which documents share a forward pass: neighbours, up to `max_tokens` a pass (a longer one goes alone)."""
-    passes: list[list[int]] = []
+    passes: list[Pass] = []
     room = 0
     for document, length in enumerate(lengths):
         if length > room:
-            passes.append([])
+            passes.append(Pass([]))
             room = max(max_tokens, length)
-        passes[-1].append(document)
+        passes[-1].documents.append(document)
         room -= length
     return passes
 
@@ -258,12 +282,13 @@ def _sum_of(passes: Sequence[Evaluation], is_whole: bool, sample: tuple[int, ...
     sums = tuple(nats for one in passes for nats in one.nll_sums)
     counts = tuple(count for one in passes for count in one.token_counts)
     gradient = None
-    if is_whole and passes[0].gradient is not None:
+    if is_whole and passes[-1].gradient is not None:
         parts = [one.gradient for one in passes if one.gradient is not None]
         by_factor = math.fsum(part.attention_factor for part in parts)
         gradient = Gradient(np.sum([part.rescale for part in parts], axis=0), by_factor)
     cost = sum(one.cost_tokens for one in passes)
-    return Evaluation(sums, counts, is_whole and sample is None, gradient, cost, sample)
+    rungs = tuple(nats for one in passes for nats in one.rungs)
+    return Evaluation(sums, counts, is_whole and sample is None, gradient, cost, sample, rungs)
 
 
 def _as_parts(documents: Sequence[Tokens] | Sequence[ObjectivePart], last_fraction: float) -> tuple[ObjectivePart, ...]:

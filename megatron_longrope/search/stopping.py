@@ -1,4 +1,7 @@
-"""Stopping candidates early: document by document, paired with the incumbent's losses on the same documents."""
+"""Stopping candidates early: document by document, paired with the incumbent's losses on the same documents.
+
+A ladder puts shorter contexts before the documents: cheap to score, and hopeless there is often hopeless at length.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from megatron_longrope.config import StrictConfig
+from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.search.types import Evaluation, Judge
 
 Matrix = NDArray[np.float64]
@@ -33,6 +36,16 @@ class EarlyStopping(StrictConfig):
 
     error_level: float = Field(default=0.01, ge=1e-4, lt=0.5)
     """One-sided, of each single decision."""
+    ladder: tuple[Length, ...] = ()
+    """Shorter lengths, ascending, that a candidate is scored at first, on the documents' first tokens: what it loses
+    there only decides whether it is scored at length."""
+
+    @field_validator("ladder")
+    @classmethod
+    def _ascending(cls, ladder: tuple[int, ...]) -> tuple[int, ...]:
+        if list(ladder) != sorted(set(ladder)) or any(length < 2 for length in ladder):
+            raise ValueError(f"ladder: lengths of 2 tokens or more that ascend, got {list(ladder)}")
+        return ladder
 
     def judge(self, told: Sequence[Evaluation]) -> Judge | None:
         """Returns the rule learned from what was `told`, against the best of it; None while that is too little."""
@@ -45,15 +58,21 @@ class EarlyStopping(StrictConfig):
         slopes, reach = _outlook(differences, self.error_level)
 
         def hopeless(partial: Evaluation) -> bool:
-            margin, last = self.margin(partial, incumbent), len(partial.nll_sums) - 1
-            return math.isinf(margin) or (margin > 0 and bool(slopes[last] * margin > reach[last]))
+            margin, place = self.margin(partial, incumbent), _place(partial, incumbent)
+            return math.isinf(margin) or (margin > 0 and bool(slopes[place] * margin > reach[place]))
 
         return hopeless
 
     @staticmethod
     def margin(partial: Evaluation, incumbent: Evaluation) -> float:
-        """Returns nats per token by which `partial` is worse than `incumbent` on the documents both have; NaN: ∞."""
+        """Returns nats per token by which `partial` is worse than `incumbent` on the documents both have, or on the
+
+        last rung of the ladder that `partial` stands on; NaN: ∞.
+        """
         num_scored = len(partial.nll_sums)
+        if not num_scored:
+            on_rung = partial.rungs[-1] - incumbent.rungs[len(partial.rungs) - 1]
+            return on_rung if math.isfinite(on_rung) else math.inf
         difference = math.fsum(partial.nll_sums) - math.fsum(incumbent.nll_sums[:num_scored])
         return difference / partial.tokens if math.isfinite(difference) else math.inf
 
@@ -71,23 +90,33 @@ def best_usable(told: Iterable[Evaluation]) -> Evaluation | None:
 
 
 def closest_differences(incumbent: Evaluation, completed: Iterable[Evaluation]) -> Matrix | None:
-    """Returns [candidates, documents]: by how many nats per token each of the `completed` evaluations closest to
+    """Returns [candidates, places]: by how many nats per token each of the `completed` evaluations closest to
 
-    `incumbent` exceeds it over the first document, the first two, all; None where there are fewer than eight, or a
-    single document.
+    `incumbent` exceeds it on each rung of its ladder, then over the first document, the first two, all; None where
+    there are fewer than eight, or a single place.
     """
-    counts = np.array(incumbent.token_counts, dtype=np.float64)
-    ours = np.array(incumbent.nll_sums)
+    ours = _means(incumbent)
     rows = [
-        np.array(each.nll_sums) - ours
+        _means(each) - ours
         for each in completed
         if each.usable and each is not incumbent and each.token_counts == incumbent.token_counts
-    ]
-    if len(rows) < _FEWEST or len(counts) < 2:
+        and len(each.rungs) == len(incumbent.rungs)
+    ]  # fmt: skip
+    if len(rows) < _FEWEST or len(ours) < 2:
         return None
-    rows.sort(key=lambda row: abs(float(row.sum())))
-    closest = np.array(rows[: max(_FEWEST, round(_CLOSEST * len(rows)))])
-    return np.asarray(np.cumsum(closest, axis=1) / np.cumsum(counts))
+    rows.sort(key=lambda row: abs(float(row[-1])))
+    return np.array(rows[: max(_FEWEST, round(_CLOSEST * len(rows)))])
+
+
+def _means(whole: Evaluation) -> Vector:
+    """Nats per token on each rung, then over the first m documents."""
+    over_documents = np.cumsum(np.array(whole.nll_sums)) / np.cumsum(np.array(whole.token_counts, dtype=np.float64))
+    return np.append(np.array(whole.rungs, dtype=np.float64), over_documents)
+
+
+def _place(partial: Evaluation, incumbent: Evaluation) -> int:
+    """Of what has been scored last of `partial` among `_means`; one without a ladder is judged on documents alone."""
+    return len(incumbent.rungs) + len(partial.nll_sums) - 1 if partial.nll_sums else len(partial.rungs) - 1
 
 
 def _outlook(differences: Matrix, error_level: float) -> tuple[Vector, Vector]:

@@ -77,6 +77,8 @@ class Evaluation:
     """Tokens that went through the model for this; by default as many as were predicted."""
     sample: tuple[int, ...] | None = None
     """The documents scored, where these were asked for alone; None: from the first one on."""
+    rungs: tuple[float, ...] = ()
+    """Nats per token on shorter contexts, scored first: for early stopping, no part of the loss."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nll_sums", tuple(float(value) for value in self.nll_sums))
@@ -125,7 +127,9 @@ class Evaluation:
             "completed": self.completed,
             "gradient": gradient,
             "cost_tokens": self.cost_tokens,
-        } | ({} if self.sample is None else {"sample": list(self.sample)})
+            **({} if self.sample is None else {"sample": list(self.sample)}),
+            **({"rungs": [_number_to_json(value) for value in self.rungs]} if self.rungs else {}),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
@@ -137,7 +141,8 @@ class Evaluation:
         sums = tuple(float(value) for value in data["nll_sums"])
         sample = data.get("sample")
         return cls(sums, tuple(data["token_counts"]), bool(data["completed"]), gradient, int(data["cost_tokens"]),
-                   None if sample is None else tuple(int(document) for document in sample))  # fmt: skip
+                   None if sample is None else tuple(int(document) for document in sample),
+                   tuple(float(value) for value in data.get("rungs", ())))  # fmt: skip
 
     @property
     def _sums_are_finite(self) -> bool:

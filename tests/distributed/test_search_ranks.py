@@ -55,7 +55,8 @@ def search(layout: ParallelLayout, weights: HfWeights, folder: Path) -> None:
         model = our_model(weights, runtime, angle_precision=angles, scaled=False)
         documents = random_documents(200, 70, 130, 90, seed=4)
         for name in CHOICES:
-            objective = PerplexityObjective(model, documents, target_length=256, max_batch_tokens=200)
+            ladder = [[document[:40] for document in documents]] if name == "evolution" else []
+            objective = PerplexityObjective(model, documents, target_length=256, max_batch_tokens=200, ladder=ladder)
             stopping = EarlyStopping(error_level=0.3)
             if runtime.is_main:
                 with Journal.open(folder / f"{name}.jsonl", searcher(name).identity(), objective.identity()) as journal:
@@ -83,6 +84,8 @@ def test_journals_are_identical_on_one_two_and_four_ranks(tmp_path: Path) -> Non
         assert journals[0] == journals[1] == journals[2]
     stopped = [entry["completed"] for entry in timeless(tmp_path / "4" / "evolution.jsonl")]
     assert False in stopped and True in stopped
+    places = {len(entry["nll_sums"]) for entry in timeless(tmp_path / "4" / "evolution.jsonl")}  # type: ignore[arg-type]
+    assert 0 in places and len(places) >= 2, "some are stopped on the ladder"
     samples = [entry["sample"] for entry in timeless(tmp_path / "4" / "hybrid.jsonl") if entry["gradient"]]
     assert sorted(samples[:4]) == sorted(samples[4:]) == [[0], [1], [2], [3]]
     pairs = [entry["sample"] for entry in timeless(tmp_path / "4" / "two at a time.jsonl") if entry["gradient"]]

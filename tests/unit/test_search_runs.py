@@ -79,6 +79,23 @@ def test_a_finished_search_and_its_baselines_are_not_scored_again(model: LongRop
     assert [row["method"] for row in results[0]] == 2 * ["none", "pi", "ntk", "dynamic-ntk:4", "yarn"]
 
 
+def test_a_ladder_is_scored_first_and_counts_nothing(model: LongRopeModel) -> None:
+    documents = random_documents(200, 170, 180)
+    rungs = [[text[:40] for text in documents], [text[:90] for text in documents]]
+    plain = PerplexityObjective(model, documents, target_length=LENGTH, max_batch_tokens=200)
+    ladder = PerplexityObjective(model, documents, target_length=LENGTH, max_batch_tokens=200, ladder=rungs)
+    short = [PerplexityObjective(model, rung, target_length=LENGTH, max_batch_tokens=200) for rung in rungs]
+    seed = first_search(CONFIG, model.geometry, LENGTH).seeds[0]
+    (whole,), (expected,) = ladder([seed]), plain([seed])
+    assert (whole.nll_sums, whole.token_counts, whole.usable) == (expected.nll_sums, expected.token_counts, True)
+    assert whole.rungs == pytest.approx([each([seed])[0].loss for each in short], rel=1e-6)
+    assert whole.cost_tokens == ladder.cost_tokens == expected.cost_tokens + 3 * (40 + 90)
+    (stopped,) = ladder([seed], Terms(judge=lambda partial: len(partial.rungs) == 2))
+    assert (stopped.nll_sums, stopped.rungs, stopped.usable) == ((), whole.rungs, False)
+    assert Evaluation.from_json(stopped.to_json()) == stopped
+    assert ladder.evaluate(seed, Terms(gradient=True)).cost_tokens == expected.cost_tokens
+
+
 def test_a_resumed_search_says_how_long_from_its_first_moment(model: LongRopeModel, tmp_path: Path) -> None:
     search(model, tmp_path)
     path = RunDirectory(tmp_path).journal(f"search-{LENGTH}")

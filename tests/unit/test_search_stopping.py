@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,29 @@ def test_one_that_is_better_on_every_document_is_never_stopped() -> None:
     for ahead in (0.0, 1e-6, 0.02, 0.05, 1.0):
         assert not any(judge(evaluation(3.0 - ahead * sensitivity, scored)) for scored in range(1, 5)), ahead
     assert all(judge(evaluation(3.0 + 0.05 * sensitivity, scored)) for scored in range(1, 5))
+
+
+def test_a_ladder_stops_what_is_hopeless_at_shorter_lengths_and_learns_how_far_that_tells() -> None:
+    random = np.random.default_rng(3)
+
+    def on_rungs(margin: float, rungs: int = 2, documents: int = 0) -> Evaluation:
+        """The first rung tells nothing, the second twice the difference at length."""
+        nats = (2.5 + 0.1 * random.standard_normal(), 2.8 + 2 * margin + 1e-3 * random.standard_normal())
+        return replace(evaluation(np.full(5, 3.0 + margin), documents), rungs=nats[:rungs])
+
+    told = [on_rungs(0.0, documents=5), *(on_rungs(random.uniform(0.005, 0.02), documents=5) for _ in range(60))]
+    judge = EarlyStopping(ladder=(64, 128)).judge(told)
+    assert judge is not None
+    assert not any(judge(on_rungs(0.05, rungs=1)) for _ in range(20))
+    assert judge(on_rungs(0.05)) and not judge(on_rungs(0.0))
+    assert judge(Evaluation((), (), completed=False, rungs=(2.5, math.nan)))
+    assert judge(on_rungs(0.05, documents=2)) and not judge(on_rungs(-0.01, documents=2))
+
+
+def test_a_ladder_ascends() -> None:
+    for wrong in ([128, 64], [64, 64], [1]):
+        with pytest.raises(ValueError, match="ladder"):
+            EarlyStopping.model_validate({"ladder": wrong})
 
 
 @pytest.mark.parametrize(("probability", "freedom", "table"), [(0.99, 7, 2.998), (0.99, 20, 2.528), (0.95, 9, 1.833)])
