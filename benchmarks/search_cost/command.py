@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,12 +14,14 @@ from benchmarks.search_cost.peer import run_peer
 from benchmarks.search_cost.plot import plot_curves
 from benchmarks.search_cost.problems import LENGTHS, Bench, open_bench
 from benchmarks.search_cost.stopping import replay
+from megatron_longrope.evaluation import PerplexityObjective
 from megatron_longrope.search import (
     SEARCHER_NAMES,
     EarlyStopping,
     EvolutionSettings,
     HybridSettings,
     Journal,
+    JournalEntry,
     SearcherChoice,
     SearchProgress,
     make_searcher,
@@ -94,10 +98,20 @@ def compare(problem: str, plot: Path | None, json_path: Path | None, out: Path) 
 @main.command()
 @click.option("--error-level", type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
               default=EarlyStopping().error_level, show_default=True)  # fmt: skip
+@click.option("--ladder", multiple=True, type=click.IntRange(2), metavar="TOKENS",
+              help="Lengths to score every candidate at first; takes the model.")  # fmt: skip
+@_PROBLEM
 @click.argument("journals", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-def stopping(journals: tuple[Path, ...], error_level: float) -> None:
-    """Replay early stopping over JOURNALS of searches that scored every candidate whole."""
-    replays = [replay(read_entries(path), EarlyStopping(error_level=error_level)) for path in journals]
+def stopping(journals: tuple[Path, ...], error_level: float, ladder: tuple[int, ...], problem: str) -> None:
+    """Replay early stopping over JOURNALS of searches that scored every candidate whole (with --ladder, of PROBLEM)."""
+    rule, searches = EarlyStopping(error_level=error_level, ladder=ladder), [read_entries(path) for path in journals]
+    rung_tokens: list[int] = []
+    if ladder:
+        with open_bench(problem) as bench:
+            rungs = [bench.rung(length) for length in ladder]
+            rung_tokens = [rung.cost_tokens for rung in rungs]
+            searches = [_on_rungs(entries, rungs) for entries in searches]
+    replays = [replay(entries, rule, rung_tokens) for entries in searches]
     for path, found in zip(journals, replays, strict=True):
         lost = "  LOST THE BEST" if found.lost_best else ""
         click.echo(f"{path.name:<32} {found.stopped:>5} of {found.evaluations} stopped, {found.token_share:6.1%} of "
@@ -108,6 +122,14 @@ def stopping(journals: tuple[Path, ...], error_level: float) -> None:
     lost_best, lost_some = sum(r.lost_best for r in replays), sum(r.lost_improvements for r in replays)
     click.echo(f"{len(replays)} journals: {share:.1%} of the tokens, {mean:.1%} as the mean of journals, {lost_best} "
                f"lost their best, {lost_some} improvements in {evaluations} evaluations stopped")  # fmt: skip
+
+
+def _on_rungs(entries: Sequence[JournalEntry], rungs: Sequence[PerplexityObjective]) -> list[JournalEntry]:
+    """The same evaluations with their losses at shorter lengths."""
+    candidates = [entry.candidate for entry in entries]
+    losses = zip(*([evaluation.loss for evaluation in rung(candidates)] for rung in rungs), strict=True)
+    return [replace(entry, evaluation=replace(entry.evaluation, rungs=on_rungs))
+            for entry, on_rungs in zip(entries, losses, strict=True)]  # fmt: skip
 
 
 def _choice(problem: str, searcher: str) -> SearcherChoice:

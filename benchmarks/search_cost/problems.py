@@ -40,10 +40,18 @@ class Bench:
     held_out: PerplexityObjective
     identity: dict[str, Any]
     """Of what is measured, for journals."""
+    documents: list[EvaluationDocument]
+    """Searched on."""
 
     @property
     def geometry(self) -> RopeGeometry:
         return self.search.model.geometry
+
+    def rung(self, length: int) -> PerplexityObjective:
+        """Returns what scores candidates of this problem on the documents' first `length` tokens."""
+        texts = [document.prefix(length) for document in self.documents]
+        return PerplexityObjective(self.search.model, texts, target_length=self.problem.length,
+                                   max_batch_tokens=self.problem.length)  # fmt: skip
 
     @property
     def window(self) -> int:
@@ -69,7 +77,7 @@ def open_bench(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Bench]
             problem = replace(problem, space=replace(problem.space, attention_factors=SEARCHED_ATTENTION_FACTORS))
         objective = _objective(loaded.model, search, length)
         identity = {**objective.identity(), "documents": documents_sha256(search), "dtype": str(dtype)}
-        yield Bench(runtime, problem, objective, _objective(loaded.model, held_out, length), identity)
+        yield Bench(runtime, problem, objective, _objective(loaded.model, held_out, length), identity, search)
 
 
 def _objective(model: LongRopeModel, documents: list[EvaluationDocument], length: int) -> PerplexityObjective:

@@ -25,9 +25,9 @@ class Replay:
     """Stopped candidates that were better than the incumbent of their rule."""
 
 
-def replay(entries: Sequence[JournalEntry], stopping: EarlyStopping) -> Replay:
+def replay(entries: Sequence[JournalEntry], stopping: EarlyStopping, rung_tokens: Sequence[int] = ()) -> Replay:
     """Returns what becomes of `entries`, all completed, in their order and rounds. A candidate that is stopped is no
-    incumbent and nothing is learned from it, as in a search.
+    incumbent and nothing is learned from it, as in a search. `rung_tokens`: what each rung costs, where there are any.
     """
     assert all(entry.evaluation.completed for entry in entries), "early stopping is replayed over whole evaluations"
     final = min((e for e in entries if e.evaluation.usable), key=lambda e: e.evaluation.loss)
@@ -38,7 +38,7 @@ def replay(entries: Sequence[JournalEntry], stopping: EarlyStopping) -> Replay:
         incumbent, judge = best_usable(kept), stopping.judge(kept)
         for entry in part_of_round:
             part = _scored(entry.evaluation, judge)
-            scored += part.tokens
+            scored += part.tokens + sum(rung_tokens[: len(part.rungs)])
             if part.completed:
                 kept.append(entry.evaluation)
                 continue
@@ -65,6 +65,8 @@ def _scored(whole: Evaluation, judge: Judge | None) -> Evaluation:
 
 
 def _parts(whole: Evaluation) -> Iterator[Evaluation]:
+    for rungs in range(1, len(whole.rungs) + 1):
+        yield Evaluation((), (), completed=False, rungs=whole.rungs[:rungs])
     for scored in range(1, len(whole.nll_sums)):
         sums, counts = whole.nll_sums[:scored], whole.token_counts[:scored]
         yield replace(whole, nll_sums=sums, token_counts=counts, completed=False, gradient=None, cost_tokens=-1)

@@ -106,33 +106,34 @@ def test_groups_of_two_context_ranks_score_as_one_process(tmp_path: Path) -> Non
         assert all(b.evaluation.loss == pytest.approx(a.evaluation.loss, rel=1e-6) for a, b in same)
 
 
-def identities(layout: ParallelLayout, weights: HfWeights, journal: Path) -> tuple[dict[str, object], str]:
-    """Runs on every rank: what the model is known by, and what a journal of another search is refused with."""
+def identities(layout: ParallelLayout, weights: HfWeights, folder: Path) -> tuple[dict[str, object], list[str]]:
+    """Runs on every rank: what the model is known by, and what the two journals of the evolution are met with."""
+    met = []
     with start_runtime(layout, threads=1) as runtime:
         model = our_model(weights, runtime, scaled=False)
-        try:
-            with shared_journal(runtime, journal, searcher("evolution").identity(), {"of": "these ranks"}):
-                error = "opened"
-        except InputError as refused:
-            error = str(refused)
-        return model_identity(model), error
+        for name in ("own", "other"):
+            try:
+                with shared_journal(runtime, folder / f"{name}.jsonl", searcher("evolution").identity(), {}):
+                    met.append("opened")
+            except InputError as refused:
+                met.append(str(refused))
+        return model_identity(model), met
 
 
 @pytest.mark.parametrize(
-    "layout", [ParallelLayout(tensor_parallel=2), ParallelLayout(pipeline_parallel=2), ParallelLayout()],
+    "layout",
+    [ParallelLayout(tensor_parallel=2), ParallelLayout(pipeline_parallel=2), ParallelLayout()],
     ids=["TP2", "PP2", "DP2"],
-)  # fmt: skip
+)
 def test_a_model_is_known_under_every_layout_and_a_journal_refused_on_all_ranks(
     layout: ParallelLayout, tmp_path: Path
 ) -> None:
-    weights, journal = HfWeights.of(tiny_hf_model()), tmp_path / "journal.jsonl"
-    alone, first = identities(ParallelLayout(), weights, journal)
-    assert first == "opened"
-    assert [found for found, _ in run_distributed(2, identities, layout, weights, journal)] == [alone, alone]
+    weights = HfWeights.of(tiny_hf_model())
     with Journal.open(tmp_path / "other.jsonl", searcher("hybrid").identity(), {}):
         pass
-    for _, error in run_distributed(2, identities, layout, weights, tmp_path / "other.jsonl"):
-        assert "other.jsonl" in error and error != "opened"
+    alone, (own, other) = identities(ParallelLayout(), weights, tmp_path)
+    assert own == "opened" and "other.jsonl" in other
+    assert run_distributed(2, identities, layout, weights, tmp_path) == [(alone, [own, other])] * 2
 
 
 def gradients(layout: ParallelLayout, weights: HfWeights) -> list[np.ndarray]:
