@@ -40,12 +40,16 @@ def torchrun_job(options: TorchrunOptions, arguments: Sequence[str]) -> Job:
 
 
 def elastic_argv(nproc_per_node: int, rendezvous: Sequence[str]) -> tuple[str, ...]:
-    """Returns the start of the line: torchrun in our wrapper, which passes the workers' exit codes on."""
+    """Returns the start of the line: torchrun in our wrapper, which passes the workers' exit codes on.
+
+    After the `--` argparse looks for no more options of torchrun's: without it, any word of ours that abbreviates
+    several of them (`--log`) is refused as ambiguous.
+    """
     return (
         *(sys.executable, "-m", "launchers.elastic"),
         *rendezvous,
         *("--nproc-per-node", str(nproc_per_node)),
-        *("-m", "launchers.main"),
+        *("-m", "--", "launchers.main"),
     )
 
 

@@ -25,7 +25,7 @@ from megatron_longrope.search import SEARCHER_NAMES
 @click.option("--searcher", type=click.Choice(SEARCHER_NAMES), default="hybrid",
               help="hybrid: the ramp of the best start, then gradients; evolution: the paper's; piecewise: that with "
                    "frozen ends; cma: CMA-ES on a curve; random: the control.")  # fmt: skip
-@click.option("--start", "starts", multiple=True, type=click.Choice(["pi", "ntk", "yarn"]),
+@click.option("--starts-from", "starts", multiple=True, type=click.Choice(["pi", "ntk", "yarn"]),
               help="What the search starts from; may be repeated  [default: all three]")  # fmt: skip
 @click.option("--ramp-rounds", type=click.IntRange(0), metavar="N", help="Of hybrid: at most six evaluations each  "
               "[default: at most 8]")  # fmt: skip

@@ -34,7 +34,7 @@ def test_sizes_reach_their_searcher(arguments: list[str], searcher: str, sizes: 
 
 
 def test_starts_may_be_repeated_and_are_all_by_default() -> None:
-    assert search_config(options("--start", "yarn", "--start", "pi"), 1).starts == ("yarn", "pi")
+    assert search_config(options("--starts-from", "yarn", "--starts-from", "pi"), 1).starts == ("yarn", "pi")
     assert search_config(options(), 1).starts == ("pi", "ntk", "yarn")
 
 
