@@ -7,12 +7,15 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from megatron_longrope.config import parse_length
 from megatron_longrope.errors import InputError
+
+if TYPE_CHECKING:  # imports torch, which `--help` does without
+    from megatron_longrope.runtime import ParallelLayout
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
@@ -68,6 +71,35 @@ def engine_option(command: CallableT) -> CallableT:
     )(command)
 
 
+def layout_options(command: CallableT) -> CallableT:
+    """Adds how a model is cut over processes, passed as the settings that `layout_of` reads."""
+    options = (
+        click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
+        click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
+        click.option("--virtual-pipeline", type=click.IntRange(1), default=1, metavar="N",
+                     help="Parts of the model on each pipeline process, interleaved."),
+        click.option("--context-parallel", type=click.IntRange(1), default=1, metavar="N",
+                     help="Processes that share each sequence."),
+        click.option("--sequence-parallel", is_flag=True, help="Cut activations over the tensor-parallel processes."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def layout_of(settings: Mapping[str, Any]) -> ParallelLayout:
+    """Returns what the options of `layout_options` ask for."""
+    from megatron_longrope.runtime import ParallelLayout
+
+    return ParallelLayout(
+        tensor_parallel=settings["tensor_parallel"],
+        pipeline_parallel=settings["pipeline_parallel"],
+        virtual_pipeline=settings["virtual_pipeline"],
+        context_parallel=settings["context_parallel"],
+        sequence_parallel=settings["sequence_parallel"],
+    )
+
+
 def set_option(command: CallableT) -> CallableT:
     """Adds `--set key.sub=value`, repeatable, passed as `overrides: tuple[str, ...]` for `config.apply_overrides`."""
     return click.option(
@@ -77,6 +109,12 @@ def set_option(command: CallableT) -> CallableT:
         metavar="KEY.SUB=VALUE",
         help="Override one key of the recipe; the value is read as YAML. Repeatable.",
     )(command)
+
+
+def check_json_folder(path: Path | None) -> None:
+    """Raises InputError unless `write_json` will find the folder of `path`: before hours go into what it writes."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InputError("--json", path, "its folder does not exist")
 
 
 def write_json(path: Path, payload: Mapping[str, Any]) -> None:

@@ -11,7 +11,16 @@ import click
 
 from launchers.evaluation_report import Progress, passkey_table, perplexity_table
 from launchers.list_options import ListOptionsCommand
-from launchers.options import LENGTH, LENGTHS, engine_option, json_option, write_json
+from launchers.options import (
+    LENGTH,
+    LENGTHS,
+    check_json_folder,
+    engine_option,
+    json_option,
+    layout_of,
+    layout_options,
+    write_json,
+)
 from megatron_longrope.config import parse_length
 from megatron_longrope.errors import InputError
 
@@ -72,13 +81,7 @@ def _model_options(function: CallableT) -> CallableT:
                      help="Of weights and activations."),
         click.option("--batch-tokens", type=click.IntRange(1), default=16384, metavar="TOKENS",
                      help="Short documents share a forward pass up to this many."),
-        click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
-        click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
-        click.option("--virtual-pipeline", type=click.IntRange(1), default=1, metavar="N",
-                     help="Parts of the model on each pipeline process, interleaved."),
-        click.option("--context-parallel", type=click.IntRange(1), default=1, metavar="N",
-                     help="Processes that share each sequence."),
-        click.option("--sequence-parallel", is_flag=True, help="Cut activations over the tensor-parallel processes."),
+        layout_options,
         engine_option,
         json_option,
     )  # fmt: skip
@@ -170,16 +173,9 @@ def _loaded(settings: dict[str, Any]) -> Iterator[tuple[Runtime, LoadedModel]]:
 
     from checkpoints_tools.load_any import load_model
     from megatron_longrope.model.backend_settings import BackendSettings
-    from megatron_longrope.runtime import ParallelLayout, start_runtime
+    from megatron_longrope.runtime import start_runtime
 
-    layout = ParallelLayout(
-        tensor_parallel=settings["tensor_parallel"],
-        pipeline_parallel=settings["pipeline_parallel"],
-        virtual_pipeline=settings["virtual_pipeline"],
-        context_parallel=settings["context_parallel"],
-        sequence_parallel=settings["sequence_parallel"],
-    )
-    with start_runtime(layout) as runtime:
+    with start_runtime(layout_of(settings)) as runtime:
         yield runtime, load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]),
                                   angle_precision=settings["angle_precision"],
                                   backend=BackendSettings(engine=settings["engine"]))  # fmt: skip
@@ -196,8 +192,7 @@ def _check_request(
         raise InputError("--add-bos", dataset, "a dataset's tokens are what they are; use it with --text")
     if len(set(methods)) < len(methods):
         raise InputError("--method", " ".join(methods), "a method is given twice")
-    if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise InputError("--json", json_path, "its folder does not exist")
+    check_json_folder(json_path)
 
 
 def _parse_sliding(text: str | None) -> SlidingWindow | None:

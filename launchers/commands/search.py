@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from launchers.list_options import ListOptionsCommand
-from launchers.options import LENGTH, engine_option, json_option, write_json
+from launchers.options import LENGTH, engine_option, json_option, layout_options, write_json
+from launchers.search_options import check_request
 from megatron_longrope.config import format_length
 from megatron_longrope.search import SEARCHER_NAMES
 
@@ -62,13 +63,15 @@ from megatron_longrope.search import SEARCHER_NAMES
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of weights.")
 @click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Of the search.")
+@layout_options
 @engine_option
 @json_option
 def command(out: Path, json_path: Path | None, **settings: Any) -> None:
     """Search the rescale factors, temperature included, that give the lowest perplexity on the documents.
 
-    Under torchrun candidates are spread over the processes.
+    Under torchrun candidates are spread over the copies of the model that fit the processes.
     """
+    check_request(out, json_path, settings)
     from launchers.factor_search import run_factor_search
 
     result = run_factor_search(out, **settings)

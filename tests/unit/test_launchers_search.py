@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from launchers.commands.search import command
 from launchers.factor_search import search_config
+from launchers.main import main
 from megatron_longrope.errors import InputError
 
 
@@ -50,3 +53,28 @@ def test_starts_may_be_repeated_and_are_all_by_default() -> None:
 def test_sizes_of_another_searcher_are_refused(arguments: list[str], wrong: str) -> None:
     with pytest.raises(InputError, match=wrong):
         search_config(options(*arguments), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--searcher", "cma", "--passes", "3"], "--searcher=cma: has no --passes"),
+        (["--searcher", "evolution", "--population", "4", "--offspring", "0"], "Invalid value for '--offspring'"),
+        (["--searcher", "gradient", "--passes", "0"], "gradient.passes=0"),
+        (["--critical-pair", "3"], "--critical-pair=3: belongs to --space longrope2"),
+        (["--json", "nowhere/result.json"], "--json=nowhere/result.json: its folder does not exist"),
+        (["--out", "a_file"], "a_file is a file, not a folder"),
+        (["--out", "a_file/below/it"], "a_file is a file, not a folder"),
+    ],
+)
+def test_wrong_options_are_one_line_before_anything_is_loaded(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither model nor text is there: whoever looked for them first would say so instead."""
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").touch()
+    needed = ["--model", "gone", "--text", "gone.txt", "--target", "2k", "--out", "new/folder"]
+    result = CliRunner().invoke(main, ["search", *needed, *arguments])
+    assert result.exit_code == 2 and says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
