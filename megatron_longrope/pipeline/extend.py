@@ -33,6 +33,7 @@ from megatron_longrope.pipeline.searching import (
     recovery_search,
     search_cost_json,
     search_factors,
+    search_name,
     search_objective,
     second_search,
 )
@@ -250,8 +251,9 @@ class Extension:
 
     def _first_searched(self) -> RopeFactors:
         """The factors found on the pretrained model for the first length."""
-        first = self.recipe.extension[0].length
-        return read_factors(self.directory.factors(f"search-{first}")).for_length(first)
+        first = self.recipe.extension[0]
+        name = search_name(first.length, first.search)
+        return read_factors(self.directory.factors(name)).for_length(first.length)
 
     def _evaluation_inputs(self, factor_set: FactorSet, current: str) -> dict[str, Any]:
         return {"evaluation": self.recipe.evaluation.model_dump(mode="json"), "factors": factors_to_json(factor_set),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_longrope.config import format_length
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
@@ -85,6 +85,15 @@ class SearchProblem:
     """Each with its own temperature."""
 
 
+def search_name(length: int, config: SearchConfig, kind: Literal["search", "recover"] = "search") -> str:
+    """Returns what journal and factors are called: `search-4096` of the default searcher, `search-4096-evolution` of
+
+    another, so that several may search in one directory.
+    """
+    is_default = config.searcher == SearchConfig.model_fields["searcher"].default
+    return f"{kind}-{length}" if is_default else f"{kind}-{length}-{config.searcher}"
+
+
 def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
     """Returns the search of a pretrained model for `length` tokens: from its `starts`, λ up to 1.25·s. Raises
 
@@ -103,7 +112,7 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
     starts = [STARTS[name](scale=scale).factors(geometry) for name in config.starts]
     seeds = _with_temperatures(starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)])
-    return SearchProblem(f"search-{length}", length, space, seeds, tuple(baseline_methods(geometry, length)))
+    return SearchProblem(search_name(length, config), length, space, seeds, tuple(baseline_methods(geometry, length)))
 
 
 def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors) -> SearchProblem:
@@ -127,7 +136,7 @@ def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tun
         *(ComparedMethod.fixed(f"fine-tuned · {name}", FactorSet.single(second_interpolation(name, tuned, length)))
           for name in STARTS),
     ]  # fmt: skip
-    return SearchProblem(f"search-{length}", length, space, seeds, tuple(baselines))
+    return SearchProblem(search_name(length, config), length, space, seeds, tuple(baselines))
 
 
 def recovery_search(
@@ -148,7 +157,7 @@ def recovery_search(
         ComparedMethod.fixed("none", FactorSet.single(NoScaling().factors(geometry))),
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
     )
-    return SearchProblem(f"recover-{length}", length, space, seeds, baselines)
+    return SearchProblem(search_name(length, config, "recover"), length, space, seeds, baselines)
 
 
 def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> RopeFactors:

@@ -49,7 +49,8 @@ def _result(run_dir: Path) -> dict[str, object]:
 def test_every_stage_leaves_its_files(finished: tuple[Recipe, Path]) -> None:
     _, run = finished
     for name in ("config.yaml", "metrics.jsonl", "result.json", "report/index.html", "export/config.json",
-                 f"journals/search-{TUNED}.jsonl", f"factors/search-{TARGET}.json", f"factors/recover-{WINDOW}.json",
+                 f"journals/search-{TUNED}-evolution.jsonl", f"factors/search-{TARGET}-evolution.json",
+                 f"factors/recover-{WINDOW}-evolution.json",
                  "factors/extended.json", "evals/perplexity.json", "evals/passkey.json"):  # fmt: skip
         assert (run / name).is_file(), name
     assert {stage["status"] for stage in _result(run)["stages"]} == {"done"}
@@ -62,7 +63,9 @@ def test_factor_sets_follow_the_length_of_the_input(finished: tuple[Recipe, Path
     _, run = finished
     extended = read_factors(run / "factors" / "extended.json")
     for length, source in ((WINDOW, "recover-128"), (TUNED, "search-256"), (TARGET, "search-512")):
-        assert extended.for_length(length) == read_factors(run / "factors" / f"{source}.json").for_length(length)
+        assert extended.for_length(length) == read_factors(run / "factors" / f"{source}-evolution.json").for_length(
+            length
+        )
     tuned, beyond = extended.for_length(TUNED), extended.for_length(TARGET)
     assert all(b >= a for a, b in zip(tuned.rescale, beyond.rescale, strict=True))
 

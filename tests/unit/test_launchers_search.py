@@ -13,6 +13,7 @@ from launchers.commands.search import command
 from launchers.factor_search import search_config
 from launchers.main import main
 from megatron_longrope.errors import InputError
+from megatron_longrope.pipeline.searching import search_name
 
 
 def options(*arguments: str) -> dict[str, Any]:
@@ -39,6 +40,12 @@ def test_sizes_reach_their_searcher(arguments: list[str], searcher: str, sizes: 
 def test_starts_may_be_repeated_and_are_all_by_default() -> None:
     assert search_config(options("--starts-from", "yarn", "--starts-from", "pi"), 1).starts == ("yarn", "pi")
     assert search_config(options(), 1).starts == ("pi", "ntk", "yarn")
+
+
+def test_journals_are_named_by_searcher_but_the_default_s_by_length_alone() -> None:
+    assert search_name(4096, search_config(options(), 1)) == "search-4096"
+    assert search_name(4096, search_config(options("--searcher", "cma"), 1)) == "search-4096-cma"
+    assert search_name(256, search_config(options("--searcher", "evolution"), 1), "recover") == "recover-256-evolution"
 
 
 @pytest.mark.parametrize(
