@@ -32,6 +32,7 @@ from megatron_longrope.pipeline.searching import (
     search_objective,
     second_search,
 )
+from megatron_longrope.report import write_convergence_plot
 from megatron_longrope.rope import RopeFactors, read_factors, write_factors
 from megatron_longrope.runtime import start_runtime
 
@@ -42,6 +43,9 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
     sources = list(read_text_files(settings["texts"]))
     config = search_config(settings, len(sources))
     tuned = _tuned_factors(settings["from_factors"], target)
+    mistake = config.mistake("first" if tuned is None else "second")
+    if mistake is not None:
+        raise InputError(*mistake)
     with start_runtime(layout_of(settings), timeout_seconds=24 * 3600) as runtime:
         loaded = load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]),
                             backend=BackendSettings(engine=settings["engine"]))  # fmt: skip
@@ -62,11 +66,11 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
         write_factors(directory.factors("best"), factors)
         shape = loaded.model.shape
         result = {"perplexity": outcome.evaluation.perplexity, **search_cost_json(outcome, shape, target),
-                  "recovered": outcome.recovered, "target_length": target, "baselines": margins,
-                  "baselines_cost": cost_json(margins_cost, shape, target),
+                  "recovered": outcome.recovered, "target_length": target, "journal": problem.name,
+                  "baselines": margins, "baselines_cost": cost_json(margins_cost, shape, target),
                   "factors": str(directory.factors("best"))}  # fmt: skip
         write_json(directory.result, result)
-        return result
+        return {**result, "plot": str(write_convergence_plot(out))}
 
 
 def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:

@@ -20,7 +20,8 @@ from megatron_longrope.search import SEARCHER_NAMES
 @click.option("--text", "texts", multiple=True, required=True, metavar="FILE …", help="UTF-8, one document per file.")
 @click.option("--target", required=True, type=LENGTH, metavar="LENGTH", help="Length to search for, in tokens.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="Gets factors/best.json, journals/, result.json; run again, it goes on.")  # fmt: skip
+              help="Gets factors/best.json, journals/, result.json and a plot of all searchers run there; run again, "
+                   "it goes on.")  # fmt: skip
 @click.option("--from-factors", type=click.Path(path_type=Path), metavar="FILE",
               help="Fine-tuned factors: search beyond them (second stage).")  # fmt: skip
 @click.option("--searcher", type=click.Choice(SEARCHER_NAMES), default="hybrid",
@@ -81,7 +82,8 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
             click.echo(_margin_line(row))
         click.echo(_cost_line(result))
         click.echo(_baselines_cost_line(result["baselines_cost"]))
-        click.echo(f"factors: {out / 'factors' / 'best.json'}")
+        click.echo(f"factors: {result['factors']}")
+        click.echo(f"plot: {result['plot']}")
         if json_path is not None:
             write_json(json_path, result)
 

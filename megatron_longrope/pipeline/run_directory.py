@@ -9,7 +9,7 @@ factors/NAME.json      factor sets
 metrics.jsonl          a line per training step
 evals/*.json           evaluation rows
 export/                the Hugging Face checkpoint
-report/index.html, result.json
+report/index.html, result.json; report/convergence.png where `longrope search` ran
 """
 
 from __future__ import annotations

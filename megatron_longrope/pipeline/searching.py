@@ -25,6 +25,7 @@ from megatron_longrope.model.fingerprint import model_identity
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.recipe import SearchConfig, SearchStage, StartName
 from megatron_longrope.pipeline.run_directory import RunDirectory
+from megatron_longrope.report.convergence import BACKWARD_OVER_FORWARD
 from megatron_longrope.rope import (
     FactorOrigin,
     FactorSet,
@@ -65,8 +66,6 @@ _SHARPEST = 1.4
 _ABOVE_YARN = 1.05
 """Times YaRN's own temperature at least, where a first search's temperatures end: from 13 times the window on it is
 more than 1.3, and a bound that the best candidates lean on is no bound to search in."""
-_BACKWARD_OVER_FORWARD = 1.5
-"""Of operations: products with weights once more, attention two and a half times."""
 PASS_TOKENS = 2048
 """Documents share a pass up to so many; longer ones go alone. Passes are what data-parallel groups share out and
 what candidates are stopped between, so there must be several."""
@@ -303,7 +302,7 @@ def cost_json(cost: SearchCost, shape: ModelShape, length: int) -> dict[str, Any
         "evaluations": cost.evaluations,
         "tokens": cost.tokens,
         "backward_tokens": cost.backward_tokens,
-        "flops": per_token * (cost.tokens + _BACKWARD_OVER_FORWARD * cost.backward_tokens),
+        "flops": per_token * (cost.tokens + BACKWARD_OVER_FORWARD * cost.backward_tokens),
         "seconds": cost.seconds,
     }
 

@@ -1,4 +1,4 @@
-"""The report page: reads a run directory, draws what is there, says what is not, writes one HTML file."""
+"""The report page: reads a run's or a search's directory, draws what is there, says what is not, writes one file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from megatron_longrope.report.plots.factors import factors_by_target
 from megatron_longrope.report.plots.loss import by_stage
 from megatron_longrope.report.provenance import found_seeds, number_text
 from megatron_longrope.report.run_files import RunFiles, read_run
+from megatron_longrope.report.search_page import search_values
 from megatron_longrope.report.style import all_looks, heading, short_length
 from megatron_longrope.report.tables import format_perplexity, perplexity_table
 
@@ -39,7 +40,9 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run: RunFiles) -> str:
     """Returns the page; everything in it that came from files is escaped."""
-    return _template().render(page_values(run), looks=all_looks())
+    if run.search is not None:
+        return _template("search.html.j2").render(search_values(run, run.search), looks=all_looks())
+    return _template("page.html.j2").render(page_values(run), looks=all_looks())
 
 
 def page_values(run: RunFiles) -> Mapping[str, Any]:
@@ -74,7 +77,7 @@ def page_values(run: RunFiles) -> Mapping[str, Any]:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("megatron_longrope.report", "templates"),
         autoescape=True,
@@ -89,4 +92,4 @@ def _template() -> Template:
         "number": number_text,
         "heading": heading,
     }
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)

@@ -121,6 +121,59 @@ class RunResult(Record):
     summary: dict[str, float | str] = {}
 
 
+class BaselineRow(Record):
+    """A baseline on a search's documents; `ratio`: its perplexity over the best one's, with a 95 % interval.
+
+    Numbers that were not finite are null.
+    """
+
+    method: str
+    temperature: str
+    perplexity: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+
+
+class SearchCost(Record):
+    """What evaluations took; tokens are those that went through the model, seconds of wall time."""
+
+    evaluations: Count
+    tokens: Count
+    backward_tokens: Count
+    flops: float
+    seconds: float
+
+
+class ResultKind(Record):
+    """What tells the two kinds of `result.json` apart: a search's has baselines."""
+
+    baselines: Any = None
+
+
+class SearchResult(SearchCost):
+    """`result.json` of `longrope search`: what the search that ran last found and what it cost."""
+
+    perplexity: float
+    target_length: Tokens
+    journal: str | None = None
+    """Its journal's name; None in results of older versions, all of them named `search-LENGTH`."""
+    stopped_early: Count
+    baselines: tuple[BaselineRow, ...]
+    baselines_cost: SearchCost | None = None
+    """Beyond the search's own evaluations; None in results of older versions."""
+
+    @property
+    def journal_name(self) -> str:
+        return self.journal or f"search-{self.target_length}"
+
+    @property
+    def best_baseline(self) -> BaselineRow | None:
+        """The baseline of lowest perplexity; None where none has one."""
+        finite = [(row.perplexity, row) for row in self.baselines if row.perplexity is not None]
+        return min(finite, key=lambda item: item[0])[1] if finite else None
+
+
 class FactorOrigin(Record):
     """Where a factor set came from."""
 
@@ -170,6 +223,27 @@ class SearchCandidate(Record):
     attention_factor: float = 1.0
 
 
+class JournalObjective(Record):
+    """What candidates were scored on: documents of these `lengths` in tokens, and what else fixes an evaluation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target_length: Tokens
+    lengths: Annotated[tuple[Tokens, ...], Field(min_length=1)]
+
+    @property
+    def comparable(self) -> dict[str, Any]:
+        """What must be the same for perplexities of two journals to be compared; stopping early changes none."""
+        return self.model_dump(exclude={"early_stopping", "ladder"})
+
+
+class JournalHeader(Record):
+    """Line 1 of a search journal: who proposed the candidates, and what they were scored on."""
+
+    searcher: str
+    objective: JournalObjective
+
+
 class SearchEntry(Record):
     """One evaluated candidate of a search journal; NaN and infinities are written as words."""
 
@@ -180,6 +254,13 @@ class SearchEntry(Record):
     token_counts: tuple[Tokens, ...]
     completed: bool
     sample: tuple[Count, ...] | None = None
+    gradient: dict[str, Any] | None = None
+    cost_tokens: Count
+    seconds: float
+
+    @property
+    def stopped_early(self) -> bool:
+        return not self.completed and self.sample is None
 
     @property
     def perplexity(self) -> float:

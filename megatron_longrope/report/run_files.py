@@ -14,12 +14,15 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.report.files import RecordT, as_record, read_json_lines, read_record, read_rows, read_text
 from megatron_longrope.report.records import (
     FactorFile,
+    JournalHeader,
     MetricsRow,
     PasskeyRow,
     PerplexityRow,
     PositionRow,
+    ResultKind,
     RunResult,
     SearchEntry,
+    SearchResult,
 )
 
 T = TypeVar("T")
@@ -27,15 +30,24 @@ JOURNAL_FORMAT = "longrope-search-journal"
 
 
 @dataclass(frozen=True)
+class SearchJournal:
+    """A search's evaluations in order, and the header that says whose and of what they are."""
+
+    header: JournalHeader
+    entries: list[SearchEntry]
+
+
+@dataclass(frozen=True)
 class RunFiles:
-    """The contents of a run directory."""
+    """The contents of a run directory, or of what `longrope search` leaves: that has `search` instead of `result`."""
 
     name: str
     config_text: str | None
     config: dict[str, Any]
     result: RunResult | None
+    search: SearchResult | None
     factors: dict[str, FactorFile]
-    journals: dict[str, list[SearchEntry]]
+    journals: dict[str, SearchJournal]
     metrics: list[MetricsRow]
     perplexity: list[PerplexityRow]
     positions: list[PositionRow]
@@ -51,6 +63,8 @@ class RunFiles:
     @property
     def target_length(self) -> int | None:
         """The length in tokens the run extends to, from the result or else the longest of the factors."""
+        if self.search:
+            return self.search.target_length
         if self.result and self.result.target_length:
             return self.result.target_length
         targets = [entry.factors.target_length for file in self.factors.values() for entry in file.ranges]
@@ -64,11 +78,13 @@ def read_run(run_dir: Path) -> RunFiles:
     config_path, result_path = run_dir / "config.yaml", run_dir / "result.json"
     config_text = read_text(config_path) if config_path.is_file() else None
     evals = run_dir / "evals"
+    result = _read_result(result_path) if result_path.is_file() else None
     return RunFiles(
         name=run_dir.resolve().name,
         config_text=config_text,
         config=parse_yaml(config_text, str(config_path)) if config_text is not None else {},
-        result=read_record(result_path, RunResult) if result_path.is_file() else None,
+        result=result if isinstance(result, RunResult) else None,
+        search=result if isinstance(result, SearchResult) else None,
         factors={path.stem: read_record(path, FactorFile) for path in sorted((run_dir / "factors").glob("*.json"))},
         journals={path.stem: read_journal(path) for path in _single_or_folder(run_dir, "journal", "journals")},
         metrics=_concatenated(_single_or_folder(run_dir, "metrics", "metrics"), _read_metrics),
@@ -78,8 +94,13 @@ def read_run(run_dir: Path) -> RunFiles:
     )
 
 
-def read_journal(path: Path) -> list[SearchEntry]:
-    """Returns the evaluations of a search journal, in order; every line must match its checksum."""
+def _read_result(path: Path) -> RunResult | SearchResult:
+    is_search = read_record(path, ResultKind).baselines is not None
+    return read_record(path, SearchResult) if is_search else read_record(path, RunResult)
+
+
+def read_journal(path: Path) -> SearchJournal:
+    """Returns a search journal; every line must match its checksum."""
     lines = read_json_lines(path)
     for number, line in enumerate(lines, start=1):
         text = json.dumps({key: value for key, value in line.items() if key != "crc"}, sort_keys=True)
@@ -87,7 +108,8 @@ def read_journal(path: Path) -> list[SearchEntry]:
             raise InputError("file", path, f"line {number} is damaged: its crc does not match")
     if not lines or lines[0].get("format") != JOURNAL_FORMAT:
         raise InputError("file", path, "line 1 is not the header of a search journal")
-    return [as_record(line, SearchEntry, path, f"line {number}") for number, line in enumerate(lines[1:], start=2)]
+    entries = [as_record(line, SearchEntry, path, f"line {number}") for number, line in enumerate(lines[1:], start=2)]
+    return SearchJournal(as_record(lines[0], JournalHeader, path, "line 1"), entries)
 
 
 def _read_metrics(path: Path) -> list[MetricsRow]:

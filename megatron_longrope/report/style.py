@@ -38,6 +38,15 @@ LOOKS = {
     "llama3": Look("Llama 3", "m-llama3", "#8c5a2b", "#c48f5c", "X"),
     "longrope": Look("LongRoPE", "m-longrope", "#d55e00", "#ff7f2a", "o"),
 }
+# Searchers share the palette: no plot shows both.
+SEARCHER_LOOKS = {
+    "hybrid": LOOKS["longrope"],
+    "evolution": LOOKS["yarn"],
+    "piecewise": LOOKS["pi"],
+    "cma": LOOKS["ntk"],
+    "gradient": LOOKS["dynamic-ntk"],
+    "random": LOOKS["none"],
+}
 CONTROL = Look("Control (original window)", "m-control", "#e69f00", "#f0b429", "d")
 OTHER = Look("", "m-other", "#4d4d7f", "#a5a5e0", "*")
 _SECOND = "second-"
@@ -60,6 +69,11 @@ def method_look(method: str) -> Look:
         return replace(OTHER, label=method)
     label = f"{known.label} {scale}×" if scale else known.label
     return replace(known, label=f"{label} on fine-tuned λ" if method.startswith(_SECOND) else label)
+
+
+def searcher_look(searcher: str) -> Look:
+    """Returns the look of a searcher's curve; names that are not ours share one."""
+    return replace(SEARCHER_LOOKS.get(searcher, OTHER), label=searcher)
 
 
 def series_look(series: Series) -> Look:

@@ -32,4 +32,5 @@ def test_two_context_ranks_find_the_single_process_s_perplexity(tmp_path: Path) 
     spread, other = run_distributed(2, search, *asked, "--out", str(tmp_path / "spread"), "--context-parallel", "2")
     assert alone is not None and other is None
     assert spread["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-6)
+    assert (tmp_path / "spread" / "report" / "convergence.png").is_file()
     assert spread["tokens"] == alone["tokens"] and spread["backward_tokens"] == alone["backward_tokens"] > 0

@@ -175,8 +175,9 @@ def write_journals(folder: Path) -> None:
         scale = target / WINDOW
         seeds = [Candidate(*_seed(method, scale)) for method in ("pi", "ntk", "yarn")]
         settings = EvolutionSettings(population=16, parents=8, mutants=6, crossovers=6, iterations=12)
+        objective = {"target_length": target, "lengths": [5000]}
         search = EvolutionSearch(SearchSpace.first_stage(PAIRS, scale), settings, seeds, seed=5)
-        with Journal.open(folder / f"{stage}.jsonl", search.identity(), {"documents": "abc"}) as journal:
+        with Journal.open(folder / f"{stage}.jsonl", search.identity(), objective) as journal:
             run_search(search, lambda batch, _, s=scale: [_score(c, s) for c in batch], journal)
 
 

@@ -162,7 +162,7 @@ def test_journals_of_the_search_room_are_read(tmp_path: Path) -> None:
         write(tmp_path / name)
     run = read_run(tmp_path)
     _, entries = read_journal(tmp_path / "journals" / "search_first.jsonl")
-    journal = run.journals["search_first"]
+    journal = run.journals["search_first"].entries
     assert [entry.perplexity for entry in journal] == pytest.approx([entry.evaluation.perplexity for entry in entries])
     found = {line.method: line.perplexity for line in baselines(journal, run.factors)}
     seeds = {entry.evaluation.perplexity for entry in entries if entry.provenance.origin == "seed"}

@@ -1,5 +1,6 @@
 """The report's plots: each function turns records into panels of inline SVG with their legends."""
 
+from megatron_longrope.report.plots.convergence import convergence_panel, convergence_png
 from megatron_longrope.report.plots.curves import length_panels, position_panels
 from megatron_longrope.report.plots.factors import factor_panels
 from megatron_longrope.report.plots.loss import loss_panels
@@ -9,6 +10,8 @@ from megatron_longrope.report.plots.search import search_panels
 __all__ = [
     "LegendEntry",
     "Panel",
+    "convergence_panel",
+    "convergence_png",
     "factor_panels",
     "length_panels",
     "loss_panels",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -52,6 +54,17 @@ def draw(name: str, description: str, paint: Callable[[Axes], None]) -> Markup:
         )
         paint(axes)
         return inline_svg(figure, name, description)
+
+
+def write_png(path: Path, paint: Callable[[Axes], None]) -> None:
+    """Writes what `paint` draws as a PNG, whole or not at all; creates the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with rc_context({**rc_params("png"), "figure.facecolor": "white"}):
+        figure = Figure(figsize=(9, 5.4), layout="constrained")
+        paint(figure.subplots())
+        figure.savefig(partial, format="png", dpi=140, metadata={"Software": None})
+    os.replace(partial, path)
 
 
 def legend_entry(look: Look, label: str = "", *, dashed: bool = False, bold: bool = False) -> LegendEntry:

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from megatron_longrope.report.aggregate import best_so_far, method_order
 from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, legend_entry
 from megatron_longrope.report.records import FactorFile, SearchEntry
+from megatron_longrope.report.run_files import SearchJournal
 from megatron_longrope.report.style import LOOKS, MUTED, OTHER, heading, method_look
 
 SEARCHED = LOOKS["longrope"]
@@ -27,10 +28,11 @@ class Baseline:
     perplexity: float
 
 
-def search_panels(journals: Mapping[str, Sequence[SearchEntry]], files: Mapping[str, FactorFile]) -> list[Panel]:
+def search_panels(journals: Mapping[str, SearchJournal], files: Mapping[str, FactorFile]) -> list[Panel]:
     """Returns one panel per journal that holds a completed evaluation."""
     panels: list[Panel] = []
-    for stage, entries in journals.items():
+    for stage, journal in journals.items():
+        entries = journal.entries
         if any(entry.completed and math.isfinite(entry.perplexity) for entry in entries):
             panels.append(_panel(len(panels), stage, entries, baselines(entries, files)))
     return panels
@@ -68,7 +70,7 @@ def _panel(index: int, stage: str, entries: Sequence[SearchEntry], lines: list[B
     name = f"search-{index}"
     svg = draw(name, f"Search convergence of {stage}", lambda axes: _paint(axes, values, curve, lines, (low, high)))
     steps = sum(entry.sample is not None for entry in entries)
-    stopped = sum(not entry.completed for entry in entries) - steps
+    stopped = sum(entry.stopped_early for entry in entries)
     caption = f"{len(entries)} evaluations, best {low:.3f}"
     if steps:
         caption += f"; {steps} were steps of a descent, each on some of the documents"

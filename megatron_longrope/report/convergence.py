@@ -1,0 +1,84 @@
+"""What searches of the same documents reached at which cost, read from their journals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_longrope.report.aggregate import best_so_far
+from megatron_longrope.report.records import SearchEntry
+from megatron_longrope.report.run_files import SearchJournal
+
+BACKWARD_OVER_FORWARD = 1.5
+"""Of operations, without gradients of weights: products with weights once more, attention two and a half times."""
+
+
+@dataclass(frozen=True)
+class SearchCurve:
+    """One search. After each evaluation: `costs` so far, in forward passes over all documents, and the best perplexity
+
+    so far, infinite before there is one.
+    """
+
+    searcher: str
+    costs: list[float]
+    perplexities: list[float]
+    stopped_early: int
+    tokens: int
+    backward_tokens: int
+    seconds: float
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.costs)
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """The searches that can be compared, each with a usable evaluation, and the names of those at the same length
+
+    that scored something else.
+    """
+
+    curves: list[SearchCurve]
+    left_out: list[str]
+
+
+def convergence(journals: Mapping[str, SearchJournal], name: str) -> Convergence:
+    """Returns the search `name` and all others that scored candidates on the same documents in the same way."""
+    if name not in journals:
+        return Convergence([], [])
+    asked = journals[name].header.objective
+    same_length = {
+        other: journal
+        for other, journal in journals.items()
+        if journal.header.objective.target_length == asked.target_length
+    }
+    alike = {
+        other: journal
+        for other, journal in same_length.items()
+        if journal.header.objective.comparable == asked.comparable
+    }
+    curves = [_curve(journal) for journal in alike.values() if journal.entries]
+    usable = [curve for curve in curves if math.isfinite(curve.perplexities[-1])]
+    return Convergence(usable, [other for other in same_length if other not in alike])
+
+
+def _curve(journal: SearchJournal) -> SearchCurve:
+    entries, whole = journal.entries, sum(journal.header.objective.lengths)
+    return SearchCurve(
+        searcher=journal.header.searcher,
+        costs=list(itertools.accumulate(_operations(entry) / whole for entry in entries)),
+        perplexities=best_so_far((entry.perplexity, entry.completed) for entry in entries),
+        stopped_early=sum(entry.stopped_early for entry in entries),
+        tokens=sum(entry.cost_tokens for entry in entries),
+        backward_tokens=sum(entry.cost_tokens for entry in entries if entry.gradient is not None),
+        seconds=sum(entry.seconds for entry in entries),
+    )
+
+
+def _operations(entry: SearchEntry) -> float:
+    """What an evaluation took, in tokens forward."""
+    return entry.cost_tokens * (1 + BACKWARD_OVER_FORWARD * (entry.gradient is not None))
