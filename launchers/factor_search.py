@@ -46,6 +46,8 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
     mistake = config.mistake("first" if tuned is None else "second")
     if mistake is not None:
         raise InputError(*mistake)
+    if config.early_stopping is not None:
+        config.early_stopping.check_below(target)
     with start_runtime(layout_of(settings), timeout_seconds=24 * 3600) as runtime:
         loaded = load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]),
                             backend=BackendSettings(engine=settings["engine"]))  # fmt: skip
@@ -65,7 +67,10 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
             return None
         write_factors(directory.factors("best"), factors)
         shape = loaded.model.shape
-        result = {"perplexity": outcome.evaluation.perplexity, **search_cost_json(outcome, shape, target),
+        cost = search_cost_json(outcome, shape, target)
+        one_evaluation = shape.forward_flops(target) / target * objective.cost_tokens
+        result = {"perplexity": outcome.evaluation.perplexity, **cost,
+                  "forward_equivalents": cost["flops"] / one_evaluation,
                   "recovered": outcome.recovered, "target_length": target, "journal": problem.name,
                   "baselines": margins, "baselines_cost": cost_json(margins_cost, shape, target),
                   "factors": str(directory.factors("best"))}  # fmt: skip
@@ -88,8 +93,10 @@ def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
     }
     if settings["starts"]:
         values["starts"] = settings["starts"]
-    if not settings["early_stopping"]:
-        values["early_stopping"] = None
+    ladder = list(settings["ladder"])
+    if ladder and not settings["early_stopping"]:
+        raise InputError("--ladder", format_length(ladder[0]), "is part of early stopping")
+    values["early_stopping"] = {"ladder": ladder} if settings["early_stopping"] else None
     return build_config(SearchConfig, values | searcher_sizes(settings), "longrope search")
 
 

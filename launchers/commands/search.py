@@ -48,6 +48,8 @@ from megatron_longrope.search import SEARCHER_NAMES
 @click.option("--critical-pair", type=click.IntRange(1), metavar="N", help="Of longrope2  [default: by theory]")
 @click.option("--early-stopping/--no-early-stopping", default=True,
               help="Stop scoring candidates that are hopeless after some of the documents.")  # fmt: skip
+@click.option("--ladder", multiple=True, type=LENGTH, metavar="LENGTH", help="Of early stopping: score candidates at "
+              "this shorter length first, and the hopeless there only; may be repeated, ascending.")  # fmt: skip
 @click.option("--last-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, metavar="F",
               help="Count predictions on this last part of each document only.")  # fmt: skip
 @click.option(
@@ -104,7 +106,7 @@ def _baselines_cost_line(cost: dict[str, Any]) -> str:
 def _cost_line(result: dict[str, Any]) -> str:
     recovered = f", {result['recovered']} of them from the journal" if result["recovered"] else ""
     return (
-        f"cost: {result['evaluations']} evaluations ({result['stopped_early']} stopped early{recovered}), "
-        f"{result['tokens']:,} tokens forward, {result['backward_tokens']:,} backward, {result['flops']:.3g} FLOP, "
-        f"{result['seconds']:.0f} s"
+        f"cost: {result['evaluations']} evaluations ({result['stopped_early']} stopped early{recovered}), as much as "
+        f"{result['forward_equivalents']:.1f} of all documents: {result['tokens']:,} tokens forward, "
+        f"{result['backward_tokens']:,} backward, {result['flops']:.3g} FLOP, {result['seconds']:.0f} s"
     )

@@ -230,16 +230,21 @@ class Recipe(StrictConfig):
     @model_validator(mode="after")
     def _searches_fit_their_stages(self) -> Recipe:
         tunes = any(step.fine_tune is not None for step in self.extension)
-        stages: list[tuple[str, SearchConfig, SearchStage]] = [
-            *((f"extension.{number}", step.search, "second" if tunes and step.fine_tune is None else "first")
+        stages: list[tuple[str, int, SearchConfig, SearchStage]] = [
+            *((f"extension.{number}", step.length, step.search,
+               "second" if tunes and step.fine_tune is None else "first")
               for number, step in enumerate(self.extension)),
-            *((f"recovery.{number}", step.search, "recovery") for number, step in enumerate(self.recovery)),
+            *((f"recovery.{number}", step.length, step.search, "recovery")
+              for number, step in enumerate(self.recovery)),
         ]  # fmt: skip
-        for place, search, stage in stages:
+        for place, length, search, stage in stages:
             mistake = search.mistake(stage)
             if mistake is not None:
                 field, value, rule = mistake
                 raise ValueError(f"{place}.{field}: {value} {rule}")
+            ladder = search.early_stopping.ladder if search.early_stopping else ()
+            if ladder and ladder[-1] >= length:
+                raise ValueError(f"{place}.search.early_stopping.ladder: rungs are shorter than the length searched")
             if self.angle_precision == "hf" and search.descends:
                 raise ValueError(
                     f"angle_precision: hf has no gradients, which {place}.search ({search.searcher}) needs"

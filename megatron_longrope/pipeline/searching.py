@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_longrope.config import format_length
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import (
@@ -211,10 +210,8 @@ def search_objective(
         ]
         parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
     rungs = config.early_stopping.ladder if config.early_stopping else ()
-    if rungs and rungs[-1] >= length:
-        raise InputError(
-            "early_stopping.ladder", format_length(rungs[-1]), f"below the {format_length(length)} searched"
-        )
+    if config.early_stopping is not None:
+        config.early_stopping.check_below(length)
     ladder = [[document.prefix(rung) for document in chosen] for rung in rungs]
     return PerplexityObjective(model, parts, target_length=length, max_batch_tokens=max(length, PASS_TOKENS),
                                ladder=ladder)  # fmt: skip

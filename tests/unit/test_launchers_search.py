@@ -48,9 +48,17 @@ def test_journals_are_named_by_searcher_but_the_default_s_by_length_alone() -> N
     assert search_name(256, search_config(options("--searcher", "evolution"), 1), "recover") == "recover-256-evolution"
 
 
+def test_a_ladder_is_of_early_stopping() -> None:
+    config = search_config(options("--ladder", "256", "--ladder", "1k"), 1)
+    assert config.early_stopping is not None and config.early_stopping.ladder == (256, 1024)
+    assert search_config(options("--no-early-stopping"), 1).early_stopping is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
+        (["--no-early-stopping", "--ladder", "256"], "part of early stopping"),
+        (["--ladder", "1k", "--ladder", "256"], "that ascend"),
         (["--searcher", "evolution", "--passes", "3"], "has no --passes"),
         (["--searcher", "gradient", "--ramp-rounds", "3"], "has no --ramp-rounds"),
         (["--searcher", "hybrid", "--population", "3"], "has no --population"),
