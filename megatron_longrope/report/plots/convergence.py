@@ -42,7 +42,6 @@ def convergence_png(found: Convergence, baseline: BaselineRow | None, title: str
 
 def _paint(axes: Axes, found: Convergence, baseline: BaselineRow | None) -> None:
     curves = found.curves
-    low = min(curve.perplexities[-1] for curve in curves)
     values = [value for curve in curves for value in curve.perplexities]
     for curve in curves:
         look = searcher_look(curve.searcher)
@@ -53,6 +52,7 @@ def _paint(axes: Axes, found: Convergence, baseline: BaselineRow | None) -> None
         axes.axhline(baseline.perplexity, color=MUTED, linewidth=1.6, linestyle=(0, (5, 2)), zorder=2,
                      label=_baseline_label(baseline))  # fmt: skip
         values.append(baseline.perplexity)
+    low = min(values)
     highest = max(value for value in values if value <= TOP * low)
     high = highest if highest > low else 1.01 * low
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
