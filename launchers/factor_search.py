@@ -68,7 +68,7 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
         write_factors(directory.factors("best"), factors)
         shape = loaded.model.shape
         cost = search_cost_json(outcome, shape, target)
-        one_evaluation = shape.forward_flops(target) / target * objective.cost_tokens
+        one_evaluation = shape.forward_flops(target) / target * objective.document_tokens
         result = {"perplexity": outcome.evaluation.perplexity, **cost,
                   "forward_equivalents": cost["flops"] / one_evaluation,
                   "recovered": outcome.recovered, "target_length": target, "journal": problem.name,

@@ -121,6 +121,11 @@ class PerplexityObjective:
         return len(self._documents)
 
     @property
+    def document_tokens(self) -> int:
+        """Tokens of all documents, without the ladder's."""
+        return sum(len(tokens) for tokens in self._documents)
+
+    @property
     def cost_tokens(self) -> int:
         """Tokens that go through the model for one candidate that is not stopped early."""
         return sum(len(tokens) for texts in (*self._ladder, self._documents) for tokens in texts)

@@ -44,7 +44,7 @@ def baseline_margins(
     length = problem.length
     candidates = [candidate_of(method.factors_at(length).for_length(length)) for method in methods]
     found = {entry.candidate: entry.evaluation for entry in outcome.entries if entry.evaluation.completed}
-    path = directory.journal(f"baselines/{problem.name}")
+    path = directory.journal(f"baselines/{length}")
     identity = {"searcher": "baselines", "length": length}
     with shared_journal(objective.model.runtime, path, identity, judged_on(objective, documents_sha256)) as journal:
         found |= {entry.candidate: entry.evaluation for entry in journal.entries}
