@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -143,6 +144,12 @@ class PerplexityObjective:
             yield from self._stream_passes(candidates, terms)
         if candidates:  # groups ended with different ones; ranks that disagree about factors would go unnoticed
             self._set_factors(candidates[-1])
+
+    def without_ladder(self) -> PerplexityObjective:
+        """Returns the same objective for candidates that are all to be scored at length."""
+        plain = copy(self)
+        plain._ladder, plain._passes = [], [one for one in self._passes if one.rung is None]
+        return plain
 
     def evaluate(self, candidate: Candidate, terms: Terms | None = None) -> Evaluation:
         """Returns the evaluation of one candidate by this rank's own model-parallel group alone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -44,13 +46,15 @@ def baseline_margins(
     length = problem.length
     candidates = [candidate_of(method.factors_at(length).for_length(length)) for method in methods]
     found = {entry.candidate: entry.evaluation for entry in outcome.entries if entry.evaluation.completed}
-    path = directory.journal(f"baselines/{length}")
-    identity = {"searcher": "baselines", "length": length}
-    with shared_journal(objective.model.runtime, path, identity, judged_on(objective, documents_sha256)) as journal:
+    scored = objective.without_ladder()
+    judged_by = judged_on(scored, documents_sha256)
+    digest = hashlib.sha256(json.dumps(judged_by, sort_keys=True).encode()).hexdigest()[:8]
+    path = directory.journal(f"baselines/{length}-{digest}")
+    with shared_journal(objective.model.runtime, path, {"searcher": "baselines"}, judged_by) as journal:
         found |= {entry.candidate: entry.evaluation for entry in journal.entries}
         missing = [candidate for candidate in dict.fromkeys(candidates) if candidate not in found]
         num_wanted, before = len(journal.entries) + len(missing), time.monotonic()
-        for evaluation, candidate in zip(objective.stream(missing, Terms()), missing, strict=True):
+        for evaluation, candidate in zip(scored.stream(missing, Terms()), missing, strict=True):
             now, index = time.monotonic(), len(journal.entries)
             journal.append(JournalEntry(index, candidate, Provenance(0, "baseline"), evaluation, now - before,
                                         evaluation.cost_tokens))  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +31,14 @@ def model() -> Iterator[LongRopeModel]:
 
 
 class Counting(PerplexityObjective):
-    """Counts the candidates it is asked for."""
+    """Keeps the candidates it is asked for; a copy of it keeps them in the same list."""
 
-    asked = 0
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.asked: list[Candidate] = []
 
     def stream(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
-        self.asked += len(candidates)
+        self.asked += candidates
         return super().stream(candidates, terms)
 
 
@@ -72,7 +75,7 @@ def test_a_finished_search_and_its_baselines_are_not_scored_again(model: LongRop
     for _ in range(2):
         objective, outcome = search(model, tmp_path)
         rows, cost = baseline_margins(problem, objective, outcome, directory, SHA256)
-        runs.append((objective.asked, rows, cost, outcome.best))
+        runs.append((len(objective.asked), rows, cost, outcome.best))
     (first, *results), (second, *again) = runs
     assert first > 10 and second == 0
     assert results == again
@@ -94,6 +97,8 @@ def test_a_ladder_is_scored_first_and_counts_nothing(model: LongRopeModel) -> No
     assert (stopped.nll_sums, stopped.rungs, stopped.usable) == ((), whole.rungs, False)
     assert Evaluation.from_json(stopped.to_json()) == stopped
     assert ladder.evaluate(seed, Terms(gradient=True)).cost_tokens == expected.cost_tokens
+    assert ladder.without_ladder().identity() == plain.identity() != ladder.identity()
+    assert ladder.without_ladder().evaluate(seed) == plain.evaluate(seed)
 
 
 def test_a_resumed_search_says_how_long_from_its_first_moment(model: LongRopeModel, tmp_path: Path) -> None:
