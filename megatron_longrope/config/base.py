@@ -25,13 +25,15 @@ def build_config(kind: type[ConfigT], values: Mapping[str, Any], source: str = "
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        path, value = ".".join(str(part) for part in first["loc"]) or source, first["input"]
+        if isinstance(value, Mapping):  # a rule about several keys, which its message names
+            value = "several keys"
         if first["type"] == "extra_forbidden":
             rule = f"unknown key in {source}; known here: {', '.join(_known_keys(kind, first['loc'][:-1]))}"
         else:
-            rule = f"{first['msg']} (in {source})"
+            rule = f"{first['msg'].removeprefix('Value error, ')} (in {source})"
         more = len(error.errors()) - 1
-        raise InputError(path, _short(first["input"]), rule + (f"; {more} more" if more else "")) from error
+        raise InputError(path, _short(value), rule + (f"; {more} more" if more else "")) from error
 
 
 def _short(value: object) -> object:
