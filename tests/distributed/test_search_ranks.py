@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CHOICES = {
     "hybrid": {"searcher": "hybrid", "hybrid": {"ramp": {"max_rounds": 1}, "descent": {"passes": 2, "checks": 2},
                                                 "rounds": 2, "mutants": 5}},
-    "two at a time": {"searcher": "gradient", "gradient": {"passes": 1, "documents_per_step": 2, "checks": 1}},
+    "two at a time": {"searcher": "gradient", "gradient": {"passes": 2, "documents_per_step": 2, "checks": 1}},
     "evolution": {"searcher": "evolution",
                   "evolution": {"population": 16, "mutants": 5, "crossovers": 4, "parents": 6, "iterations": 2}},
 }  # fmt: skip
@@ -87,7 +87,8 @@ def test_journals_are_identical_on_one_two_and_four_ranks(tmp_path: Path) -> Non
     places = {len(entry["nll_sums"]) for entry in timeless(tmp_path / "4" / "evolution.jsonl")}  # type: ignore[arg-type]
     assert 0 in places and len(places) >= 2, "some are stopped on the ladder"
     samples = [entry["sample"] for entry in timeless(tmp_path / "4" / "hybrid.jsonl") if entry["gradient"]]
-    assert sorted(samples[:4]) == sorted(samples[4:]) == [[0], [1], [2], [3]]
+    assert sorted(samples[:4]) == [[0], [1], [2], [3]]
+    assert len({document for (document,) in samples[4:]}) == 3, "the last step, at rate 0, is not taken"
     pairs = [entry["sample"] for entry in timeless(tmp_path / "4" / "two at a time.jsonl") if entry["gradient"]]
     assert sorted(pairs[0] + pairs[1]) == [0, 1, 2, 3]
 
@@ -103,7 +104,9 @@ def test_groups_of_two_context_ranks_score_as_one_process(tmp_path: Path) -> Non
         same = [(a, b) for a, b in zip(alone, spread, strict=True) if a.candidate == b.candidate]
         # a last bit of a gradient moves all that follows; where the scores alone decide, every candidate is the same
         assert len(same) == len(alone) or (name != "evolution" and len(same) >= 3)
-        assert all(b.evaluation.loss == pytest.approx(a.evaluation.loss, rel=1e-6) for a, b in same)
+        for a, b in ((a.evaluation, b.evaluation) for a, b in same):
+            assert len(b.nll_sums) == len(a.nll_sums) and b.rungs == pytest.approx(a.rungs, rel=1e-6)
+            assert b.loss == pytest.approx(a.loss, rel=1e-6, nan_ok=True), "not a number where the ladder was the end"
 
 
 def identities(layout: ParallelLayout, weights: HfWeights, folder: Path) -> tuple[dict[str, object], list[str]]:
