@@ -43,11 +43,9 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
     sources = list(read_text_files(settings["texts"]))
     config = search_config(settings, len(sources))
     tuned = _tuned_factors(settings["from_factors"], target)
-    mistake = config.mistake("first" if tuned is None else "second")
+    mistake = config.mistake("first" if tuned is None else "second", target)
     if mistake is not None:
         raise InputError(*mistake)
-    if config.early_stopping is not None:
-        config.early_stopping.check_below(target)
     with start_runtime(layout_of(settings), timeout_seconds=24 * 3600) as runtime:
         loaded = load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]),
                             backend=BackendSettings(engine=settings["engine"]))  # fmt: skip

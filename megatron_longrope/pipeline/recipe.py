@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from megatron_longrope.config import Length, StrictConfig
+from megatron_longrope.config import Length, StrictConfig, format_length
 from megatron_longrope.model.backend_settings import BackendSettings, Recompute
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.runtime import ParallelLayout
@@ -134,8 +134,12 @@ class SearchConfig(SearcherChoice):
             return self.hybrid is None or self.hybrid.cycles > 0
         return self.searcher == "gradient"
 
-    def mistake(self, stage: SearchStage) -> tuple[str, str, str] | None:
-        """Returns field, value and rule of a setting that has no meaning in `stage`; None where all do."""
+    def mistake(self, stage: SearchStage, length: int) -> tuple[str, str, str] | None:
+        """Returns field, value and rule of a setting that has no meaning in `stage` at `length`; None where all do."""
+        ladder = self.early_stopping.ladder if self.early_stopping else ()
+        if ladder and ladder[-1] >= length:
+            rule = f"rungs are shorter than the {format_length(length)} searched"
+            return "search.early_stopping.ladder", format_length(ladder[-1]), rule
         if stage != "first" and self.space != "longrope":
             return "search.space", self.space, "is for the first extension of a pretrained model"
         if stage == "first" and self.temperature == "inherited":
@@ -238,13 +242,10 @@ class Recipe(StrictConfig):
               for number, step in enumerate(self.recovery)),
         ]  # fmt: skip
         for place, length, search, stage in stages:
-            mistake = search.mistake(stage)
+            mistake = search.mistake(stage, length)
             if mistake is not None:
                 field, value, rule = mistake
                 raise ValueError(f"{place}.{field}: {value} {rule}")
-            ladder = search.early_stopping.ladder if search.early_stopping else ()
-            if ladder and ladder[-1] >= length:
-                raise ValueError(f"{place}.search.early_stopping.ladder: rungs are shorter than the length searched")
             if self.angle_precision == "hf" and search.descends:
                 raise ValueError(
                     f"angle_precision: hf has no gradients, which {place}.search ({search.searcher}) needs"

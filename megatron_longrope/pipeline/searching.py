@@ -97,7 +97,7 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
 
     InputError for settings that have no meaning there.
     """
-    _refuse_mistakes(config, "first")
+    _refuse_mistakes(config, "first", length)
     scale = length / geometry.original_length
     choices = _choices(config, scale, geometry, tuned=None)
     num_pairs = geometry.head_dim // 2
@@ -118,7 +118,7 @@ def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tun
 
     Raises InputError for settings that have no meaning there, and for factors of another model.
     """
-    _refuse_mistakes(config, "second")
+    _refuse_mistakes(config, "second", length)
     for name in ("base", "head_dim", "original_length"):
         ours, theirs = getattr(geometry, name), getattr(tuned, name)
         if ours != theirs:
@@ -144,7 +144,7 @@ def recovery_search(
 
     InputError for settings that have no meaning there.
     """
-    _refuse_mistakes(config, "recovery")
+    _refuse_mistakes(config, "recovery", length)
     scale = max(1.0, length / geometry.original_length)
     choices = _choices(config, scale, geometry, tuned)
     space = SearchSpace.recovery(tuned.rescale, upper, **choices)
@@ -210,8 +210,6 @@ def search_objective(
         ]
         parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
     rungs = config.early_stopping.ladder if config.early_stopping else ()
-    if config.early_stopping is not None:
-        config.early_stopping.check_below(length)
     ladder = [[document.prefix(rung) for document in chosen] for rung in rungs]
     return PerplexityObjective(model, parts, target_length=length, max_batch_tokens=max(length, PASS_TOKENS),
                                ladder=ladder)  # fmt: skip
@@ -329,8 +327,8 @@ def _grid_from_one(scale: float, geometry: RopeGeometry) -> tuple[float, ...]:
     return grid(1.0, max(SEARCHED_ATTENTION_FACTORS[-1], _ABOVE_YARN * of_yarn), 0.01)
 
 
-def _refuse_mistakes(config: SearchConfig, stage: SearchStage) -> None:
-    mistake = config.mistake(stage)
+def _refuse_mistakes(config: SearchConfig, stage: SearchStage, length: int) -> None:
+    mistake = config.mistake(stage, length)
     if mistake is not None:
         raise InputError(*mistake)
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from megatron_longrope.config import Length, StrictConfig, format_length
-from megatron_longrope.errors import InputError
+from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.search.types import Evaluation, Judge
 
 Matrix = NDArray[np.float64]
@@ -47,12 +46,6 @@ class EarlyStopping(StrictConfig):
         if list(ladder) != sorted(set(ladder)) or any(length < 2 for length in ladder):
             raise ValueError(f"ladder: lengths of 2 tokens or more that ascend, got {list(ladder)}")
         return ladder
-
-    def check_below(self, length: int) -> None:
-        """Raises InputError where the ladder reaches `length`, the one searched."""
-        if self.ladder and self.ladder[-1] >= length:
-            rule = f"rungs are shorter than the {format_length(length)} searched"
-            raise InputError("early_stopping.ladder", format_length(self.ladder[-1]), rule)
 
     def judge(self, told: Sequence[Evaluation]) -> Judge | None:
         """Returns the rule learned from what was `told`, against the best of it; None while that is too little."""

@@ -150,6 +150,8 @@ def test_searches_start_where_the_method_says() -> None:
         ("recovery", {"space": "longrope2"}, "search.space"),
         ("recovery", {"sharper_starts": [1.3]}, "search.sharper_starts"),
         ("recovery", {"searcher": "piecewise"}, "search.searcher"),
+        ("first", {"early_stopping": {"ladder": [512, 2048]}}, "search.early_stopping.ladder"),
+        ("recovery", {"early_stopping": {"ladder": [256]}}, "search.early_stopping.ladder"),
     ],
 )
 def test_a_setting_without_a_meaning_in_its_stage_is_refused(
