@@ -24,15 +24,15 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.hf_folder import write_hf_folder
-from checkpoints_tools.weight_map import hf_sizes
+from checkpoints_tools.hf.folder import write_hf_folder
+from checkpoints_tools.common.weight_map import hf_sizes
 from megatron_longrope.model import ModelShape
 from megatron_longrope.rope import NoScaling, RopeGeometry, hf_rope_config
 
 _CONVERT = """
 import json, resource, sys, time
-from checkpoints_tools.export_hf import export_hf
-from checkpoints_tools.import_hf import import_hf
+from checkpoints_tools.hf.exporting import export_hf
+from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.verify import all_equal, verify
 
 def compare(a, b, processes):
@@ -147,7 +147,7 @@ def _warm(source: Path) -> None:
 
 def _compare(a: Path, b: Path) -> None:
     """The round trip's tensors, byte for byte."""
-    from checkpoints_tools.hf_folder import bits_equal, open_hf_folder
+    from checkpoints_tools.hf.folder import bits_equal, open_hf_folder
 
     left, right = open_hf_folder(a), open_hf_folder(b)
     assert left.files.keys() == right.files.keys()

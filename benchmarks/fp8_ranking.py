@@ -28,7 +28,7 @@ from megatron_longrope.config import format_length, parse_length
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.errors import LongRopeError
 from megatron_longrope.evaluation import EvaluationDocument, check_documents
-from megatron_longrope.model.backend_settings import BackendSettings
+from megatron_longrope.model.engine.settings import BackendSettings
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import first_search, search_objective
 from megatron_longrope.runtime import Runtime, start_runtime

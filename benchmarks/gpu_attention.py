@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkpoints_tools.weight_map import rule_of
+from checkpoints_tools.common.weight_map import rule_of
 from megatron_longrope.config import format_length, parse_length
 from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, ModelShape, build_model
-from megatron_longrope.model.backend_settings import BackendSettings
+from megatron_longrope.model.engine.settings import BackendSettings
 from megatron_longrope.model.forward import run_stage
 from megatron_longrope.rope import Yarn
 from megatron_longrope.runtime import Runtime, start_runtime

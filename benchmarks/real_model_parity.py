@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from checkpoints_tools.export_hf import export_hf
-from checkpoints_tools.import_hf import import_hf
+from checkpoints_tools.hf.exporting import export_hf
+from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import load_model
 from checkpoints_tools.verify import all_equal, verify
 from data_prep.stdlib_corpus import split
 from megatron_longrope.config import format_length, parse_length
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.model import score_documents
-from megatron_longrope.model.checkpoint import read_description
+from megatron_longrope.model.checkpoints.checkpoint import read_description
 from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors, RopeGeometry
 from megatron_longrope.runtime import start_runtime
 

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from checkpoints_tools.hf_folder import write_hf_folder
-from checkpoints_tools.weight_map import hf_sizes
+from checkpoints_tools.hf.folder import write_hf_folder
+from checkpoints_tools.common.weight_map import hf_sizes
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.rope import FactorSet, NoScaling, RopeGeometry, hf_rope_config, inverse_frequencies

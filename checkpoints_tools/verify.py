@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints_tools.hf_folder import bits_equal
-from checkpoints_tools.sides import Side, opened_side
+from checkpoints_tools.hf.folder import bits_equal
+from checkpoints_tools.common.sides import Side, opened_side
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape, document_logits
 from megatron_longrope.rope import FactorSet

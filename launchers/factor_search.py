@@ -19,7 +19,7 @@ from megatron_longrope.data import load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, check_documents, documents_sha256
 from megatron_longrope.model import LongRopeModel
-from megatron_longrope.model.backend_settings import BackendSettings
+from megatron_longrope.model.engine.settings import BackendSettings
 from megatron_longrope.pipeline.margins import baseline_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory, write_json

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from checkpoints_tools.import_hf import import_hf
+from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import load_model
 from checkpoints_tools.smollm2 import fetch_smollm2
 from data_prep.documents import tokenize
@@ -22,7 +22,7 @@ from megatron_longrope.evaluation import (
     measure_perplexity,
     write_rows,
 )
-from megatron_longrope.model.checkpoint import is_checkpoint
+from megatron_longrope.model.checkpoints.checkpoint import is_checkpoint
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.runtime import Runtime, start_runtime
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoints_tools.hf_folder import read_config
+from checkpoints_tools.hf.folder import read_config
 from megatron_longrope.config import apply_overrides, build_config, parse_length, read_yaml
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.extend import run_recipe

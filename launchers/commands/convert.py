@@ -13,7 +13,7 @@ from launchers.progress import ProgressLines
 from megatron_longrope.errors import EXIT_FAILED, InputError
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
-    from checkpoints_tools.import_hf import Conversion
+    from checkpoints_tools.hf.importing import Conversion
     from checkpoints_tools.serving import ServingTarget
     from checkpoints_tools.verify import Comparison
 
@@ -54,9 +54,9 @@ def import_command(
     Quantized blocks of a GGUF file become the float32 numbers they stand for. Interrupted, the same command goes on
     where it was.
     """
-    from checkpoints_tools.gguf_header import is_gguf
-    from checkpoints_tools.gguf_import import import_gguf
-    from checkpoints_tools.import_hf import import_hf
+    from checkpoints_tools.gguf.header import is_gguf
+    from checkpoints_tools.gguf.importing import import_gguf
+    from checkpoints_tools.hf.importing import import_hf
     from megatron_longrope.runtime import start_runtime
 
     _check_json(json_path)
@@ -110,10 +110,10 @@ def export_command(
     MEGATRON_DIR may be Megatron-LM's own. Interrupted, the same command goes on where it was, or
     begins a GGUF file anew.
     """
-    from checkpoints_tools.export_hf import export_hf
-    from checkpoints_tools.gguf_export import export_gguf
+    from checkpoints_tools.hf.exporting import export_hf
+    from checkpoints_tools.gguf.exporting import export_gguf
     from checkpoints_tools.serving import end_token_note, engine_notes, rounding_note, serving_set
-    from megatron_longrope.model.checkpoint import hf_folder, read_description
+    from megatron_longrope.model.checkpoints.checkpoint import hf_folder, read_description
     from megatron_longrope.rope import read_factors
 
     _check_json(json_path)
@@ -156,7 +156,7 @@ def verify_command(
     weights are compared too; they do not count for the exit code.
     """
     from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify
-    from checkpoints_tools.verify_files import compare_files
+    from checkpoints_tools.common.verify_files import compare_files
     from megatron_longrope.runtime import start_runtime
 
     _check_json(json_path)

@@ -172,7 +172,7 @@ def _loaded(settings: dict[str, Any]) -> Iterator[tuple[Runtime, LoadedModel]]:
     import torch
 
     from checkpoints_tools.load_any import load_model
-    from megatron_longrope.model.backend_settings import BackendSettings
+    from megatron_longrope.model.engine.settings import BackendSettings
     from megatron_longrope.runtime import start_runtime
 
     with start_runtime(layout_of(settings)) as runtime:

@@ -14,17 +14,17 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.backend import Backend, resolve_backend
-from megatron_longrope.model.backend_settings import BackendSettings, Purpose, Recompute
-from megatron_longrope.model.core_attention import DocumentAttention
-from megatron_longrope.model.flash_attention import FlashDocumentAttention
+from megatron_longrope.model.engine.choice import Backend, resolve_backend
+from megatron_longrope.model.engine.settings import BackendSettings, Purpose, Recompute
+from megatron_longrope.model.attention.core import DocumentAttention
+from megatron_longrope.model.attention.flash import FlashDocumentAttention
 from megatron_longrope.model.gpt import LongRopeGPT
-from megatron_longrope.model.lean_layer import LeanLayer
+from megatron_longrope.model.layers.lean_layer import LeanLayer
 from megatron_longrope.model.longrope_model import LongRopeModel
-from megatron_longrope.model.norm import RMSNorm
-from megatron_longrope.model.offload import offload_inputs_of
+from megatron_longrope.model.layers.norm import RMSNorm
+from megatron_longrope.model.layers.offload import offload_inputs_of
 from megatron_longrope.model.shape import ModelShape
-from megatron_longrope.model.swiglu import swiglu_mlp
+from megatron_longrope.model.layers.swiglu import swiglu_mlp
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
 from megatron_longrope.runtime.te_environment import switches_kept
@@ -100,7 +100,7 @@ def block_spec(
 ) -> TransformerBlockSubmodules:
     """Returns megatron-core's specification of `layers` (from 0): Transformer Engine's, or its own with our parts."""
     if backend.engine == "transformer-engine":
-        from megatron_longrope.model.te_spec import FINAL_NORM
+        from megatron_longrope.model.engine.transformer_engine import FINAL_NORM
 
         return TransformerBlockSubmodules(
             layer_specs=[_te_layer(shape, layer, backend) for layer in layers], layer_norm=FINAL_NORM
@@ -111,7 +111,7 @@ def block_spec(
 
 
 def _te_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
-    from megatron_longrope.model.te_spec import te_layer_spec
+    from megatron_longrope.model.engine.transformer_engine import te_layer_spec
 
     settings = backend.settings
     return te_layer_spec(fused_rope=settings.fused_rope, is_lean=settings.fp8 == "off", qk_norm=shape.traits.qk_norm,

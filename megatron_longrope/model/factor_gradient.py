@@ -35,7 +35,7 @@ from megatron_longrope.model.forward import (
     whole_output,
 )
 from megatron_longrope.model.longrope_model import LongRopeModel
-from megatron_longrope.model.packed import LongRopePackedParams, packed_params
+from megatron_longrope.model.attention.packed import LongRopePackedParams, packed_params
 from megatron_longrope.model.schedule import filled_up, run_schedule
 from megatron_longrope.rope import RopeFactors, angle_derivatives
 

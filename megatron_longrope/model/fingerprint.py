@@ -10,7 +10,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 
-from megatron_longrope.model.checkpoint import sharded_weights
+from megatron_longrope.model.checkpoints.checkpoint import sharded_weights
 from megatron_longrope.model.longrope_model import LongRopeModel
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.data.zigzag import context_share, whole_from_shares
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.context_exchange import choose_exchange
+from megatron_longrope.model.attention.context_exchange import choose_exchange
 from megatron_longrope.model.gpt import OutputKind
 from megatron_longrope.model.longrope_model import LongRopeModel
-from megatron_longrope.model.packed import LongRopePackedParams, packed_params
+from megatron_longrope.model.attention.packed import LongRopePackedParams, packed_params
 from megatron_longrope.model.schedule import filled_up, run_schedule
 
 Tokens = NDArray[np.integer[Any]]

@@ -11,8 +11,8 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_longrope.model.packed import NoRotary
-from megatron_longrope.model.token_loss import full_logits, scored_tokens, token_losses
+from megatron_longrope.model.attention.packed import NoRotary
+from megatron_longrope.model.layers.token_loss import full_logits, scored_tokens, token_losses
 
 OutputKind = Literal["losses", "scores", "logits"]
 

@@ -10,7 +10,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.backend import Backend
+from megatron_longrope.model.engine.choice import Backend
 from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, RopeFactors, RopeGeometry

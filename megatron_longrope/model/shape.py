@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.architectures import (
+from megatron_longrope.model.architectures.families import (
     ARCHITECTURES,
     COMMON_MUST_BE,
     Architecture,

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.export_hf import export_hf
-from checkpoints_tools.import_hf import import_hf
+from checkpoints_tools.hf.exporting import export_hf
+from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import find_model, load_model
 from megatron_longrope.config import format_length, write_yaml
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import documents_sha256
 from megatron_longrope.model import LongRopeModel
-from megatron_longrope.model.backend_settings import BackendSettings, Purpose
-from megatron_longrope.model.checkpoint import save_checkpoint
+from megatron_longrope.model.engine.settings import BackendSettings, Purpose
+from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.exporting import export_factor_set

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import NonNegativeInt, model_validator
 
-from checkpoints_tools.export_hf import export_hf
+from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.initialize import Scheme, initialize_model
 from checkpoints_tools.load_any import load_model
 from data_prep.bpe import train_bpe

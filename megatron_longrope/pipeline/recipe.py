@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from megatron_longrope.config import Length, StrictConfig, format_length
-from megatron_longrope.model.backend_settings import BackendSettings, Recompute
+from megatron_longrope.model.engine.settings import BackendSettings, Recompute
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.search import EarlyStopping, SearcherChoice

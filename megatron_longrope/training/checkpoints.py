@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint, sharded_weights
+from megatron_longrope.model.checkpoints.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint, sharded_weights
 from megatron_longrope.training.optimizer import SHARDING, load_optimizer
 from megatron_longrope.training.trainer import Trainer
 

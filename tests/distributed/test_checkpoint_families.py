@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_tools.import_hf import import_hf
+from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import load_model
 from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.model import document_logits
-from megatron_longrope.model.checkpoint import save_checkpoint
+from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.runtime import ParallelLayout, start_runtime
-from tests.distributed.spawn import run_distributed
-from tests.hf_families import FAMILIES, family_document, family_logits, save_family
+from tests.support.spawn import run_distributed
+from tests.support.hf_families import FAMILIES, family_document, family_logits, save_family
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 LAYOUTS = {"TP2": ParallelLayout(tensor_parallel=2), "PP2": ParallelLayout(pipeline_parallel=2)}

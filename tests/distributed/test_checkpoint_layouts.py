@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints_tools.import_hf import import_hf
+from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import load_model
 from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.model import document_logits
-from megatron_longrope.model.checkpoint import read_description, save_checkpoint
+from megatron_longrope.model.checkpoints.checkpoint import read_description, save_checkpoint
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
-from tests.distributed.spawn import run_distributed
-from tests.hf_folders import SHAPE, random_hf_folder
-from tests.tiny_models import random_documents
+from tests.support.spawn import run_distributed
+from tests.support.hf_folders import SHAPE, random_hf_folder
+from tests.support.tiny_models import random_documents
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 LAYOUTS = {"TP2": ParallelLayout(tensor_parallel=2), "PP2": ParallelLayout(pipeline_parallel=2),

@@ -30,9 +30,9 @@ from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
 from megatron_longrope.search.types import Candidate
 from megatron_longrope.training import Trainer, TrainingConfig
-from tests.distributed.one_world import joined_processes
-from tests.distributed.spawn import run_distributed
-from tests.tiny_models import VOCABULARY, HfWeights, our_model, random_documents, tiny_hf_model
+from tests.support.one_world import joined_processes
+from tests.support.spawn import run_distributed
+from tests.support.tiny_models import VOCABULARY, HfWeights, our_model, random_documents, tiny_hf_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 

@@ -16,14 +16,14 @@ from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.data.manifest import TokenizerIdentity
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel
-from megatron_longrope.model.checkpoint import load_weights, save_checkpoint
+from megatron_longrope.model.checkpoints.checkpoint import load_weights, save_checkpoint
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
 from megatron_longrope.training import Trainer, TrainingConfig, resume_training, save_training
-from tests.distributed.one_world import joined_processes
-from tests.distributed.spawn import run_distributed
-from tests.hf_folders import SHAPE, random_hf_folder
-from tests.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
+from tests.support.one_world import joined_processes
+from tests.support.spawn import run_distributed
+from tests.support.hf_folders import SHAPE, random_hf_folder
+from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 

@@ -17,9 +17,9 @@ from megatron_longrope.model.forward import run_stage, share_of
 from megatron_longrope.model.schedule import run_schedule
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.runtime.runtime import divide_processes
-from tests.distributed.one_world import joined_processes
-from tests.distributed.spawn import run_distributed
-from tests.tiny_models import HfWeights, our_model, random_documents, stage_tensors, tiny_hf_model
+from tests.support.one_world import joined_processes
+from tests.support.spawn import run_distributed
+from tests.support.tiny_models import HfWeights, our_model, random_documents, stage_tensors, tiny_hf_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 

@@ -20,8 +20,8 @@ from megatron_longrope.model import LongRopeModel, document_logits, score_docume
 from megatron_longrope.model.forward import run_stage
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.search.types import Candidate
-from tests.distributed.spawn import run_distributed
-from tests.tiny_models import HfWeights, our_model, random_documents, stage_tensors, tiny_hf_model
+from tests.support.spawn import run_distributed
+from tests.support.tiny_models import HfWeights, our_model, random_documents, stage_tensors, tiny_hf_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 LAYOUTS = {

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from megatron_longrope.runtime import start_runtime
-from tests.distributed.spawn import run_distributed
+from tests.support.spawn import run_distributed
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
 _LATE_SECONDS = 2.0

@@ -10,8 +10,8 @@ import pytest
 
 from launchers.commands.search import command
 from launchers.factor_search import run_factor_search
-from tests.distributed.spawn import run_distributed
-from tests.e2e.tiny_run import TUNED, make_model, make_texts
+from tests.support.spawn import run_distributed
+from tests.support.tiny_run import TUNED, make_model, make_texts
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 

@@ -26,9 +26,9 @@ from megatron_longrope.search import (
     read_journal,
     run_search,
 )
-from tests.distributed.spawn import run_distributed
-from tests.factor_gradients import factors, gradient_of, relative_error
-from tests.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
+from tests.support.spawn import run_distributed
+from tests.support.factor_gradients import factors, gradient_of, relative_error
+from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CHOICES = {

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.distributed.spawn import run_distributed
+from tests.support.spawn import run_distributed
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from checkpoints_tools.export_hf import export_hf
-from checkpoints_tools.import_hf import import_hf
+from checkpoints_tools.hf.exporting import export_hf
+from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import load_model
 from checkpoints_tools.verify import all_equal, verify
 from data_prep.stdlib_corpus import split

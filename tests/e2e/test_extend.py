@@ -23,7 +23,7 @@ from megatron_longrope.pipeline.extend import run_recipe
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.types import Progress
 from megatron_longrope.runtime import start_runtime
-from tests.e2e.tiny_run import TARGET, TUNED, WINDOW, make_recipe
+from tests.support.tiny_run import TARGET, TUNED, WINDOW, make_recipe
 
 pytestmark = pytest.mark.timeout(420)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_longrope.config import write_yaml
-from tests.e2e.tiny_run import make_model, make_texts, recipe_values
+from tests.support.tiny_run import make_model, make_texts, recipe_values
 
 pytestmark = pytest.mark.timeout(180)
 Change = Callable[[dict[str, Any], Path], None]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from megatron_longrope.data import DocumentBatch
-from megatron_longrope.model.attention_kernels import PlainTorch, _CudaFlash, kernel_for, merge
+from megatron_longrope.model.attention.kernels import PlainTorch, _CudaFlash, kernel_for, merge
 from megatron_longrope.model.forward import run_stage
 from megatron_longrope.runtime import start_runtime
-from tests.tiny_models import our_model, random_documents, tiny_hf_model
+from tests.support.tiny_models import our_model, random_documents, tiny_hf_model
 
 pytestmark = pytest.mark.gpu
 SCALE = 0.2

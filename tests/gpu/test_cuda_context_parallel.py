@@ -9,10 +9,10 @@ import torch
 
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import build_model
-from megatron_longrope.model.backend_settings import BackendSettings
+from megatron_longrope.model.engine.settings import BackendSettings
 from megatron_longrope.runtime import ParallelLayout, start_runtime
-from tests.distributed.spawn import run_distributed
-from tests.gpu.engines import BF16_GRADIENTS, SHAPE, batch_for, candidate, fill_weights, gradients, training_pass
+from tests.support.spawn import run_distributed
+from tests.support.gpu_engines import BF16_GRADIENTS, SHAPE, batch_for, candidate, fill_weights, gradients, training_pass
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 PACKED = (700, 129, 1, 500)

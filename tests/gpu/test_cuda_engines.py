@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from megatron_longrope.model import LongRopeModel, score_documents
-from megatron_longrope.model.checkpoint import load_weights, save_checkpoint
+from megatron_longrope.model.checkpoints.checkpoint import load_weights, save_checkpoint
 from megatron_longrope.runtime import Runtime, start_runtime
-from tests.gpu.engines import (
+from tests.support.gpu_engines import (
     BF16_GRADIENTS,
     BF16_TOLERANCE,
     FP8_TOLERANCE,

@@ -8,7 +8,7 @@ import torch
 
 from megatron_longrope.model import document_logits, score_documents
 from megatron_longrope.runtime import start_runtime
-from tests.tiny_models import our_model, random_documents, tiny_hf_model
+from tests.support.tiny_models import our_model, random_documents, tiny_hf_model
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,7 @@ from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.data.manifest import TokenizerIdentity
 from megatron_longrope.runtime import Runtime, start_runtime
 from megatron_longrope.training import Trainer, TrainingConfig, resume_training, save_training
-from tests.gpu.engines import SHAPE, engine_model
+from tests.support.gpu_engines import SHAPE, engine_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 ROW = 512

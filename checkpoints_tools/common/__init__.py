@@ -1,0 +1,1 @@
+"""What every conversion shares: weight maps, streamed tensors, writing and comparing."""

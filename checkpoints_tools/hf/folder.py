@@ -1,0 +1,285 @@
+"""Hugging Face model folders: read with every doubt checked, written whole or not at all. safetensors only."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from checkpoints_tools.common.tensor_file import StoredTensor, is_finite, read_header, read_into
+from checkpoints_tools.common.weight_map import DERIVED_SUFFIXES
+from megatron_longrope.errors import InputError
+from megatron_longrope.model.checkpoints.carried_files import (
+    HF_FILES,
+    carried_files,
+    copy_carried,
+    holds_only_templates,
+    stays_behind,
+)
+from megatron_longrope.model.checkpoints.checkpoint import put_in_place
+
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 4 << 30
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_COMPARED_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class HfFolder:
+    """A folder whose config, index and headers were read and agree; tensors are read one by one."""
+
+    path: Path
+    config: dict[str, Any]
+    files: Mapping[str, Path]
+    """File of each tensor."""
+
+    @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Where each tensor lies in its file."""
+        headers = [read_header(file) for file in sorted(set(self.files.values()))]
+        return {name: place for header in headers for name, place in header.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a tensor; raises InputError where it is damaged or not finite."""
+        tensor = self._rows(name, 0, None)
+        if not is_finite(tensor):
+            raise InputError("model", self.files[name], f"{name} holds NaN or infinity")
+        return tensor
+
+    def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Returns sizes and dtype without reading the tensor."""
+        return self.stored[name].sizes, self.stored[name].dtype
+
+    def read_rows(self, name: str, first: int, target: Tensor) -> None:
+        """Fills `target`, which fills its memory, with the rows from `first` on; finite or not."""
+        place, file = self.stored[name], self.files[name]
+        with file.open("rb", buffering=0) as stream:
+            read_into(stream.fileno(), place.start + first * place.row_bytes, target, file)
+
+    def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
+        path = self.files[name]
+        try:
+            with safe_open(path, "pt") as file:
+                tensor: Tensor = file.get_slice(name)[start:stop] if stop is not None else file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise InputError("model", path, f"{name} cannot be read: {error}") from error
+        return tensor
+
+    def fingerprint(self) -> list[list[object]]:
+        """Returns what tells this folder's contents from another's: each file's name, size and time of change."""
+        read = [self.path / name for name in carried_files(self.path)] + sorted(set(self.files.values()))
+        stats = [(file, file.stat()) for file in read]
+        return [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+
+    def stays_behind(self) -> tuple[str, ...]:
+        """Returns the names in the folder that no conversion carries or reads."""
+        return stays_behind(self.path, [INDEX_FILE, *(file.name for file in self.files.values())])
+
+    def check_weights(self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]) -> torch.dtype:
+        """Returns the one dtype of all weights, after comparing names and sizes with `expected`.
+
+        A weight in `tied_to` may be there a second time if it equals the one it is tied to. Raises InputError that
+        lists what is missing, unknown, of other sizes or of mixed dtypes.
+        """
+        present = {name for name in self.files if not name.endswith(DERIVED_SUFFIXES)}
+        self._refuse_names("weights are missing", expected.keys() - present)
+        self._refuse_names("unknown weights", present - expected.keys() - tied_to.keys())
+        dtypes = set()
+        for name, sizes in expected.items():
+            found, dtype = self.header(name)
+            if found != sizes:
+                raise InputError("model", self.path, f"{name} has sizes {list(found)}, its config says {list(sizes)}")
+            dtypes.add(dtype)
+        if len(dtypes) > 1:
+            mixed = ", ".join(sorted(str(dtype) for dtype in dtypes))
+            raise InputError("model", self.path, f"weights of mixed dtypes ({mixed}); convert them to one first")
+        for name in present & tied_to.keys():
+            if not self._same_bits(name, tied_to[name]):
+                raise InputError("model", self.path, f"tie_word_embeddings, but {name} differs from {tied_to[name]}")
+        return dtypes.pop()
+
+    def _same_bits(self, name: str, other: str) -> bool:
+        """Compares two weights a few rows at a time: an embedding may be larger than what memory is left."""
+        if self.header(name) != self.header(other):
+            return False
+        starts = range(0, self.header(name)[0][0], _COMPARED_ROWS)
+        pairs = ([self._rows(each, start, start + _COMPARED_ROWS) for each in (name, other)] for start in starts)
+        return all(bits_equal(*pair) for pair in pairs)
+
+    def _refuse_names(self, what: str, names: Iterable[str]) -> None:
+        some = sorted(names)
+        if some:
+            more = f" and {len(some) - 5} more" if len(some) > 5 else ""
+            raise InputError("model", self.path, f"{what}: {', '.join(some[:5])}{more}")
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Returns whether a folder looks like an HF model: a config, and weights of some kind."""
+    return (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors*"))
+
+
+def open_hf_folder(path: Path | str) -> HfFolder:
+    """Returns the folder, checked; raises InputError that names what is wrong with it."""
+    path = Path(path)
+    if path.is_file():
+        raise InputError("model", path, f"a file; a model is a folder with {CONFIG_FILE} and safetensors")
+    if not path.is_dir():
+        raise InputError("model", path, "no such folder")
+    config = read_config(path)
+    return HfFolder(path, config, {name: file for file in _weight_files(path) for name in read_header(file)})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns a folder's config.json; raises InputError where there is none or it is no JSON object."""
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        raise InputError("model", path, f"a model folder without config: it has no {CONFIG_FILE}")
+    return _read_json(file)
+
+
+def bits_equal(a: Tensor, b: Tensor) -> bool:
+    """Returns whether two tensors are the same in sizes, dtype and every bit."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
+
+
+def write_hf_folder(
+    target: Path,
+    config: Mapping[str, Any] | bytes,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    carried_from: Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> int:
+    """Writes a model folder and returns the bytes of its weights; `config` as bytes is written unchanged.
+
+    Raises InputError where `target` holds anything an export does not write.
+    """
+    refuse_foreign_hf_folder(target)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_settings(partial, config, carried_from)
+    total = _write_shards(partial, tensors, max_shard_bytes)
+    put_in_place(partial, target)
+    return total
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> int:
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    held_bytes = total = 0
+
+    def flush() -> None:
+        file = folder / f"shard-{len(shards)}"
+        save_file(held, file, metadata={"format": "pt"})
+        file.chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors lets the owner alone read it
+        shards.append(list(held))
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and held_bytes + tensor.nbytes > max_bytes:
+            flush()
+            held_bytes = 0
+        held[name] = tensor.contiguous()
+        held_bytes += tensor.nbytes
+        total += tensor.nbytes
+    flush()
+    for number, file in enumerate(shard_names(len(shards))):
+        (folder / f"shard-{number}").rename(folder / file)
+    write_index(folder, shards, total)
+    return total
+
+
+def shard_names(count: int) -> list[str]:
+    """Returns the file names of a folder with `count` weight files, as transformers calls them."""
+    if count == 1:
+        return [SINGLE_FILE]
+    return [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
+
+
+def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int) -> None:
+    """Writes the index of several weight files, each given by its tensors' names; a single one has none."""
+    if len(shards) == 1:
+        return
+    named = zip(shards, shard_names(len(shards)), strict=True)
+    weight_map = {name: file for names, file in named for name in names}
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_settings(folder: Path, config: Mapping[str, Any] | bytes, carried_from: Path | None) -> None:
+    """Writes everything of a model folder that is no weight; `config` as bytes is written unchanged."""
+    if carried_from is not None:
+        copy_carried(carried_from, folder, leave=[CONFIG_FILE])
+    raw = config if isinstance(config, bytes) else (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    (folder / CONFIG_FILE).write_bytes(raw)
+
+
+def refuse_foreign_hf_folder(target: Path) -> None:
+    """Raises InputError where `target` holds anything an export does not write."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError("hf_dir", target, "exists and is no folder; it is left alone")
+    written = {*HF_FILES, *carried_files(target), INDEX_FILE}
+    others = [path for path in target.iterdir() if path.name not in written and not _OURS.fullmatch(path.name)]
+    foreign = sorted(path.name for path in others if not holds_only_templates(path))
+    if foreign:
+        raise InputError("hf_dir", target, f"holds files no export writes ({foreign[0]}); it is left alone")
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """Returns the files that hold weights, from the index or the single one; what the headers say must agree."""
+    if (path / INDEX_FILE).is_file() and (path / SINGLE_FILE).is_file():  # transformers would read the single one
+        raise InputError("model", path, f"has both {SINGLE_FILE} and {INDEX_FILE}: remove the one that does not count")
+    if (path / INDEX_FILE).is_file():
+        return _indexed_files(path)
+    if (path / SINGLE_FILE).is_file():
+        return [path / SINGLE_FILE]
+    if any(file for pattern in _PICKLES for file in path.glob(pattern)):
+        raise InputError("model", path, "its weights are pickles, which are never read: convert them to safetensors")
+    raise InputError("model", path, f"a model folder without weights: it has no {SINGLE_FILE} and no {INDEX_FILE}")
+
+
+def _indexed_files(path: Path) -> list[Path]:
+    index = path / INDEX_FILE
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError("model", index, "has no weight_map")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
+            raise InputError("model", index, f"{name} lies at {file!r}, which is no safetensors file of this folder")
+    for file in sorted(set(weight_map.values())):
+        if not (path / file).is_file():
+            raise InputError("model", index, f"shard {file} is missing")
+        inside = read_header(path / file).keys()
+        said = {name for name, where in weight_map.items() if where == file}
+        if inside != said:
+            raise InputError("model", path / file, f"{min(inside ^ said)} is not where the index says")
+    return [path / file for file in sorted(set(weight_map.values()))]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise InputError("model", file, f"not a whole JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError("model", file, "not a JSON object")
+    return values

@@ -1,0 +1,1 @@
+"""The model families that are carried, and what each one's Hugging Face config means."""

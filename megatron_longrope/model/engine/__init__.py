@@ -1,0 +1,1 @@
+"""Which engine builds the layers: what a person asks for, what is installed, what combines."""

@@ -1,0 +1,122 @@
+"""Which engine builds a model: settings, layout and machine checked together, and what follows for its batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_longrope.data.batches import DocumentBatch
+from megatron_longrope.errors import InputError
+from megatron_longrope.model.engine.rules import check_combination, max_fused_rope_tokens
+from megatron_longrope.model.engine.settings import (
+    FP8_BLOCK,
+    BackendSettings,
+    Combination,
+    Communication,
+    Fp8Recipe,
+    Purpose,
+    Recompute,
+)
+from megatron_longrope.model.shape import ModelShape
+from megatron_longrope.runtime import ParallelLayout
+from megatron_longrope.runtime.gpu_stack import Engine, GpuStack, choose_engine, gpu_stack
+from megatron_longrope.runtime.te_environment import prepare_transformer_engine
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The engine a model is built with, checked. It says what goes into megatron-core's config and what batches fit."""
+
+    engine: Engine
+    reason: str
+    settings: BackendSettings
+    token_multiple: int = 1
+    """The tokens of every batch, over all processes, are a multiple of this."""
+    max_tokens: int | None = None
+    """… and at most this many, if any limit is known."""
+
+    @property
+    def communication(self) -> Communication:
+        return "p2p" if self.settings.cp_comm_type == "auto" else self.settings.cp_comm_type
+
+    def config_settings(self, layout: ParallelLayout) -> dict[str, Any]:
+        """Returns the fields of megatron-core's TransformerConfig that depend on the engine."""
+        if self.engine != "transformer-engine":
+            return {}
+        values: dict[str, Any] = {}
+        if layout.context_parallel > 1:
+            values["cp_comm_type"] = self.communication
+        if self.settings.fp8 != "off":
+            # Gradients have a wider range than activations; recipes that scale by block do without the wider format.
+            by_tensor = self.settings.fp8 in ("delayed", "tensorwise")
+            values |= {"fp8": "hybrid" if by_tensor else "e4m3", "fp8_recipe": self.settings.fp8,
+                       "fp8_dot_product_attention": self.settings.fp8_attention}  # fmt: skip
+        return values
+
+    def prepare(self) -> None:
+        """Sets what the engine reads from the environment. Raises InputError where a person has set the opposite."""
+        if self.engine == "transformer-engine":
+            backward = self.settings.fp8_attention_backward if self.settings.fp8_attention else None
+            prepare_transformer_engine(fp8_attention_backward=backward)
+
+    def check_searching(self) -> None:
+        """Raises InputError where scores of candidates may come out in another order than in BF16."""
+        if self.settings.fp8 != "off" and not self.settings.fp8_scoring:
+            rule = "may reorder candidates: show that it does not with benchmarks/fp8_ranking.py, then set fp8_scoring"
+            raise InputError("fp8", self.settings.fp8, rule)
+
+    def padded_total(self, tokens: int) -> int:
+        """Returns how many tokens a batch of `tokens` is filled up to."""
+        return -(-tokens // self.token_multiple) * self.token_multiple
+
+    def check_batch(self, batch: DocumentBatch) -> None:
+        """Raises InputError for a batch this engine was not built for."""
+        tokens = int(batch.cu_seqlens[-1])
+        if tokens % self.token_multiple:
+            rule = f"FP8 ({self.settings.fp8}) under this layout needs a multiple of {self.token_multiple} tokens"
+            raise InputError("sequence_length", tokens, rule)
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            rule = f"fused_rope takes at most {self.max_tokens} tokens under this layout; set it to false"
+            raise InputError("sequence_length", tokens, rule)
+        if not self.settings.packed and batch.num_documents > 1:
+            raise InputError("packed", False, f"a row holds {batch.num_documents} documents; set it to true")
+
+
+def resolve_backend(
+    settings: BackendSettings,
+    shape: ModelShape,
+    layout: ParallelLayout,
+    *,
+    dtype: torch.dtype,
+    recompute: Recompute = "none",
+    purpose: Purpose = "training",
+    sliding_window: bool = False,
+    sequence_length: int | None = None,
+    stack: GpuStack | None = None,
+) -> Backend:
+    """Returns the engine to build with. Raises InputError, in one line, for what does not go together."""
+    stack = stack or gpu_stack()
+    if settings.engine == "auto":
+        choice = choose_engine(stack, dtype, layout.context_parallel, shape.head_dim)
+        engine, reason = choice.engine, choice.reason
+    else:
+        engine, reason = settings.engine, "asked for"
+    combination = Combination(settings, engine, shape, layout, dtype, recompute, purpose, sliding_window,
+                              sequence_length)  # fmt: skip
+    check_combination(combination, stack)
+    limit = max_fused_rope_tokens(combination) if settings.fused_rope else None
+    return Backend(engine, reason, settings, token_multiple(settings.fp8, layout), limit)
+
+
+def token_multiple(fp8: Fp8Recipe, layout: ParallelLayout) -> int:
+    """Returns what the tokens of a batch must be a multiple of under FP8; 1 without it.
+
+    Under sequence parallelism each process quantizes its own share of the sequence.
+    """
+    if fp8 == "off":
+        return 1
+    shares = layout.context_parallel * (layout.tensor_parallel if layout.sequence_parallel else 1)
+    return math.lcm(FP8_BLOCK[fp8] * shares, layout.sequence_divisor)

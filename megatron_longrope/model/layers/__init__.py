@@ -1,0 +1,1 @@
+"""Parts of a transformer layer whose memory stays small at long context."""

@@ -1,0 +1,101 @@
+"""Runs a function in several gloo processes, as torchrun would start them, and brings back what each returned."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+_POLL_SECONDS = 0.05
+_SHOWN_CHARACTERS = 3000
+
+
+def run_distributed(
+    world_size: int, target: Callable[..., Any], *args: Any, timeout: float = 240, on_cuda: bool = False
+) -> list[Any]:
+    """Returns `target(*args)` of every rank, in rank order.
+
+    `target` is a module-level function of a test module (it starts its own runtime); arguments and results are
+    pickled. Where one process fails or `timeout` seconds pass, all are killed and the test fails with what each
+    wrote on stderr. `on_cuda` gives each process a CUDA device of its own instead of hiding them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        call = Path(folder, "call")
+        call.write_bytes(pickle.dumps((target.__module__, target.__qualname__, args)))
+        processes = [_start(rank, world_size, _port(rank, folder), call, on_cuda) for rank in range(world_size)]
+        try:
+            failure = _wait(processes, time.monotonic() + timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        if failure is not None:
+            pytest.fail(f"{target.__qualname__} {failure}\n{_errors(call, world_size)}", pytrace=False)
+        return [pickle.loads(_of(call, rank, "result").read_bytes()) for rank in range(world_size)]  # noqa: S301
+
+
+def _port(rank: int, folder: str) -> int:
+    """Returns a port that was free when rank 0 asked; the other ranks get the same."""
+    place = Path(folder, "port")
+    if rank == 0:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place.write_text(str(free.getsockname()[1]))
+    return int(place.read_text())
+
+
+def _start(rank: int, world_size: int, port: int, call: Path, on_cuda: bool) -> subprocess.Popen[bytes]:
+    settings = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
+        "PYTHONWARNINGS": "ignore",
+    }  # fmt: skip
+    settings |= {"CUDA_DEVICE_MAX_CONNECTIONS": 1} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {name: str(value) for name, value in settings.items()}
+    with _of(call, rank, "stderr").open("wb") as stderr:
+        command = [sys.executable, "-m", "tests.support.spawn", str(call)]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=stderr, stderr=stderr)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], deadline: float) -> str | None:
+    """Waits for all to end well; returns what went wrong first."""
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [rank for rank, code in enumerate(codes) if code]
+        if failed:
+            return f"failed on rank {failed[0]} with exit code {codes[failed[0]]}"
+        if None not in codes:
+            return None
+        if time.monotonic() > deadline:
+            return f"timed out; still running: ranks {[rank for rank, code in enumerate(codes) if code is None]}"
+        time.sleep(_POLL_SECONDS)
+
+
+def _errors(call: Path, world_size: int) -> str:
+    texts = [_of(call, rank, "stderr").read_text(errors="replace")[-_SHOWN_CHARACTERS:] for rank in range(world_size)]
+    return "\n".join(f"--- rank {rank} ---\n{text}" for rank, text in enumerate(texts))
+
+
+def _of(call: Path, rank: int, kind: str) -> Path:
+    return call.with_name(f"{kind}{rank}")
+
+
+def _run_rank(call: Path) -> None:
+    module, name, args = pickle.loads(call.read_bytes())  # noqa: S301
+    result = getattr(importlib.import_module(module), name)(*args)
+    _of(call, int(os.environ["RANK"]), "result").write_bytes(pickle.dumps(result))
+
+
+if __name__ == "__main__":
+    _run_rank(Path(sys.argv[1]))
