@@ -1,12 +1,14 @@
-"""Peak memory of one process against its share of the context, and against the size of the vocabulary.
+"""Peak memory of one process against its share of the context, and against the size of the
+vocabulary.
 
-    python -m benchmarks.context_parallel_memory                          64k tokens on 1, 2 and 4 processes
-    python -m benchmarks.context_parallel_memory --length 16k --plot docs/context_parallel_memory.png --json out.json
+    python -m benchmarks.context_parallel_memory        64k tokens on 1, 2 and 4 processes
+    python -m benchmarks.context_parallel_memory --length 16k --plot memory.png --json out.json
 
-Shape of the demonstration model, random weights, float32, one document. `train` is a forward and backward pass without
-recomputation, `score` an evaluation. What is reported is the peak above idle, weights and the output layer's gradient
-(of all gradients the only one that exists when the peak is reached): the largest of all ranks. One thread per process;
-at 64k all of it takes some hours of a CPU core and up to 6 GB.
+Shape of the demonstration model, random weights, float32, one document. `train` is a forward and
+backward pass without recomputation, `score` an evaluation. What is reported is the peak above idle,
+weights and the output layer's gradient (of all gradients the only one that exists when the peak is
+reached): the largest of all ranks. One thread per process; at 64k all of it takes some hours of a
+CPU core and up to 6 GB.
 """
 
 from __future__ import annotations
@@ -21,16 +23,22 @@ from benchmarks.ranks import ROOT, PeakMemory, parse_or_measure, run_ranks
 from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo/config.json"
-BAR_SHARE, BAR_VOCABULARY = 1.15, 1.05
+BOUND_SHARE, BOUND_VOCABULARY = 1.15, 1.05
 _WARM_UP_TOKENS = 2048  # enough for the ring
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--length", default="64k", help="tokens of the document")
-    parser.add_argument("--ranks", default="1,2,4", help="context-parallel sizes; the first must be 1")
+    parser.add_argument(
+        "--ranks", default="1,2,4", help="context-parallel sizes; the first must be 1"
+    )
     parser.add_argument("--passes", default="train,score")
-    parser.add_argument("--vocabularies", default="4k,256k", help="compared on one process; empty: not at all")
+    parser.add_argument(
+        "--vocabularies", default="4k,256k", help="compared on one process; empty: not at all"
+    )
     parser.add_argument("--vocabulary-length", default="8k", help="tokens of that comparison")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -43,10 +51,21 @@ def main() -> None:
         for size in map(int, options.ranks.split(",")):
             peak = _peak(size, {"kind": kind, "length": length, "vocabulary": None})
             alone = peak if alone is None else alone
-            rows.append({"pass": kind, "length": length, "ranks": size, "peak_bytes": peak,
-                         "share_of_one_times_ranks": peak / alone * size})  # fmt: skip
-            print(f"{kind:>5} {format_length(length):>5} on {size}: {peak / 2**20:8.1f} MiB per rank, "
-                  f"{peak / alone * size:.3f} / {size} of one (bar {BAR_SHARE})", flush=True)  # fmt: skip
+            rows.append(
+                {
+                    "pass": kind,
+                    "length": length,
+                    "ranks": size,
+                    "peak_bytes": peak,
+                    "share_of_one_times_ranks": peak / alone * size,
+                }
+            )
+            print(
+                f"{kind:>5} {format_length(length):>5} on {size}: {peak / 2**20:8.1f} MiB per "
+                "rank, "
+                f"{peak / alone * size:.3f} / {size} of one (bound {BOUND_SHARE})",
+                flush=True,
+            )
     rows += _vocabularies(options)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1))
@@ -60,17 +79,30 @@ def _vocabularies(options: argparse.Namespace) -> list[dict[str, Any]]:
     for text in filter(None, options.vocabularies.split(",")):
         peak = _peak(1, {"kind": "train", "length": length, "vocabulary": parse_length(text)})
         first = rows[0]["peak_bytes"] if rows else peak
-        rows.append({"pass": "train", "length": length, "ranks": 1, "vocabulary": parse_length(text),
-                     "peak_bytes": peak, "against_smallest": peak / first})  # fmt: skip
-        print(f"train {format_length(length):>5}, vocabulary {text:>5}: {peak / 2**20:8.1f} MiB, "
-              f"{peak / first:.3f} of the smallest's (bar {BAR_VOCABULARY})", flush=True)  # fmt: skip
+        rows.append(
+            {
+                "pass": "train",
+                "length": length,
+                "ranks": 1,
+                "vocabulary": parse_length(text),
+                "peak_bytes": peak,
+                "against_smallest": peak / first,
+            }
+        )
+        print(
+            f"train {format_length(length):>5}, vocabulary {text:>5}: {peak / 2**20:8.1f} MiB, "
+            f"{peak / first:.3f} of the smallest's (bound {BOUND_VOCABULARY})",
+            flush=True,
+        )
     return rows
 
 
 def _peak(size: int, settings: dict[str, Any]) -> int:
     return max(
         int(rank["peak_bytes"])
-        for rank in run_ranks("benchmarks.context_parallel_memory", size, {"size": size, **settings})
+        for rank in run_ranks(
+            "benchmarks.context_parallel_memory", size, {"size": size, **settings}
+        )
     )
 
 
@@ -97,7 +129,9 @@ def _measure(settings: dict[str, Any]) -> dict[str, Any]:
             if settings["kind"] == "score":
                 score_documents(model, [document])
                 return
-            batch = share_of(model, DocumentBatch.from_documents([document], runtime.layout.sequence_divisor))
+            batch = share_of(
+                model, DocumentBatch.from_documents([document], runtime.layout.sequence_divisor)
+            )
             losses = run_stage(model, model.stage, batch)
             (losses * batch.loss_mask.to(losses.device)).sum().backward()
             model.stage.zero_grad(set_to_none=True)
@@ -124,12 +158,28 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
         if points:
             sizes, peaks = [p["ranks"] for p in points], [p["peak_bytes"] / 2**20 for p in points]
             (line,) = axes.plot(sizes, peaks, marker + "-", label=kind)
-            axes.plot(sizes, [BAR_SHARE * peaks[0] / n for n in sizes], ":", color=line.get_color(),
-                      label=f"{kind}: {BAR_SHARE} / ranks of one process")  # fmt: skip
+            axes.plot(
+                sizes,
+                [BOUND_SHARE * peaks[0] / n for n in sizes],
+                ":",
+                color=line.get_color(),
+                label=f"{kind}: {BOUND_SHARE} / ranks of one process",
+            )
             for size, peak in zip(sizes, peaks, strict=True):
-                axes.annotate(f"{peak:.0f}", (size, peak), textcoords="offset points", xytext=(0, -14), ha="center")
-    axes.set(xscale="log", yscale="log", xlabel="context-parallel ranks", ylabel="peak per rank, MiB",
-             title=f"{format_length(shares[0]['length'])} tokens, demonstration model, float32")  # fmt: skip
+                axes.annotate(
+                    f"{peak:.0f}",
+                    (size, peak),
+                    textcoords="offset points",
+                    xytext=(0, -14),
+                    ha="center",
+                )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="context-parallel ranks",
+        ylabel="peak per rank, MiB",
+        title=f"{format_length(shares[0]['length'])} tokens, demonstration model, float32",
+    )
     ticks = sorted({row["ranks"] for row in shares})
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()

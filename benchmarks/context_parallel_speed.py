@@ -1,15 +1,17 @@
-"""Tokens per second of a forward pass on one and on several context-parallel ranks, and beside transformers.
+"""Tokens per second of a forward pass on one and on several context-parallel ranks, and beside
+transformers.
 
-    python -m benchmarks.context_parallel_speed                          64k tokens: one rank, two ranks, transformers
+    python -m benchmarks.context_parallel_speed     64k tokens: one rank, two, transformers
     python -m benchmarks.context_parallel_speed --length 16k --repeats 3 --json out.json
     python -m benchmarks.context_parallel_speed --exchanges --length 512,1k,4k,16k --ranks 1,2,4
-                                                                         ring against all-gather, length by length
+                                                 ring against all-gather, length by length
 
-The demonstration model, its own weights, float32; every rank and transformers' Llama (sdpa) have the same number of
-threads. Both sides give the loss of every token; transformers runs its base model and takes its logits in chunks, its
-cheapest way to that. Peaks are above idle and weights; so that they are what is in use, freed memory goes back to the
-system at once, on both sides and at the same cost in time. The best of `--repeats` counts, a repeat being as slow as
-its slowest rank; ratios mean something only on a machine with a free core for each rank.
+The demonstration model, its own weights, float32; every rank and transformers' Llama (sdpa) have
+the same number of threads. Both sides give the loss of every token; transformers runs its base
+model and takes its logits in chunks, its cheapest way to that. Peaks are above idle and weights; so
+that they are what is in use, freed memory goes back to the system at once, on both sides and at the
+same cost in time. The best of `--repeats` counts, a repeat being as slow as its slowest rank;
+ratios mean something only on a machine with a free core for each rank.
 """
 
 from __future__ import annotations
@@ -26,18 +28,28 @@ from benchmarks.ranks import ROOT, PeakMemory, parse_or_measure, run_ranks
 from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo"
-BAR_SCALING, BAR_MEMORY = 0.9, 0.5
+BOUND_SCALING, BOUND_MEMORY = 0.9, 0.5
 _WARM_UP_TOKENS = 2048  # enough for the ring
 _LOGIT_CHUNK = 1024
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", default="64k", help="tokens of the document; several with commas")
-    parser.add_argument("--ranks", default="1,2", help="context-parallel sizes; the first must be 1")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--length", default="64k", help="tokens of the document; several with commas"
+    )
+    parser.add_argument(
+        "--ranks", default="1,2", help="context-parallel sizes; the first must be 1"
+    )
     parser.add_argument("--threads", type=int, default=1, help="per rank")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--exchanges", action="store_true", help="compare ring and all-gather; leave transformers out")
+    parser.add_argument(
+        "--exchanges",
+        action="store_true",
+        help="compare ring and all-gather; leave transformers out",
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parse_or_measure(parser, _measure)
     if options is None:
@@ -55,11 +67,16 @@ def _scaling(options: argparse.Namespace, length: int) -> list[dict[str, Any]]:
         rows.append(_row(options, length, size, "ours"))
         speedup = rows[-1]["tokens_per_second"] / rows[0]["tokens_per_second"]
         rows[-1]["efficiency"] = speedup / size
-        print(f"{_line(rows[-1])}  {speedup / size:.3f} × ranks (bar {BAR_SCALING})", flush=True)
+        print(
+            f"{_line(rows[-1])}  {speedup / size:.3f} × ranks (bound {BOUND_SCALING})", flush=True
+        )
     rows.append(_row(options, length, 1, "transformers"))
     ours, theirs = rows[0], rows[-1]
     speed, memory = (ours[key] / theirs[key] for key in ("tokens_per_second", "peak_bytes"))
-    print(f"{_line(theirs)}  ours: {speed:.2f} × its tokens/s (bar 1), {memory:.2f} × its peak (bar {BAR_MEMORY})")
+    print(
+        f"{_line(theirs)}  ours: {speed:.2f} × its tokens/s (bound 1), {memory:.2f} × its peak "
+        f"(bound {BOUND_MEMORY})"
+    )
     return rows
 
 
@@ -72,20 +89,35 @@ def _exchanges(options: argparse.Namespace, length: int) -> list[dict[str, Any]]
     return rows
 
 
-def _row(options: argparse.Namespace, length: int, size: int, whose: str, exchange: str = "auto") -> dict[str, Any]:
-    settings = {"length": length, "size": size, "whose": whose, "exchange": exchange, "repeats": options.repeats,
-                "threads": options.threads}  # fmt: skip
+def _row(
+    options: argparse.Namespace, length: int, size: int, whose: str, exchange: str = "auto"
+) -> dict[str, Any]:
+    settings = {
+        "length": length,
+        "size": size,
+        "whose": whose,
+        "exchange": exchange,
+        "repeats": options.repeats,
+        "threads": options.threads,
+    }
     ranks = run_ranks("benchmarks.context_parallel_speed", size, settings, options.threads)
     seconds = min(map(max, zip(*(rank["seconds"] for rank in ranks), strict=True)))
     peak = max(rank["peak_bytes"] for rank in ranks)
-    return settings | {"seconds": seconds, "tokens_per_second": length / seconds, "peak_bytes": peak,
-                       "nats": ranks[0]["nats"]}  # fmt: skip
+    return settings | {
+        "seconds": seconds,
+        "tokens_per_second": length / seconds,
+        "peak_bytes": peak,
+        "nats": ranks[0]["nats"],
+    }
 
 
 def _line(row: dict[str, Any]) -> str:
-    return (f"{format_length(row['length']):>5} {row['whose']:>12} on {row['size']} {row['exchange']:>10}: "
-            f"{row['tokens_per_second']:9.0f} tokens/s, peak {row['peak_bytes'] / 2**20:7.1f} MiB, "
-            f"{row['nats']:.6f} nats")  # fmt: skip
+    return (
+        f"{format_length(row['length']):>5} {row['whose']:>12} on {row['size']} "
+        f"{row['exchange']:>10}: "
+        f"{row['tokens_per_second']:9.0f} tokens/s, peak {row['peak_bytes'] / 2**20:7.1f} MiB, "
+        f"{row['nats']:.6f} nats"
+    )
 
 
 def _measure(settings: dict[str, Any]) -> dict[str, Any]:
@@ -104,27 +136,38 @@ def _measure(settings: dict[str, Any]) -> dict[str, Any]:
     from megatron_longrope.model import score_documents
     from megatron_longrope.runtime import ParallelLayout, start_runtime
 
-    layout = ParallelLayout(context_parallel=settings["size"], context_exchange=settings["exchange"])
+    layout = ParallelLayout(
+        context_parallel=settings["size"], context_exchange=settings["exchange"]
+    )
     with start_runtime(layout, threads=settings["threads"]) as runtime:
         model = load_model(DEMO, runtime, dtype=torch.float32).model
-        return _timed(lambda tokens: score_documents(model, [tokens])[0].nll.mean(), document, settings["repeats"],
-                      runtime.barrier)  # fmt: skip
+        return _timed(
+            lambda tokens: score_documents(model, [tokens])[0].nll.mean(),
+            document,
+            settings["repeats"],
+            runtime.barrier,
+        )
 
 
 def _transformers() -> Callable[[Any], float]:
-    """Returns transformers' mean loss of a document, by its base model and its output layer in chunks."""
+    """Returns transformers' mean loss of a document, by its base model and its output layer in
+    chunks."""
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        DEMO, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
 
     @torch.no_grad()
     def loss(document: Any) -> float:
         tokens = torch.from_numpy(document)
         hidden = model.model(tokens[None], use_cache=False).last_hidden_state[0, :-1]
         total = 0.0
-        for part, labels in zip(hidden.split(_LOGIT_CHUNK), tokens[1:].split(_LOGIT_CHUNK), strict=True):
+        for part, labels in zip(
+            hidden.split(_LOGIT_CHUNK), tokens[1:].split(_LOGIT_CHUNK), strict=True
+        ):
             total += float(cross_entropy(model.lm_head(part), labels, reduction="sum"))
         return total / (len(tokens) - 1)
 
@@ -132,7 +175,10 @@ def _transformers() -> Callable[[Any], float]:
 
 
 def _timed(
-    loss: Callable[[Any], float], document: Any, repeats: int, barrier: Callable[[], None] = lambda: None
+    loss: Callable[[Any], float],
+    document: Any,
+    repeats: int,
+    barrier: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     loss(document[:_WARM_UP_TOKENS])
     gc.collect()

@@ -2,10 +2,11 @@
 
     python benchmarks/convert_memory.py --folder /some/disk --layers 1
 
-Makes the HF folder of hidden size 8192, MLP 28672, 64 heads on 8, vocabulary 128256, with LAYERS of its 80 layers: the
-weights are files of zeros that take no disk. Imports it, exports it again and verifies both, each in a process of its
-own. A conversion makes one file after the other, a layer of the checkpoint or a shard of the folder, a block of rows
-at a time: more layers take more time and disk (twice 4.2 GB and 1.7 GB for each layer), not more memory.
+Makes the HF folder of hidden size 8192, MLP 28672, 64 heads on 8, vocabulary 128256, with LAYERS of
+its 80 layers: the weights are files of zeros that take no disk. Imports it, exports it again and
+verifies both, each in a process of its own. A conversion makes one file after the other, a layer of
+the checkpoint or a shard of the folder, a block of rows at a time: more layers take more time and
+disk (twice 4.2 GB and 1.7 GB for each layer), not more memory.
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ from pathlib import Path
 import torch
 
 from benchmarks.convert_throughput import run_apart
-from checkpoints_tools.hf.folder import shard_names, write_index, write_settings
 from checkpoints_tools.common.tensor_file import plan_file
 from checkpoints_tools.common.weight_map import hf_sizes
+from checkpoints_tools.hf.folder import shard_names, write_index, write_settings
 from megatron_longrope.model import ModelShape
 from megatron_longrope.rope import NoScaling, RopeGeometry, hf_rope_config
 
-BAR_BYTES = 24 << 30
+BOUND_BYTES = 24 << 30
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a disk with room")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a disk with room"
+    )
     parser.add_argument("--layers", type=int, default=1, help="of 80")
     parser.add_argument("--processes", type=int, default=1, help="of a conversion")
     parser.add_argument("--json", type=Path, help="where to write the rows")
@@ -41,29 +46,60 @@ def main() -> None:
         rows = _measure(Path(scratch), options.layers, options.processes)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1))
-    sys.exit(0 if all(row["peak_bytes"] <= BAR_BYTES for row in rows) else 1)
+    sys.exit(0 if all(row["peak_bytes"] <= BOUND_BYTES for row in rows) else 1)
 
 
 def _measure(folder: Path, layers: int, processes: int) -> list[dict[str, object]]:
     num_bytes = _make_model(folder / "hf", layers)
     print(f"{num_bytes / 1e9:.2f} GB of bfloat16, {layers} of 80 layers", flush=True)
-    steps = (("import", "hf", "megatron"), ("export", "megatron", "back"), ("verify", "hf", "megatron"),
-             ("verify", "hf", "back"))  # fmt: skip
+    steps = (
+        ("import", "hf", "megatron"),
+        ("export", "megatron", "back"),
+        ("verify", "hf", "megatron"),
+        ("verify", "hf", "back"),
+    )
     rows = []
     for work, source, target in steps:
         done = run_apart(work, folder / source, folder / target, processes)
-        rows.append({"work": work, "source": source, "target": target, "layers": layers, "processes": processes,
-                     "bytes": num_bytes, **done})  # fmt: skip
-        print(f"{work} {source} {target}: peak {done['peak_bytes'] / 1e9:.2f} GB, {done['seconds']:.0f} s", flush=True)
+        rows.append(
+            {
+                "work": work,
+                "source": source,
+                "target": target,
+                "layers": layers,
+                "processes": processes,
+                "bytes": num_bytes,
+                **done,
+            }
+        )
+        print(
+            f"{work} {source} {target}: peak {done['peak_bytes'] / 1e9:.2f} GB, "
+            f"{done['seconds']:.0f} s",
+            flush=True,
+        )
     return rows
 
 
 def _make_model(folder: Path, layers: int) -> int:
-    """Writes the folder and returns the bytes of its weights: a file for each layer, one for what stands outside."""
-    shape = ModelShape(num_layers=layers, hidden_size=8192, ffn_hidden_size=28672, num_heads=64, num_kv_heads=8,
-                       head_dim=128, vocab_size=128256, context_length=8192, rope_base=500000.0)  # fmt: skip
-    geometry = RopeGeometry(base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length)
-    config = shape.to_hf() | hf_rope_config(NoScaling().factors(geometry)) | {"torch_dtype": "bfloat16"}
+    """Writes the folder and returns the bytes of its weights: a file for each layer, one for what
+    stands outside."""
+    shape = ModelShape(
+        num_layers=layers,
+        hidden_size=8192,
+        ffn_hidden_size=28672,
+        num_heads=64,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=128256,
+        context_length=8192,
+        rope_base=500000.0,
+    )
+    geometry = RopeGeometry(
+        base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length
+    )
+    config = (
+        shape.to_hf() | hf_rope_config(NoScaling().factors(geometry)) | {"torch_dtype": "bfloat16"}
+    )
     sizes = hf_sizes(shape)
     prefixes = [f"model.layers.{layer}." for layer in range(layers)]
     shards = [[name for name in sizes if name.startswith(prefix)] for prefix in prefixes]

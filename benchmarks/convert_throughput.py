@@ -1,11 +1,12 @@
-"""Conversion beside `cp` of the same files, each with its writes on disk, and the memory it takes: bar C3.
+"""Conversion beside `cp` of the same files, each with its writes on disk, and the memory it takes.
 
     python benchmarks/convert_throughput.py --folder /some/disk --gigabytes 8 --json throughput.json
 
-Makes a sharded Llama checkpoint of random bfloat16 weights in FOLDER, then, ROUNDS times: copies it with `cp`, imports
-it, copies the import, exports it. Every copy ends with an fsync of each file, as every conversion does. Rates are bytes
-of weights per second; the source is read once before each measurement, so all start with the same cache. A conversion
-runs in a process of its own, whose peak memory is asked of the system. What was made is removed at the end.
+Makes a sharded Llama checkpoint of random bfloat16 weights in FOLDER, then, ROUNDS times: copies it
+with `cp`, imports it, copies the import, exports it. Every copy ends with an fsync of each file, as
+every conversion does. Rates are bytes of weights per second; the source is read once before each
+measurement, so all start with the same cache. A conversion runs in a process of its own, whose peak
+memory is asked of the system. What was made is removed at the end.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.hf.folder import write_hf_folder
 from checkpoints_tools.common.weight_map import hf_sizes
+from checkpoints_tools.hf.folder import write_hf_folder
 from megatron_longrope.model import ModelShape
 from megatron_longrope.rope import NoScaling, RopeGeometry, hf_rope_config
 
@@ -41,16 +42,22 @@ def compare(a, b, processes):
 work, source, target, processes = sys.argv[1:]
 if __name__ == "__main__":
     started = time.perf_counter()
-    {"import": import_hf, "export": export_hf, "verify": compare}[work](source, target, processes=int(processes))
+    kinds = {"import": import_hf, "export": export_hf, "verify": compare}
+    kinds[work](source, target, processes=int(processes))
     seconds = time.perf_counter() - started
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(who).ru_maxrss for who in both)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak * 1024}))
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure"
+    )
     parser.add_argument("--gigabytes", type=float, default=8.0, help="of weights")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1, help="of a conversion")
@@ -58,7 +65,9 @@ def main() -> None:
     options = parser.parse_args()
     needed, free = 5 * options.gigabytes * 1e9, shutil.disk_usage(options.folder).free
     if needed > free:
-        sys.exit(f"--folder={options.folder}: needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
+        sys.exit(
+            f"--folder={options.folder}: needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
+        )
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         rows = _measure(Path(scratch), options.gigabytes, options.rounds, options.processes)
     if options.json:
@@ -69,21 +78,36 @@ def _measure(folder: Path, gigabytes: float, rounds: int, processes: int) -> lis
     # in a process of its own: Linux counts a parent's peak memory as its children's
     with get_context("spawn").Pool(1) as pool:
         num_bytes = pool.apply(_make_model, (folder / "hf", gigabytes))
-    print(f"{num_bytes / 1e9:.2f} GB in {len(list((folder / 'hf').glob('*.safetensors')))} shards", flush=True)
+    print(
+        f"{num_bytes / 1e9:.2f} GB in {len(list((folder / 'hf').glob('*.safetensors')))} shards",
+        flush=True,
+    )
     rows = []
     for number in range(rounds):
-        for direction, source, target in (("import", "hf", "megatron"), ("export", "megatron", "back")):
+        for direction, source, target in (
+            ("import", "hf", "megatron"),
+            ("export", "megatron", "back"),
+        ):
             copied = _copy(folder / source, folder / "copy")
             converted = run_apart(direction, folder / source, folder / target, processes)
             rate, copy_rate = num_bytes / converted["seconds"], num_bytes / copied
             row = {
-                "round": number, "direction": direction, "processes": processes, "bytes": num_bytes,
-                "bytes_per_second": rate, "cp_bytes_per_second": copy_rate, "ratio": rate / copy_rate,
+                "round": number,
+                "direction": direction,
+                "processes": processes,
+                "bytes": num_bytes,
+                "bytes_per_second": rate,
+                "cp_bytes_per_second": copy_rate,
+                "ratio": rate / copy_rate,
                 "peak_bytes": converted["peak_bytes"],
-            }  # fmt: skip
+            }
             rows.append(row)
-            print(f"{direction}: {rate / 1e6:.0f} MB/s, cp {copy_rate / 1e6:.0f} MB/s, ratio {row['ratio']:.2f}, "
-                  f"peak {converted['peak_bytes'] / 1e9:.2f} GB", flush=True)  # fmt: skip
+            print(
+                f"{direction}: {rate / 1e6:.0f} MB/s, cp {copy_rate / 1e6:.0f} MB/s, ratio "
+                f"{row['ratio']:.2f}, "
+                f"peak {converted['peak_bytes'] / 1e9:.2f} GB",
+                flush=True,
+            )
         with get_context("spawn").Pool(1) as pool:
             pool.apply(_compare, (folder / "hf", folder / "back"))
         for target in ("megatron", "back"):
@@ -95,11 +119,23 @@ def _make_model(folder: Path, gigabytes: float) -> int:
     """An 8-billion-parameter Llama's widths, with as many layers as the size asks for."""
     layer = 2 * (4096 * 4096 * 2 + 4096 * 1024 * 2 + 3 * 4096 * 14336)
     ends = 2 * 2 * 128256 * 4096
-    shape = ModelShape(num_layers=max(1, round((gigabytes * 1e9 - ends) / layer)), hidden_size=4096,
-                       ffn_hidden_size=14336, num_heads=32, num_kv_heads=8, head_dim=128, vocab_size=128256,
-                       context_length=8192, rope_base=500000.0)  # fmt: skip
-    geometry = RopeGeometry(base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length)
-    config = shape.to_hf() | hf_rope_config(NoScaling().factors(geometry)) | {"torch_dtype": "bfloat16"}
+    shape = ModelShape(
+        num_layers=max(1, round((gigabytes * 1e9 - ends) / layer)),
+        hidden_size=4096,
+        ffn_hidden_size=14336,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=128256,
+        context_length=8192,
+        rope_base=500000.0,
+    )
+    geometry = RopeGeometry(
+        base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length
+    )
+    config = (
+        shape.to_hf() | hf_rope_config(NoScaling().factors(geometry)) | {"torch_dtype": "bfloat16"}
+    )
     noise = torch.randn(1 << 24).bfloat16()
 
     def weight(name: str, sizes: tuple[int, ...]) -> torch.Tensor:
@@ -124,7 +160,8 @@ def _copy(source: Path, target: Path) -> float:
 
 
 def run_apart(work: str, source: Path, target: Path, processes: int = 1) -> dict[str, float]:
-    """Returns seconds and peak memory (bytes) of an import, export or verify in a process of its own."""
+    """Returns seconds and peak memory (bytes) of an import, export or verify in a process of its
+    own."""
     _warm(source)
     script = target.with_name("convert.py")
     script.write_text(_CONVERT)

@@ -1,11 +1,13 @@
-"""Does FP8 keep the order of factor candidates? Scores the first generation of a search in BF16 and in FP8.
+"""Does FP8 keep the order of factor candidates? Scores the first generation of a search in BF16 and
+in FP8.
 
-    python benchmarks/fp8_ranking.py --model DIR --text FILE … --target 256k --fp8 tensorwise --json ranking.json
-    python benchmarks/fp8_ranking.py --model DIR --text FILE … --target 1k --dry-run    on a CPU: float32 against BF16
+    python benchmarks/fp8_ranking.py --model DIR --text FILE … --target 256k --fp8 tensorwise
+    python benchmarks/fp8_ranking.py --model DIR --text FILE … --target 1k --dry-run   on a CPU
 
-Candidates are those a search begins with: PI, NTK, YaRN and mutants of them. The order is kept if both precisions give
-the very same one. Else the report says how far apart in BF16 the candidates are that changed places, and whether the
-best one stayed. Only where the order is kept may `fp8_scoring` be set; exit code 1 says that it is not.
+Candidates are those a search begins with: PI, NTK, YaRN and mutants of them. The order is kept if
+both precisions give the very same one. Else the report says how far apart in BF16 the candidates
+are that changed places, and whether the best one stayed. Only where the order is kept may
+`fp8_scoring` be set; exit code 1 says that it is not.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Ranking:
 
 
 def compare(reference: Sequence[float], tested: Sequence[float]) -> Ranking:
-    """Returns how two scorings of the same candidates rank them. Candidates that tie keep the order they came in."""
+    """Returns how two scorings of the same candidates rank them. Candidates that tie keep the order
+    they came in."""
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(tested, dtype=np.float64)
     order_a, order_b = np.argsort(a, kind="stable"), np.argsort(b, kind="stable")
     ranks_a, ranks_b = np.argsort(order_a), np.argsort(order_b)
@@ -73,33 +76,54 @@ def compare(reference: Sequence[float], tested: Sequence[float]) -> Ranking:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="HF folder, checkpoint or run directory")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="HF folder, checkpoint or run directory"
+    )
     parser.add_argument("--text", nargs="+", required=True, help="UTF-8, one document per file")
     parser.add_argument("--target", required=True, help="length in tokens")
     parser.add_argument("--fp8", default="tensorwise", choices=["tensorwise", "blockwise", "mxfp8"])
-    parser.add_argument("--fp8-attention", action="store_true", help="attention in FP8 too: not on Hopper")
+    parser.add_argument(
+        "--fp8-attention", action="store_true", help="attention in FP8 too: not on Hopper"
+    )
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1, help="of the candidates")
-    parser.add_argument("--dry-run", action="store_true", help="on a CPU: float32 as BF16, BF16 as FP8")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="on a CPU: float32 as BF16, BF16 as FP8"
+    )
     parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
     attention = {"fp8_attention": options.fp8_attention, "packed": not options.fp8_attention}
-    fp8 = BackendSettings(engine="transformer-engine", fp8=options.fp8, fp8_scoring=True, **attention)
+    fp8 = BackendSettings(
+        engine="transformer-engine", fp8=options.fp8, fp8_scoring=True, **attention
+    )
     kinds = [(torch.bfloat16, BackendSettings(engine="transformer-engine")), (torch.bfloat16, fp8)]
     if options.dry_run:
-        kinds = [(torch.float32, BackendSettings(engine="torch")), (torch.bfloat16, BackendSettings(engine="torch"))]
+        kinds = [
+            (torch.float32, BackendSettings(engine="torch")),
+            (torch.bfloat16, BackendSettings(engine="torch")),
+        ]
     try:
         with start_runtime() as runtime:
-            losses = [score_candidates(runtime, options, dtype, backend) for dtype, backend in kinds]
+            losses = [
+                score_candidates(runtime, options, dtype, backend) for dtype, backend in kinds
+            ]
     except LongRopeError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     ranking = compare(*losses)
     print(_text(ranking, "BF16 instead of FP8" if options.dry_run else options.fp8))
     if options.json:
-        result = {"dry_run": options.dry_run, "fp8": options.fp8, "fp8_attention": options.fp8_attention,
-                  "model": str(options.model), "target": parse_length(options.target), **asdict(ranking)}  # fmt: skip
+        result = {
+            "dry_run": options.dry_run,
+            "fp8": options.fp8,
+            "fp8_attention": options.fp8_attention,
+            "model": str(options.model),
+            "target": parse_length(options.target),
+            **asdict(ranking),
+        }
         options.json.write_text(json.dumps(result, indent=1))
     sys.exit(0 if ranking.order_kept else 1)
 
@@ -107,7 +131,8 @@ def main() -> None:
 def score_candidates(
     runtime: Runtime, options: argparse.Namespace, dtype: torch.dtype, backend: BackendSettings
 ) -> list[float]:
-    """Returns the loss of each candidate in nats per token; the candidates are the same at every call."""
+    """Returns the loss of each candidate in nats per token; the candidates are the same at every
+    call."""
     length = parse_length(options.target)
     loaded = load_model(options.model, runtime, dtype=dtype, backend=backend)
     if loaded.tokenizer_file is None:
@@ -119,12 +144,16 @@ def score_candidates(
     config = SearchConfig(num_documents=len(documents), seed=options.seed)
     problem = first_search(config, loaded.model.geometry, length)
     sizes = EvolutionSettings(population=options.candidates, iterations=0)
-    candidates: list[Candidate] = EvolutionSearch(problem.space, sizes, problem.seeds, options.seed).ask(
-        options.candidates
-    )
+    candidates: list[Candidate] = EvolutionSearch(
+        problem.space, sizes, problem.seeds, options.seed
+    ).ask(options.candidates)
     objective = search_objective(loaded.model, documents, tokenizer, config, length)
     found = [evaluation.loss for evaluation in objective(candidates)]
-    print(f"{len(found)} candidates at {format_length(length)} on {loaded.model.backend.engine} in {dtype}", flush=True)
+    print(
+        f"{len(found)} candidates at {format_length(length)} on {loaded.model.backend.engine} in "
+        f"{dtype}",
+        flush=True,
+    )
     del loaded, objective
     gc.collect()
     if torch.cuda.is_available():
@@ -137,7 +166,8 @@ def _text(ranking: Ranking, name: str) -> str:
     return (
         f"The order of {len(ranking.reference)} candidates {verdict} ({name}): rank correlation "
         f"{ranking.rank_correlation:.4f}, {ranking.swapped_pairs} pairs swapped, at most "
-        f"{ranking.largest_swapped_gap:.5f} nats apart; the best one {'stays' if ranking.best_kept else 'changes'}; "
+        f"{ranking.largest_swapped_gap:.5f} nats apart; the best one "
+        f"{'stays' if ranking.best_kept else 'changes'}; "
         f"a candidate's loss differs by at most {ranking.largest_difference:.5f} nats"
     )
 

@@ -1,14 +1,16 @@
-"""Loss, tokens/s, TFLOP/s and memory of each engine on one GPU, at 8k, 64k and 256k tokens in one document.
+"""Loss, tokens/s, TFLOP/s and memory of each engine on one GPU, at 8k, 64k and 256k tokens in one
+document.
 
     python benchmarks/gpu_attention.py --json gpu.json
     python benchmarks/gpu_attention.py --lengths 8k --paths torch,te-bf16
-    python benchmarks/gpu_attention.py --dry-run          on a CPU: the plumbing only, a tiny model, torch alone
+    python benchmarks/gpu_attention.py --dry-run     on a CPU: the plumbing only, a tiny model
 
-For each length the largest of Llama-3.1-8B, Llama-3.2-3B and Llama-3.2-1B that trains there in all paths with full
-recomputation is taken. Weights are random, in BF16, the same in every path; there is no optimizer. A training pass is
-forward and backward; its operations are three times those of ModelShape.forward_flops, recomputation not counted.
-Losses are compared with the first path's over the same tokens: the difference of the means, and the mean difference of
-single tokens. BF16 paths are expected within 0.001 nats of each other in the mean, FP8 ones within 0.02.
+For each length the largest of Llama-3.1-8B, Llama-3.2-3B and Llama-3.2-1B that trains there in all
+paths with full recomputation is taken. Weights are random, in BF16, the same in every path; there
+is no optimizer. A training pass is forward and backward; its operations are three times those of
+ModelShape.forward_flops, recomputation not counted. Losses are compared with the first path's over
+the same tokens: the difference of the means, and the mean difference of single tokens. BF16 paths
+are expected within 0.001 nats of each other in the mean, FP8 ones within 0.02.
 """
 
 from __future__ import annotations
@@ -40,33 +42,69 @@ PATHS = {
     "torch": BackendSettings(engine="torch", packed=False),
     "flash-attn": BackendSettings(engine="flash-attn", packed=False),
     "te-bf16": BackendSettings(engine="transformer-engine", packed=False),
-    "te-bf16-fused-rope": BackendSettings(engine="transformer-engine", packed=False, fused_rope=True),
+    "te-bf16-fused-rope": BackendSettings(
+        engine="transformer-engine", packed=False, fused_rope=True
+    ),
     "te-fp8": BackendSettings(engine="transformer-engine", packed=False, fp8="tensorwise"),
     "te-fp8-blockwise": BackendSettings(engine="transformer-engine", packed=False, fp8="blockwise"),
-    "te-fp8-attention": BackendSettings(engine="transformer-engine", packed=False, fp8="delayed", fp8_attention=True),
+    "te-fp8-attention": BackendSettings(
+        engine="transformer-engine", packed=False, fp8="delayed", fp8_attention=True
+    ),
     "te-fp8-attention-bf16-backward": BackendSettings(
-        engine="transformer-engine", packed=False, fp8="delayed", fp8_attention=True, fp8_attention_backward=False
+        engine="transformer-engine",
+        packed=False,
+        fp8="delayed",
+        fp8_attention=True,
+        fp8_attention_backward=False,
     ),
 }
-_LLAMA: dict[str, Any] = {"vocab_size": 128256, "context_length": 8192, "rope_base": 500000.0, "head_dim": 128,
-                          "num_kv_heads": 8}  # fmt: skip
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 128256,
+    "context_length": 8192,
+    "rope_base": 500000.0,
+    "head_dim": 128,
+    "num_kv_heads": 8,
+}
 SHAPES = {
-    "Llama-3.1-8B": ModelShape(num_layers=32, hidden_size=4096, ffn_hidden_size=14336, num_heads=32, **_LLAMA),
-    "Llama-3.2-3B": ModelShape(num_layers=28, hidden_size=3072, ffn_hidden_size=8192, num_heads=24,
-                               tie_embeddings=True, **_LLAMA),
-    "Llama-3.2-1B with head_dim 128": ModelShape(num_layers=16, hidden_size=2048, ffn_hidden_size=8192, num_heads=16,
-                                                 tie_embeddings=True, **_LLAMA),
-}  # fmt: skip
+    "Llama-3.1-8B": ModelShape(
+        num_layers=32, hidden_size=4096, ffn_hidden_size=14336, num_heads=32, **_LLAMA
+    ),
+    "Llama-3.2-3B": ModelShape(
+        num_layers=28,
+        hidden_size=3072,
+        ffn_hidden_size=8192,
+        num_heads=24,
+        tie_embeddings=True,
+        **_LLAMA,
+    ),
+    "Llama-3.2-1B with head_dim 128": ModelShape(
+        num_layers=16,
+        hidden_size=2048,
+        ffn_hidden_size=8192,
+        num_heads=16,
+        tie_embeddings=True,
+        **_LLAMA,
+    ),
+}
 TINY = {
-    "tiny": ModelShape(num_layers=2, hidden_size=64, ffn_hidden_size=128, num_heads=4, num_kv_heads=2, head_dim=16,
-                       vocab_size=1000, context_length=64)
-}  # fmt: skip
+    "tiny": ModelShape(
+        num_layers=2,
+        hidden_size=64,
+        ffn_hidden_size=128,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        vocab_size=1000,
+        context_length=64,
+    )
+}
 _WEIGHT_SCALE = 0.04  # twice the usual: attention of such a model is not flat
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One path at one length. Seconds are of the median pass; memory is the peak of a training pass."""
+    """One path at one length. Seconds are of the median pass; memory is the peak of a training
+    pass."""
 
     path: str
     shape: str
@@ -84,28 +122,48 @@ class Measured:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", help="in tokens  [default: 8k,64k,256k; with --dry-run 256,512]")
-    parser.add_argument("--paths", default=None, help=f"of {', '.join(PATHS)}  [default: all that can be built]")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--lengths", help="in tokens  [default: 8k,64k,256k; with --dry-run 256,512]"
+    )
+    parser.add_argument(
+        "--paths", default=None, help=f"of {', '.join(PATHS)}  [default: all that can be built]"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed passes of each kind")
-    parser.add_argument("--dry-run", action="store_true", help="on a CPU, with a tiny model in float32")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="on a CPU, with a tiny model in float32"
+    )
     parser.add_argument("--json", type=Path, help="where to write the rows")
     options = parser.parse_args()
     texts = options.lengths or ("256,512" if options.dry_run else "8k,64k,256k")
     lengths = [parse_length(text) for text in texts.split(",")]
-    asked = options.paths.split(",") if options.paths else (["torch"] if options.dry_run else list(PATHS))
+    asked = (
+        options.paths.split(",")
+        if options.paths
+        else (["torch"] if options.dry_run else list(PATHS))
+    )
     rows: list[Measured] = []
     with start_runtime() as runtime:
         if runtime.device.type == "cpu" and not options.dry_run:
             raise SystemExit("no CUDA device: on a CPU only --dry-run runs")
         for length in lengths:
-            rows += measure_length(runtime, length, asked, TINY if options.dry_run else SHAPES, options)
+            rows += measure_length(
+                runtime, length, asked, TINY if options.dry_run else SHAPES, options
+            )
     if options.json:
-        options.json.write_text(json.dumps({"device": _device(), "rows": [asdict(row) for row in rows]}, indent=1))
+        options.json.write_text(
+            json.dumps({"device": _device(), "rows": [asdict(row) for row in rows]}, indent=1)
+        )
 
 
 def measure_length(
-    runtime: Runtime, length: int, paths: Sequence[str], shapes: dict[str, ModelShape], options: argparse.Namespace
+    runtime: Runtime,
+    length: int,
+    paths: Sequence[str],
+    shapes: dict[str, ModelShape],
+    options: argparse.Namespace,
 ) -> list[Measured]:
     """Returns a row for each path at one length, of the largest model that fits in all of them."""
     for name, shape in shapes.items():
@@ -116,10 +174,14 @@ def measure_length(
             try:
                 result = measure_path(runtime, shape, name, path, length, first, options)
             except torch.OutOfMemoryError:
-                fits = False  # memory is given back below: the exception holds the frames that hold the model
+                # memory is given back below: the exception holds the frames that hold the model
+                fits = False
             _free()
             if not fits:
-                print(f"{format_length(length)}: {name} does not fit in {path}; the next smaller one", flush=True)
+                print(
+                    f"{format_length(length)}: {name} does not fit in {path}; the next smaller one",
+                    flush=True,
+                )
                 break
             if result is not None:
                 rows.append(result[0])
@@ -131,14 +193,27 @@ def measure_length(
 
 
 def measure_path(
-    runtime: Runtime, shape: ModelShape, name: str, path: str, length: int, first: torch.Tensor | None,
+    runtime: Runtime,
+    shape: ModelShape,
+    name: str,
+    path: str,
+    length: int,
+    first: torch.Tensor | None,
     options: argparse.Namespace,
-) -> tuple[Measured, torch.Tensor] | None:  # fmt: skip
-    """Returns the row of one path, and the nats of each token; None where it cannot be built and nobody insisted."""
+) -> tuple[Measured, torch.Tensor] | None:
+    """Returns the row of one path, and the nats of each token; None where it cannot be built and
+    nobody insisted."""
     dtype = torch.float32 if options.dry_run else torch.bfloat16
     try:
-        model = build_model(shape, runtime, dtype=dtype, recompute="full", initialize=False, backend=PATHS[path],
-                            sequence_length=length)  # fmt: skip
+        model = build_model(
+            shape,
+            runtime,
+            dtype=dtype,
+            recompute="full",
+            initialize=False,
+            backend=PATHS[path],
+            sequence_length=length,
+        )
     except InputError as refusal:
         if options.paths:
             raise SystemExit(f"{path}: {refusal}") from refusal
@@ -149,9 +224,15 @@ def measure_path(
 
 
 def measure(
-    model: LongRopeModel, path: str, name: str, length: int, first: torch.Tensor | None, repeats: int
+    model: LongRopeModel,
+    path: str,
+    name: str,
+    length: int,
+    first: torch.Tensor | None,
+    repeats: int,
 ) -> tuple[Measured, torch.Tensor]:
-    """Returns the row of one path, and the nats of each token for the other paths to be compared with."""
+    """Returns the row of one path, and the nats of each token for the other paths to be compared
+    with."""
     tokens = np.random.default_rng(0).integers(0, model.shape.vocab_size, length)
     batch = DocumentBatch.from_documents([tokens], pad_to_multiple=model.backend.token_multiple)
     scale = max(1.0, length / model.shape.context_length)
@@ -166,13 +247,20 @@ def measure(
     compared = losses if first is None else first
     flops = model.shape.forward_flops(length)
     row = Measured(
-        path=path, shape=name, length=length, loss=losses.double().mean().item(),
+        path=path,
+        shape=name,
+        length=length,
+        loss=losses.double().mean().item(),
         loss_difference=(losses.double().mean() - compared.double().mean()).item(),
         token_difference=(losses - compared).abs().mean().item(),
-        forward_seconds=forward, training_seconds=training,
-        forward_tokens_per_second=length / forward, training_tokens_per_second=length / training,
-        forward_tflops=flops / forward / 1e12, training_tflops=3 * flops / training / 1e12, peak_gib=peak,
-    )  # fmt: skip
+        forward_seconds=forward,
+        training_seconds=training,
+        forward_tokens_per_second=length / forward,
+        training_tokens_per_second=length / training,
+        forward_tflops=flops / forward / 1e12,
+        training_tflops=3 * flops / training / 1e12,
+        peak_gib=peak,
+    )
     return row, losses
 
 
@@ -238,7 +326,8 @@ def _line(row: Measured) -> str:
     return (
         f"{format_length(row.length):>5} {row.shape:>14} {row.path:<31} loss {row.loss:.4f} "
         f"({row.loss_difference:+.4f}, by token {row.token_difference:.4f})  "
-        f"training {row.training_tokens_per_second:,.0f} tokens/s {row.training_tflops:.1f} TFLOP/s  "
+        f"training {row.training_tokens_per_second:,.0f} tokens/s {row.training_tflops:.1f} "
+        "TFLOP/s  "
         f"forward {row.forward_tokens_per_second:,.0f} tokens/s {row.forward_tflops:.1f} TFLOP/s  "
         f"peak {row.peak_gib:.1f} GiB"
     )

@@ -1,13 +1,15 @@
-"""Greedy continuations of one checkpoint by llama.cpp (from GGUF) and by transformers (from its HF export).
+"""Greedy continuations of one checkpoint by llama.cpp (from GGUF) and by transformers (from its HF
+export).
 
     python -m benchmarks.llama_cpp_parity MODEL.gguf HF_DIR TEXT --prompts 100,1500 --new 32
 
-Both get the same token ids. llama.cpp allocates exactly the context it needs (in steps of 256), so that it chooses the
-factor set by the same length as transformers, which goes by the prompt; a prompt whose continuation crosses the window
-is refused, as transformers would then mix two sets in one cache. Needs `llama-cpp-python`, which the project does not
-depend on. Prints, for each prompt: equal tokens, the largest difference of the logits behind the prompt, the same for
-a context beyond the window where the prompt is inside it (the control), and how far the best two candidates lay apart
-where the continuations part. Exit code 1 where they part.
+Both get the same token ids. llama.cpp allocates exactly the context it needs (in steps of 256), so
+that it chooses the factor set by the same length as transformers, which goes by the prompt; a
+prompt whose continuation crosses the window is refused, as transformers would then mix two sets in
+one cache. Needs `llama-cpp-python`, which the project does not depend on. Prints, for each prompt:
+equal tokens, the largest difference of the logits behind the prompt, the same for a context beyond
+the window where the prompt is inside it (the control), and how far the best two candidates lay
+apart where the continuations part. Exit code 1 where they part.
 """
 
 from __future__ import annotations
@@ -20,23 +22,39 @@ from pathlib import Path
 import numpy as np
 
 _F32 = 0
-"""ggml's number of float32, for the keys and values cached: transformers has them so, llama.cpp halves them."""
+"""ggml's number of float32, for the keys and values cached: transformers has them so, llama.cpp
+halves them."""
 STEP = 256
 """llama.cpp allocates contexts in multiples of this (llama_context, GGML_PAD)."""
 
 
-def llama_cpp_greedy(path: Path, prompt: list[int], new: int, context: int) -> tuple[list[int], np.ndarray]:
+def llama_cpp_greedy(
+    path: Path, prompt: list[int], new: int, context: int
+) -> tuple[list[int], np.ndarray]:
     """Returns the continuation and the logits [vocabulary] that chose its first token."""
     from llama_cpp import Llama
 
-    model = Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=False, n_gpu_layers=0,
-                  n_threads=1, verbose=False, flash_attn=False, type_k=_F32, type_v=_F32)  # fmt: skip
+    model = Llama(
+        str(path),
+        n_ctx=context,
+        n_batch=context,
+        n_ubatch=context,
+        logits_all=False,
+        n_gpu_layers=0,
+        n_threads=1,
+        verbose=False,
+        flash_attn=False,
+        type_k=_F32,
+        type_v=_F32,
+    )
     tokens: list[int] = []
     first = np.empty(0)
     batch = prompt
     for _ in range(new):
         model.eval(batch)
-        logits = np.ctypeslib.as_array(model._ctx.get_logits_ith(-1), shape=(model.n_vocab(),)).copy()
+        logits = np.ctypeslib.as_array(
+            model._ctx.get_logits_ith(-1), shape=(model.n_vocab(),)
+        ).copy()
         first = logits if not tokens else first
         batch = [int(logits.argmax())]
         tokens += batch
@@ -44,8 +62,11 @@ def llama_cpp_greedy(path: Path, prompt: list[int], new: int, context: int) -> t
     return tokens, first
 
 
-def transformers_greedy(folder: Path, prompt: list[int], new: int) -> tuple[list[int], np.ndarray, list[float]]:
-    """Returns the continuation, the logits [vocabulary] of its first token, and the margin of every choice in nats."""
+def transformers_greedy(
+    folder: Path, prompt: list[int], new: int
+) -> tuple[list[int], np.ndarray, list[float]]:
+    """Returns the continuation, the logits [vocabulary] of its first token, and the margin of every
+    choice in nats."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -64,7 +85,9 @@ def transformers_greedy(folder: Path, prompt: list[int], new: int) -> tuple[list
     return tokens, first, margins
 
 
-def compare(gguf: Path, folder: Path, prompt: list[int], new: int, window: int) -> dict[str, object]:
+def compare(
+    gguf: Path, folder: Path, prompt: list[int], new: int, window: int
+) -> dict[str, object]:
     """Returns one row of the table."""
     context = -(-(len(prompt) + new) // STEP) * STEP
     ours, our_logits = llama_cpp_greedy(gguf, prompt, new, context)
@@ -75,7 +98,9 @@ def compare(gguf: Path, folder: Path, prompt: list[int], new: int, window: int) 
         "equal": same,
         "of": new,
         "logits": float(np.abs(our_logits - their_logits).max()),
-        "logits with the long set": _with_long_set(gguf, prompt, window, their_logits) if context <= window else None,
+        "logits with the long set": _with_long_set(gguf, prompt, window, their_logits)
+        if context <= window
+        else None,
         "margin where they part": margins[same] if same < new else None,
         "smallest margin": min(margins),
     }
@@ -90,7 +115,9 @@ def tokens_of(folder: Path, text: Path) -> list[int]:
     """Returns the text as the folder's tokenizer encodes it."""
     from tokenizers import Tokenizer
 
-    ids: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text.read_bytes().decode()).ids
+    ids: list[int] = (
+        Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text.read_bytes().decode()).ids
+    )
     return ids
 
 
@@ -105,7 +132,9 @@ def same_tokens(gguf: Path, folder: Path, text: Path) -> bool:
 
 def main() -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("gguf", type=Path)
     parser.add_argument("hf_dir", type=Path)
     parser.add_argument("text", type=Path)
@@ -116,11 +145,16 @@ def main() -> int:
     window = config.get("original_max_position_embeddings", config["max_position_embeddings"])
     tokens = tokens_of(given.hf_dir, given.text)
     same = same_tokens(given.gguf, given.hf_dir, given.text)
-    print(f"{given.text.name}: {len(tokens)} tokens, {'the same' if same else 'OTHERS'} by llama.cpp")
+    print(
+        f"{given.text.name}: {len(tokens)} tokens, {'the same' if same else 'OTHERS'} by llama.cpp"
+    )
     rows = []
     for length in map(int, given.prompts.split(",")):
         if length > len(tokens) or length <= window < length + given.new:
-            parser.error(f"--prompts {length}: the text has {len(tokens)} tokens, and the window {window} is crossed")
+            parser.error(
+                f"--prompts {length}: the text has {len(tokens)} tokens, and the window {window} "
+                "is crossed"
+            )
         rows.append(compare(given.gguf, given.hf_dir, tokens[:length], given.new, window))
         print(json.dumps(rows[-1]), flush=True)
     return 0 if same and all(row["equal"] == row["of"] for row in rows) else 1

@@ -1,10 +1,12 @@
-"""Our perplexity beside transformers', same document, same tokens: SmolLM2-135M without scaling and with yarn:2.
+"""Our perplexity beside transformers', same document, same tokens: SmolLM2-135M without scaling and
+with yarn:2.
 
     python benchmarks/perplexity_parity.py --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
     python benchmarks/perplexity_parity.py --model DIR --lengths 2k,8k,16k --json parity.json
 
-float32 on both sides. `float64` is our default angle precision, `hf` repeats transformers' float32 order of operations.
-Peak memory at 16k is about 6 GB; on two CPU cores the whole takes about 20 minutes.
+float32 on both sides. `float64` is our default angle precision, `hf` repeats transformers' float32
+order of operations. Peak memory at 16k is about 6 GB; on two CPU cores the whole takes about 20
+minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _CHUNK = 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="HF folder of a Llama model")
     parser.add_argument("--lengths", default="2k,8k,16k", help="in tokens")
     parser.add_argument("--precisions", default="float64,hf", help="of our angles")
@@ -49,13 +53,17 @@ def main() -> None:
             theirs, their_seconds = _theirs(options.model, tokens[:length], method)
             for precision in options.precisions.split(","):
                 ours, our_seconds = _ours(options.model, tokens[:length], method, precision)
-                rows.append(_row(length, method, precision, ours, theirs, our_seconds, their_seconds))
+                rows.append(
+                    _row(length, method, precision, ours, theirs, our_seconds, their_seconds)
+                )
                 print(_line(rows[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1))
 
 
-def _ours(folder: Path, tokens: np.ndarray, method: str, precision: str) -> tuple[np.ndarray, float]:
+def _ours(
+    folder: Path, tokens: np.ndarray, method: str, precision: str
+) -> tuple[np.ndarray, float]:
     with start_runtime() as runtime:
         model = load_model(folder, runtime, angle_precision=precision).model  # type: ignore[arg-type]
         model.set_factors(method_from_text(method, model.geometry, len(tokens)))
@@ -72,9 +80,11 @@ def _theirs(folder: Path, tokens: np.ndarray, method: str) -> tuple[np.ndarray, 
     if method != "none":
         name, _, factor = method.partition(":")
         config.rope_parameters = {
-            "rope_type": name, "factor": float(factor), "rope_theta": config.rope_parameters["rope_theta"],
+            "rope_type": name,
+            "factor": float(factor),
+            "rope_theta": config.rope_parameters["rope_theta"],
             "original_max_position_embeddings": config.max_position_embeddings,
-        }  # fmt: skip
+        }
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     inputs = torch.from_numpy(np.asarray(tokens, dtype=np.int64))
     started = time.perf_counter()
@@ -86,9 +96,18 @@ def _theirs(folder: Path, tokens: np.ndarray, method: str) -> tuple[np.ndarray, 
     return torch.cat(losses).numpy(), time.perf_counter() - started
 
 
-def _row(length: int, method: str, precision: str, ours: np.ndarray, theirs: np.ndarray, our_seconds: float,
-         their_seconds: float) -> dict[str, Any]:  # fmt: skip
-    our_perplexity, their_perplexity = (math.exp(nll.astype(np.float64).mean()) for nll in (ours, theirs))
+def _row(
+    length: int,
+    method: str,
+    precision: str,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    our_seconds: float,
+    their_seconds: float,
+) -> dict[str, Any]:
+    our_perplexity, their_perplexity = (
+        math.exp(nll.astype(np.float64).mean()) for nll in (ours, theirs)
+    )
     return {
         "length": length,
         "method": method,

@@ -1,4 +1,5 @@
-"""Runs a benchmark's measurement in one process or several on this machine, and says what each used."""
+"""Runs a benchmark's measurement in one process or several on this machine, and says what each
+used."""
 
 from __future__ import annotations
 
@@ -15,22 +16,44 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Freed memory goes back to the system at once, so that resident memory is what is really in use.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_ARENA_MAX": "2",
+}
 
 
-def run_ranks(module: str, world_size: int, settings: dict[str, Any], threads: int = 1) -> list[dict[str, Any]]:
-    """Returns what `python -m module --worker SETTINGS` wrote in each of `world_size` processes, in rank order."""
+def run_ranks(
+    module: str, world_size: int, settings: dict[str, Any], threads: int = 1
+) -> list[dict[str, Any]]:
+    """Returns what `python -m module --worker SETTINGS` wrote in each of `world_size` processes, in
+    rank order."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         processes = []
         for rank in range(world_size):
-            values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1",
-                      "MASTER_PORT": port, "OMP_NUM_THREADS": threads, "PYTHONPATH": ROOT,
-                      "PYTHONWARNINGS": "ignore"} | _ALLOCATOR  # fmt: skip
+            values = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": world_size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": threads,
+                "PYTHONPATH": ROOT,
+                "PYTHONWARNINGS": "ignore",
+            } | _ALLOCATOR
             environment = os.environ | {name: str(value) for name, value in values.items()}
-            command = [sys.executable, "-m", module, "--worker", json.dumps(settings), "--result", f"{folder}/{rank}"]
+            command = [
+                sys.executable,
+                "-m",
+                module,
+                "--worker",
+                json.dumps(settings),
+                "--result",
+                f"{folder}/{rank}",
+            ]
             processes.append(subprocess.Popen(command, env=environment, cwd=ROOT))
         codes = [process.wait() for process in processes]
         if any(codes):
@@ -39,7 +62,8 @@ def run_ranks(module: str, world_size: int, settings: dict[str, Any], threads: i
 
 
 class PeakMemory:
-    """Bytes above the moment of making: of the CUDA device where there is one, else resident memory (Linux)."""
+    """Bytes above the moment of making: of the CUDA device where there is one, else resident memory
+    (Linux)."""
 
     def __init__(self) -> None:
         import torch
@@ -60,7 +84,8 @@ class PeakMemory:
 def parse_or_measure(
     parser: argparse.ArgumentParser, measure: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> argparse.Namespace | None:
-    """Returns a benchmark's options; a process of `run_ranks` measures instead, writes its result and gets None."""
+    """Returns a benchmark's options; a process of `run_ranks` measures instead, writes its result
+    and gets None."""
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,11 +1,13 @@
-"""A real model both ways, and per-token losses beside transformers' under short and long factors: bar C2.
+"""A real model both ways, and per-token losses beside transformers' under short and long factors.
 
-    python benchmarks/real_model_parity.py --model runs/smollm2/huggingface/SmolLM2-135M-Instruct --lengths 2k,12k
+    python benchmarks/real_model_parity.py --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
+    --lengths 2k,12k
 
-Imports the folder, exports it again and compares every tensor; then exports it with two factor sets (`two`: short up to
-the window, long beyond) and with the long one at every length (`long`), lets transformers score the exported folder and
-our model the checkpoint, and prints the largest difference of a token's loss. float32; our angles in transformers'
-float32 order of operations (`hf`). 12k tokens take about 3 GB and, on two CPU cores, ten minutes.
+Imports the folder, exports it again and compares every tensor; then exports it with two factor sets
+(`two`: short up to the window, long beyond) and with the long one at every length (`long`), lets
+transformers score the exported folder and our model the checkpoint, and prints the largest
+difference of a token's loss. float32; our angles in transformers' float32 order of operations
+(`hf`). 12k tokens take about 3 GB and, on two CPU cores, ten minutes.
 """
 
 from __future__ import annotations
@@ -33,21 +35,27 @@ from megatron_longrope.model.checkpoints.checkpoint import read_description
 from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors, RopeGeometry
 from megatron_longrope.runtime import start_runtime
 
-BAR = 1e-4
+BOUND = 1e-4
 _CHUNK = 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="HF folder")
     parser.add_argument("--lengths", default="2k,12k", help="in tokens")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        rows = _measure(options.model, Path(scratch), [parse_length(text) for text in options.lengths.split(",")])
+        rows = _measure(
+            options.model,
+            Path(scratch),
+            [parse_length(text) for text in options.lengths.split(",")],
+        )
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1))
-    sys.exit(0 if all(row["largest_token_difference"] <= BAR for row in rows) else 1)
+    sys.exit(0 if all(row["largest_token_difference"] <= BOUND for row in rows) else 1)
 
 
 def _measure(source: Path, folder: Path, lengths: list[int]) -> list[dict[str, Any]]:
@@ -60,7 +68,9 @@ def _measure(source: Path, folder: Path, lengths: list[int]) -> list[dict[str, A
     tokens = max((tokenizer.encode_document(text.text) for text in split().evaluation), key=len)
     short, long = _factors(read_description(folder / "megatron").factor_set.geometry)
     window = short.original_length
-    two = FactorSet(ranges=(FactorRange(up_to=window, factors=short), FactorRange(up_to=None, factors=long)))
+    two = FactorSet(
+        ranges=(FactorRange(up_to=window, factors=short), FactorRange(up_to=None, factors=long))
+    )
     rows = []
     for name, factors in (("two", two), ("long", FactorSet.single(long))):
         exported = folder / name
@@ -68,7 +78,10 @@ def _measure(source: Path, folder: Path, lengths: list[int]) -> list[dict[str, A
         for length in lengths:
             if name == "long" and length > window:
                 continue  # `two` serves the same factors there
-            ours, theirs = _ours(folder / "megatron", factors, tokens[:length]), _theirs(exported, tokens[:length])
+            ours, theirs = (
+                _ours(folder / "megatron", factors, tokens[:length]),
+                _theirs(exported, tokens[:length]),
+            )
             used = "short" if factors.for_length(length) == short else "long"
             rows.append(
                 {
@@ -79,20 +92,34 @@ def _measure(source: Path, folder: Path, lengths: list[int]) -> list[dict[str, A
                     "largest_token_difference": float(np.abs(ours - theirs).max()),
                 }
             )
-            print(f"{format_length(length):>4} {name:>4} sets, {used:>5} factors: mean loss {ours.mean():.5f}, "
-                  f"largest token difference {rows[-1]['largest_token_difference']:.1e}", flush=True)  # fmt: skip
+            print(
+                f"{format_length(length):>4} {name:>4} sets, {used:>5} factors: mean loss "
+                f"{ours.mean():.5f}, "
+                f"largest token difference {rows[-1]['largest_token_difference']:.1e}",
+                flush=True,
+            )
     return rows
 
 
 def _factors(geometry: RopeGeometry) -> tuple[RopeFactors, RopeFactors]:
-    """Lists as a search finds them: growing from 1; one temperature, which Hugging Face asks for."""
+    """Lists as a search finds them: growing from 1; one temperature, which Hugging Face asks
+    for."""
 
     def grown(most: float, target: int) -> RopeFactors:
         pairs = geometry.num_pairs
-        rescale = tuple(round(1 + (most - 1) * (pair / (pairs - 1)) ** 2, 2) for pair in range(pairs))
-        return RopeFactors(rescale=rescale, start_tokens=0, attention_factor=1.05, base=geometry.base,
-                           head_dim=geometry.head_dim, original_length=geometry.original_length, target_length=target,
-                           origin=FactorOrigin(method="parity"))  # fmt: skip
+        rescale = tuple(
+            round(1 + (most - 1) * (pair / (pairs - 1)) ** 2, 2) for pair in range(pairs)
+        )
+        return RopeFactors(
+            rescale=rescale,
+            start_tokens=0,
+            attention_factor=1.05,
+            base=geometry.base,
+            head_dim=geometry.head_dim,
+            original_length=geometry.original_length,
+            target_length=target,
+            origin=FactorOrigin(method="parity"),
+        )
 
     return grown(1.3, geometry.original_length), grown(2.2, 2 * geometry.original_length)
 

@@ -1,10 +1,13 @@
-"""A search of a real model beyond its window, judged on a document it has not seen: SmolLM2-135M (window 8k) at 16k.
+"""A search of a real model beyond its window, judged on a document it has not seen: SmolLM2-135M
+(window 8k) at 16k.
 
-    python benchmarks/real_model_search.py --model runs/smollm2/huggingface/SmolLM2-135M-Instruct --out runs/smollm2-16k
+    python benchmarks/real_model_search.py --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
+    --out runs/smollm2-16k
 
-From YaRN, with its own temperature and with √(1 + ln s / ln L): the default searcher's ramp and, with `--passes`, its
-descent, on one long file of the standard library; then the best and YaRN on another. Interrupted, it goes on.
-A forward pass over 16k tokens takes two to four minutes on a CPU core.
+From YaRN, with its own temperature and with √(1 + ln s / ln L): the default searcher's ramp and,
+with `--passes`, its descent, on one long file of the standard library; then the best and YaRN on
+another. Interrupted, it goes on. A forward pass over 16k tokens takes two to four minutes on a CPU
+core.
 """
 
 from __future__ import annotations
@@ -18,17 +21,29 @@ from data_prep.documents import TextDocument
 from data_prep.stdlib_corpus import split
 from megatron_longrope.config import parse_length
 from megatron_longrope.data import TextTokenizer, load_tokenizer
-from megatron_longrope.evaluation import EvaluationDocument, PerplexityObjective, check_documents, documents_sha256
+from megatron_longrope.evaluation import (
+    EvaluationDocument,
+    PerplexityObjective,
+    check_documents,
+    documents_sha256,
+)
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run_directory import RunDirectory
-from megatron_longrope.pipeline.searching import first_search, search_cost_json, search_factors, search_objective
+from megatron_longrope.pipeline.searching import (
+    first_search,
+    search_cost_json,
+    search_factors,
+    search_objective,
+)
 from megatron_longrope.rope import Yarn
 from megatron_longrope.runtime import start_runtime
 from megatron_longrope.search import Candidate, SearchProgress
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="HF folder of a Llama model")
     parser.add_argument("--out", type=Path, required=True, help="run directory")
     parser.add_argument("--length", default="16k")
@@ -36,21 +51,33 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=0)
     options = parser.parse_args()
     length = parse_length(options.length)
-    hybrid = {"ramp": {"max_rounds": options.ramp_rounds}, "cycles": int(options.passes > 0),
-              "descent": {"passes": max(1, options.passes)}}  # fmt: skip
+    hybrid = {
+        "ramp": {"max_rounds": options.ramp_rounds},
+        "cycles": int(options.passes > 0),
+        "descent": {"passes": max(1, options.passes)},
+    }
     config = SearchConfig.model_validate({"num_documents": 1, "starts": ["yarn"], "hybrid": hybrid})
     with start_runtime(timeout_seconds=24 * 3600) as runtime:
         model = load_model(options.model, runtime).model
         tokenizer = load_tokenizer(options.model)
         parts = split()
-        search, held_out = (_longest(tokenizer, part, length) for part in (parts.search, parts.evaluation))
+        search, held_out = (
+            _longest(tokenizer, part, length) for part in (parts.search, parts.evaluation)
+        )
         problem = first_search(config, model.geometry, length)
         objective = search_objective(model, [search], tokenizer, config, length)
         directory = RunDirectory(options.out)
-        factors, outcome = search_factors(problem, objective, config, directory, documents_sha256([search]), _say)
-        judge = PerplexityObjective(model, [held_out.prefix(length)], target_length=length, max_batch_tokens=length)
+        factors, outcome = search_factors(
+            problem, objective, config, directory, documents_sha256([search]), _say
+        )
+        judge = PerplexityObjective(
+            model, [held_out.prefix(length)], target_length=length, max_batch_tokens=length
+        )
         yarn = Yarn(scale=length / model.geometry.original_length).factors(model.geometry)
-        names = {"longrope": outcome.best, "yarn": Candidate(yarn.rescale, 0, yarn.attention_factor)}
+        names = {
+            "longrope": outcome.best,
+            "yarn": Candidate(yarn.rescale, 0, yarn.attention_factor),
+        }
         found = {name: judge([candidate])[0].perplexity for name, candidate in names.items()}
         cost = search_cost_json(outcome, model.shape, length)
         forward_equivalents = cost["flops"] / model.shape.forward_flops(length)
@@ -67,8 +94,12 @@ def main() -> None:
     print(json.dumps(row, indent=1))
 
 
-def _longest(tokenizer: TextTokenizer, texts: list[TextDocument], length: int) -> EvaluationDocument:
-    documents = [EvaluationDocument(text.name, tokenizer.encode_document(text.text)) for text in texts]
+def _longest(
+    tokenizer: TextTokenizer, texts: list[TextDocument], length: int
+) -> EvaluationDocument:
+    documents = [
+        EvaluationDocument(text.name, tokenizer.encode_document(text.text)) for text in texts
+    ]
     longest = max(documents, key=lambda document: len(document.tokens))
     check_documents([longest], [length])
     return longest

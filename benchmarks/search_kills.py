@@ -1,14 +1,16 @@
-"""Kills a search again and again, on one and on several processes, and compares its end with an undisturbed one's.
+"""Kills a search again and again, on one and on several processes, and compares its end with an
+undisturbed one's.
 
-    python -m benchmarks.search_kills          100 kills of a stub and 5 of a real search, on 1 and on 4 processes
+    python -m benchmarks.search_kills     100 kills of a stub, 5 of a real search; 1 and 4 processes
     python -m benchmarks.search_kills --stub 20 --real 2 --processes 2
 
-All processes of an attempt get SIGKILL at a random moment, three times of four counted from its first evaluation, else
-from its start; then the search is started again. What must hold: at the end the journal (times apart) and the best
-factors are the undisturbed search's, and nothing that stood in the journal when an attempt began was evaluated in it.
-The stub is a formula; the real search is the ramp, gradient descents and mutants on the demonstration model (two
-documents of 512 tokens, perplexity by forward and backward passes). Attempts are forked from a process that has
-imported everything, so that most kills hit a search and not its imports.
+All processes of an attempt get SIGKILL at a random moment, three times of four counted from its
+first evaluation, else from its start; then the search is started again. What must hold: at the end
+the journal (times apart) and the best factors are the undisturbed search's, and nothing that stood
+in the journal when an attempt began was evaluated in it. The stub is a formula; the real search is
+the ramp, gradient descents and mutants on the demonstration model (two documents of 512 tokens,
+perplexity by forward and backward passes). Attempts are forked from a process that has imported
+everything, so that most kills hit a search and not its imports.
 """
 
 from __future__ import annotations
@@ -55,20 +57,36 @@ from megatron_longrope.search import (
 
 Kind = Literal["stub", "real"]
 _CHOICES: dict[Kind, dict[str, Any]] = {
-    "stub": {"searcher": "evolution",
-             "evolution": {"population": 40, "mutants": 20, "crossovers": 20, "parents": 20, "iterations": 24}},
-    "real": {"searcher": "hybrid",
-             "hybrid": {"ramp": {"max_rounds": 2}, "descent": {"passes": 8}, "rounds": 3, "mutants": 5}},
-}  # fmt: skip
+    "stub": {
+        "searcher": "evolution",
+        "evolution": {
+            "population": 40,
+            "mutants": 20,
+            "crossovers": 20,
+            "parents": 20,
+            "iterations": 24,
+        },
+    },
+    "real": {
+        "searcher": "hybrid",
+        "hybrid": {"ramp": {"max_rounds": 2}, "descent": {"passes": 8}, "rounds": 3, "mutants": 5},
+    },
+}
 _NUM_PAIRS, _SCALE = 32, 8.0
 _STUB_SECONDS = 0.001
 _LENGTH, _NUM_DOCUMENTS = 512, 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stub", type=int, default=100, help="kills of the stub's search, per number of processes")
-    parser.add_argument("--real", type=int, default=5, help="kills of the real search, per number of processes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--stub", type=int, default=100, help="kills of the stub's search, per number of processes"
+    )
+    parser.add_argument(
+        "--real", type=int, default=5, help="kills of the real search, per number of processes"
+    )
     parser.add_argument("--processes", default="1,4")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
@@ -90,7 +108,9 @@ def _torture(kind: Kind, size: int, wanted: int, chance: random.Random) -> None:
             known = _journalled(killed)
             # a fair share of the search per attempt, so that kills fall on all of it
             moment = chance.uniform(0, 2.5 * seconds / wanted)
-            killed_it = _attempt(kind, size, killed, moment, await_evaluation=chance.random() < 0.75)
+            killed_it = _attempt(
+                kind, size, killed, moment, await_evaluation=chance.random() < 0.75
+            )
             redone += len(known & _take_evaluated(killed))
             kills += killed_it
             empty += killed_it and _journalled(killed) == known
@@ -100,13 +120,21 @@ def _torture(kind: Kind, size: int, wanted: int, chance: random.Random) -> None:
         assert _attempt(kind, size, killed, None) == 0
         _compare(whole, killed)
         assert redone == 0, f"{redone} evaluations were done again"
-        print(f"{kind} on {size}: {kills} kills ({empty} before a first new evaluation), {len(_journalled(killed))} "
-              "evaluations, none done again, journal and best factors as undisturbed", flush=True)  # fmt: skip
+        print(
+            f"{kind} on {size}: {kills} kills ({empty} before a first new evaluation), "
+            f"{len(_journalled(killed))} "
+            "evaluations, none done again, journal and best factors as undisturbed",
+            flush=True,
+        )
 
 
 def _compare(whole: Path, killed: Path) -> None:
-    (header, expected), (other, entries) = (read_journal(path / "journal.jsonl") for path in (whole, killed))
-    assert header == other and [replace(e, seconds=0.0) for e in expected] == [replace(e, seconds=0.0) for e in entries]
+    (header, expected), (other, entries) = (
+        read_journal(path / "journal.jsonl") for path in (whole, killed)
+    )
+    assert header == other and [replace(e, seconds=0.0) for e in expected] == [
+        replace(e, seconds=0.0) for e in entries
+    ]
     assert (whole / "best.json").read_bytes() == (killed / "best.json").read_bytes()
 
 
@@ -115,7 +143,9 @@ def _journalled(folder: Path) -> set[str]:
     if not path.exists():
         return set()
     evaluations = [(entry.candidate, entry.evaluation) for entry in read_journal(path)[1]]
-    return {_name(candidate, done.gradient is not None, done.sample) for candidate, done in evaluations}
+    return {
+        _name(candidate, done.gradient is not None, done.sample) for candidate, done in evaluations
+    }
 
 
 def _take_evaluated(folder: Path) -> set[str]:
@@ -127,15 +157,18 @@ def _take_evaluated(folder: Path) -> set[str]:
     return names
 
 
-def _attempt(kind: Kind, size: int, folder: Path, kill_after: float | None, await_evaluation: bool = True) -> int:
-    """Runs the search on `size` processes, killed so many seconds after its first evaluation, or after its start;
-
-    returns whether it was killed.
+def _attempt(
+    kind: Kind, size: int, folder: Path, kill_after: float | None, await_evaluation: bool = True
+) -> int:
+    """Runs the search on `size` processes, killed so many seconds after its first evaluation, or
+    after its start; returns whether it was killed.
     """
     folder.mkdir(exist_ok=True)
     fork = multiprocessing.get_context("fork")
     port = _free_port()
-    processes = [fork.Process(target=_rank, args=(kind, rank, size, port, folder)) for rank in range(size)]
+    processes = [
+        fork.Process(target=_rank, args=(kind, rank, size, port, folder)) for rank in range(size)
+    ]
     for process in processes:
         process.start()
     if kill_after is not None:
@@ -159,14 +192,25 @@ def _has_begun(folder: Path) -> bool:
 
 
 def _rank(kind: Kind, rank: int, size: int, port: int, folder: Path) -> None:
-    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    values = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ |= {name: str(value) for name, value in values.items()}
-    with start_runtime(threads=1) as runtime, (folder / f"evaluated-{rank}").open("w", buffering=1) as done:
+    with (
+        start_runtime(threads=1) as runtime,
+        (folder / f"evaluated-{rank}").open("w", buffering=1) as done,
+    ):
         objective = _Stub(runtime, done) if kind == "stub" else _real(runtime, done)
         searcher = _searcher(kind)
         options: dict[str, Any] = {"stopping": EarlyStopping()}
         if not runtime.is_main:
-            run_search(searcher, objective.stream, MemoryJournal(runtime.broadcast(None)), **options)
+            run_search(
+                searcher, objective.stream, MemoryJournal(runtime.broadcast(None)), **options
+            )
             return
         with Journal.open(folder / "journal.jsonl", searcher.identity(), kind) as journal:
             runtime.broadcast(journal.entries)
@@ -176,20 +220,27 @@ def _rank(kind: Kind, rank: int, size: int, port: int, folder: Path) -> None:
 
 def _searcher(kind: Kind) -> Searcher:
     space = SearchSpace.first_stage(_NUM_PAIRS, _SCALE)
-    seeds = [Candidate((_SCALE,) * _NUM_PAIRS), Candidate(tuple(np.linspace(1.0, _SCALE, _NUM_PAIRS)), 0, 1.1)]
+    seeds = [
+        Candidate((_SCALE,) * _NUM_PAIRS),
+        Candidate(tuple(np.linspace(1.0, _SCALE, _NUM_PAIRS)), 0, 1.1),
+    ]
     choice = SearcherChoice.model_validate(_CHOICES[kind])
-    return make_searcher(choice, space, seeds, 1, length=_LENGTH, scale=_SCALE,
-                         num_documents=_NUM_DOCUMENTS)  # fmt: skip
+    return make_searcher(
+        choice, space, seeds, 1, length=_LENGTH, scale=_SCALE, num_documents=_NUM_DOCUMENTS
+    )
 
 
 class _Stub:
-    """Four documents whose loss is a formula, handed to the processes as the real objective hands out passes."""
+    """Four documents whose loss is a formula, handed to the processes as the real objective hands
+    out passes."""
 
     def __init__(self, runtime: Runtime, done: Any) -> None:
         self._dispatcher, self._done = Dispatcher(runtime), done
 
     def stream(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
-        results = self._dispatcher.in_order(len(candidates), lambda i: self._evaluate(candidates[i], terms).to_json())
+        results = self._dispatcher.in_order(
+            len(candidates), lambda i: self._evaluate(candidates[i], terms).to_json()
+        )
         yield from map(Evaluation.from_json, results)
 
     def _evaluate(self, candidate: Candidate, terms: Terms) -> Evaluation:
@@ -213,9 +264,13 @@ def _formula(candidate: Candidate) -> list[float]:
 def _real(runtime: Runtime, done: Any) -> PerplexityObjective:
     loaded = load_model(model_path("preset:demo"), runtime, dtype=torch.float32)
     assert loaded.tokenizer_file is not None
-    corpus = load_corpus(CorpusConfig(standard_library=True), load_tokenizer(loaded.tokenizer_file), _LENGTH)
+    corpus = load_corpus(
+        CorpusConfig(standard_library=True), load_tokenizer(loaded.tokenizer_file), _LENGTH
+    )
     documents = [document.prefix(_LENGTH) for document in corpus.search[:_NUM_DOCUMENTS]]
-    objective = PerplexityObjective(loaded.model, documents, target_length=_LENGTH, max_batch_tokens=_LENGTH)
+    objective = PerplexityObjective(
+        loaded.model, documents, target_length=_LENGTH, max_batch_tokens=_LENGTH
+    )
     one_pass = objective._pass
 
     def noted(candidate: Candidate, documents: Sequence[int], terms: Terms) -> Evaluation:

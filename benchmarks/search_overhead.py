@@ -1,10 +1,11 @@
-"""How much of a search's time is not spent in forward and backward passes, and how much processes wait.
+"""How much of a search's time is not spent in forward and backward passes, and how much processes
+wait.
 
-    python -m benchmarks.search_overhead                 the default searcher, shortened, on one and on two processes
+    python -m benchmarks.search_overhead    the default searcher, shortened; 1 and 2 ranks
 
-(ranks × wall time − time in passes) / (ranks × wall time), over the search alone, model and documents loaded before.
-On several processes what a rank waits for the others is in it. The search is the 8× problem of benchmarks.search_cost,
-with its journal on disk; a process has one thread.
+(ranks × wall time − time in passes) / (ranks × wall time), over the search alone, model and
+documents loaded before. On several processes what a rank waits for the others is in it. The search
+is the 8× problem of benchmarks.search_cost, with its journal on disk; a process has one thread.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 
 from benchmarks.ranks import parse_or_measure, run_ranks
 
-BAR = 0.03
+BOUND = 0.03
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", default="1,2", help="data-parallel processes")
     parser.add_argument("--passes", type=int, default=3, help="of the descent over the documents")
     parser.add_argument("--documents-per-step", type=int, default=1)
@@ -35,7 +38,11 @@ def main() -> None:
         wall, busy = max(rank["wall"] for rank in ranks), [rank["busy"] for rank in ranks]
         share = 1 - sum(busy) / (size * wall)
         each = ", ".join(f"{1 - seconds / wall:.1%}" for seconds in busy)
-        print(f"{size} ranks: {wall:.1f} s, {share:.2%} not in passes ({each}); bar on one rank {BAR:.0%}", flush=True)
+        print(
+            f"{size} ranks: {wall:.1f} s, {share:.2%} not in passes ({each}); bound on one rank "
+            f"{BOUND:.0%}",
+            flush=True,
+        )
 
 
 def _measure(settings: dict[str, Any]) -> dict[str, float]:
@@ -59,13 +66,24 @@ def _measure(settings: dict[str, Any]) -> dict[str, float]:
     descent = DescentSettings.model_validate(settings)
     choice = SearcherChoice(searcher="hybrid", hybrid=HybridSettings(descent=descent))
     with open_bench("8x") as bench, tempfile.TemporaryDirectory() as folder:
-        searcher = make_searcher(choice, bench.problem.space, bench.problem.seeds, 1, length=LENGTHS["8x"],
-                                 scale=bench.scale, num_documents=bench.search.num_documents)  # fmt: skip
+        searcher = make_searcher(
+            choice,
+            bench.problem.space,
+            bench.problem.seeds,
+            1,
+            length=LENGTHS["8x"],
+            scale=bench.scale,
+            num_documents=bench.search.num_documents,
+        )
         bench.search([bench.problem.seeds[0]])  # what is made once, is made
         bench.runtime.barrier()
         clock.seconds, begun = 0.0, time.perf_counter()
         path = Path(folder, "journal.jsonl")
-        journal = Journal.open(path, searcher.identity(), bench.identity) if bench.runtime.is_main else MemoryJournal()
+        journal = (
+            Journal.open(path, searcher.identity(), bench.identity)
+            if bench.runtime.is_main
+            else MemoryJournal()
+        )
         run_search(searcher, bench.search.stream, journal, stopping=EarlyStopping())
         return {"wall": time.perf_counter() - begun, "busy": clock.seconds}
 

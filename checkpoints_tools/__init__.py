@@ -1,1 +1,2 @@
-"""Hugging Face folders ↔ Megatron checkpoints, with proof: weight maps, import, export, verification, loading."""
+"""Hugging Face folders ↔ Megatron checkpoints, with proof: weight maps, import, export,
+verification, loading."""

@@ -1,4 +1,5 @@
-"""A model from whatever folder holds one: Hugging Face, a Megatron checkpoint, or a run directory."""
+"""A model from whatever folder holds one: Hugging Face, a Megatron checkpoint, or a run
+directory."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from checkpoints_tools.hf.folder import CONFIG_FILE, is_hf_folder, open_hf_folde
 from checkpoints_tools.hf.importing import check_folder, load_hf_weights
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, build_model
-from megatron_longrope.model.engine.settings import BackendSettings, Purpose, Recompute
 from megatron_longrope.model.checkpoints.checkpoint import (
     DESCRIPTION_FILE,
     hf_folder,
@@ -22,6 +22,7 @@ from megatron_longrope.model.checkpoints.checkpoint import (
     read_description,
 )
 from megatron_longrope.model.checkpoints.megatron_lm import is_megatron_lm
+from megatron_longrope.model.engine.settings import BackendSettings, Purpose, Recompute
 from megatron_longrope.rope import AnglePrecision, FactorSet, factor_set_from_hf
 from megatron_longrope.runtime import Runtime
 
@@ -52,10 +53,11 @@ def load_model(
     backend: BackendSettings | None = None,
     purpose: Purpose = "scoring",
 ) -> LoadedModel:
-    """Returns the model in `path`, weights cast to `dtype`, cut by the runtime's layout; every rank calls it.
+    """Returns the model in `path`, weights cast to `dtype`, cut by the runtime's layout; every rank
+    calls it.
 
-    Raises InputError for a folder that is none of the three kinds, for a damaged one, and for a backend that cannot
-    serve it.
+    Raises InputError for a folder that is none of the three kinds, for a damaged one, and for a
+    backend that cannot serve it.
     """
     kind, folder = find_model(path)
     if kind == "hf":
@@ -66,17 +68,29 @@ def load_model(
     else:
         description = read_description(folder)
         shape, factor_set, files = description.shape, description.factor_set, hf_folder(folder)
-    model = build_model(shape, runtime, dtype=dtype, recompute=recompute, initialize=False,
-                        angle_precision=angle_precision, offload=offload, backend=backend,
-                        purpose=purpose)  # fmt: skip
+    model = build_model(
+        shape,
+        runtime,
+        dtype=dtype,
+        recompute=recompute,
+        initialize=False,
+        angle_precision=angle_precision,
+        offload=offload,
+        backend=backend,
+        purpose=purpose,
+    )
     if kind == "hf":
         load_hf_weights(model, opened)
     else:
         load_weights(model, folder)
     model.set_factors(factor_set)
     tokenizer = files / _TOKENIZER_FILE
-    return LoadedModel(model, tokenizer if tokenizer.is_file() else None, Path(path).resolve().name,
-                       files if files.is_dir() else None)  # fmt: skip
+    return LoadedModel(
+        model,
+        tokenizer if tokenizer.is_file() else None,
+        Path(path).resolve().name,
+        files if files.is_dir() else None,
+    )
 
 
 def model_factors(path: Path | str) -> FactorSet:
@@ -90,7 +104,8 @@ def model_factors(path: Path | str) -> FactorSet:
 def find_model(path: Path | str) -> tuple[FolderKind, Path]:
     """Returns what kind of model folder `path` leads to, by its contents, and where it is.
 
-    In a run directory that is what result.json names as its "checkpoint", else the checkpoint written last.
+    In a run directory that is what result.json names as its "checkpoint", else the checkpoint
+    written last.
     """
     path = Path(path)
     if is_checkpoint(path) or is_megatron_lm(path):
@@ -104,21 +119,31 @@ def find_model(path: Path | str) -> tuple[FolderKind, Path]:
     if (path / CONFIG_FILE).is_file():
         return "hf", path  # reading it says what it lacks
     raise InputError(
-        "model", path,
-        f"neither a Hugging Face folder ({CONFIG_FILE} and safetensors: this is a model folder without config), "
+        "model",
+        path,
+        f"neither a Hugging Face folder ({CONFIG_FILE} and safetensors: this is a model folder "
+        "without config), "
         f"nor a Megatron checkpoint ({DESCRIPTION_FILE}, or Megatron-LM's), nor a run directory",
-    )  # fmt: skip
+    )
 
 
 def _model_of_run(run: Path) -> Path:
     named = _named_checkpoint(run)
     if named is not None:
         return named
-    found = [file.parent for pattern in ("*", "*/*") for file in run.glob(f"checkpoints/{pattern}/{DESCRIPTION_FILE}")]
+    found = [
+        file.parent
+        for pattern in ("*", "*/*")
+        for file in run.glob(f"checkpoints/{pattern}/{DESCRIPTION_FILE}")
+    ]
     whole = [folder for folder in found if not folder.name.endswith((".partial", ".replaced"))]
     if not whole:
-        raise InputError("model", run, "a run directory without checkpoints: nothing was trained there yet")
-    return max(whole, key=lambda folder: ((folder / DESCRIPTION_FILE).stat().st_mtime_ns, folder.name))
+        raise InputError(
+            "model", run, "a run directory without checkpoints: nothing was trained there yet"
+        )
+    return max(
+        whole, key=lambda folder: ((folder / DESCRIPTION_FILE).stat().st_mtime_ns, folder.name)
+    )
 
 
 def _named_checkpoint(run: Path) -> Path | None:

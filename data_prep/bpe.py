@@ -18,14 +18,17 @@ _SMALLEST = len(SPECIAL_TOKENS) + 256
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> TextTokenizer:
-    """Trains a tokenizer of exactly `vocab_size` entries on `texts`, saves it in `directory`, and returns it.
+    """Trains a tokenizer of exactly `vocab_size` entries on `texts`, saves it in `directory`, and
+    returns it.
 
-    Entries 0 and 1 are `<|endoftext|>` (BOS and EOS, added only on demand) and `<|padding|>`, then come the 256
-    bytes, then merges. The same texts in the same order give the same files. Raises InputError where `vocab_size`
-    is below 258 or the texts hold too little for so many merges.
+    Entries 0 and 1 are `<|endoftext|>` (BOS and EOS, added only on demand) and `<|padding|>`, then
+    come the 256 bytes, then merges. The same texts in the same order give the same files. Raises
+    InputError where `vocab_size` is below 258 or the texts hold too little for so many merges.
     """
     if vocab_size < _SMALLEST:
-        raise InputError("vocab_size", vocab_size, f"a byte-level tokenizer has {_SMALLEST} entries or more")
+        raise InputError(
+            "vocab_size", vocab_size, f"a byte-level tokenizer has {_SMALLEST} entries or more"
+        )
     tokenizer = Tokenizer(models.BPE())
     split_digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

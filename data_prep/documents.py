@@ -38,7 +38,8 @@ class TokenDocument:
 
     @classmethod
     def generated(cls, name: str, tokens: np.ndarray) -> TokenDocument:
-        """Returns a document that never was text, identified by its tokens as little-endian int64."""
+        """Returns a document that never was text, identified by its tokens as little-endian
+        int64."""
         return cls(name, tokens, hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest())
 
 
@@ -53,7 +54,8 @@ class FilterReport:
 def filter_documents(
     documents: Iterable[TextDocument], drop_duplicates: bool = False
 ) -> tuple[list[TextDocument], FilterReport]:
-    """Returns the documents that have text, and what was left out; on demand each text once, the first of its kind."""
+    """Returns the documents that have text, and what was left out; on demand each text once, the
+    first of its kind."""
     kept: list[TextDocument] = []
     empty: list[str] = []
     duplicates: list[str] = []
@@ -77,24 +79,29 @@ def tokenize(
     end_token: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenDocument]:
-    """Returns every document as tokens: what the tokenizer itself makes of it, `add_bos` first, `end_token` last.
+    """Returns every document as tokens: what the tokenizer itself makes of it, `add_bos` first,
+    `end_token` last.
 
-    `on_progress` is called now and then with how many documents and tokens are done. Raises InputError where a
-    document has no tokens.
+    `on_progress` is called now and then with how many documents and tokens are done. Raises
+    InputError where a document has no tokens.
     """
     result: list[TokenDocument] = []
     num_tokens = 0
     remaining = iter(documents)
     while batch := list(itertools.islice(remaining, _BATCH)):
         encoded = tokenizer.encode_documents([document.text for document in batch], add_bos)
-        result += [_token_document(d, tokens, end_token) for d, tokens in zip(batch, encoded, strict=True)]
+        result += [
+            _token_document(d, tokens, end_token) for d, tokens in zip(batch, encoded, strict=True)
+        ]
         num_tokens += sum(map(len, encoded))
         if on_progress is not None:
             on_progress(len(result), num_tokens)
     return result
 
 
-def _token_document(document: TextDocument, tokens: np.ndarray, end_token: int | None) -> TokenDocument:
+def _token_document(
+    document: TextDocument, tokens: np.ndarray, end_token: int | None
+) -> TokenDocument:
     if len(tokens) == 0:
         raise InputError("document", document.name, "the tokenizer makes no token of it")
     if end_token is not None:

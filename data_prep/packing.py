@@ -37,17 +37,22 @@ class PackingPlan:
         return len(self.rows) * self.sequence_length - self.tokens
 
 
-def plan_packing(lengths: Sequence[int], sequence_length: int, min_piece: int = 1, short_limit: int = 0) -> PackingPlan:
+def plan_packing(
+    lengths: Sequence[int], sequence_length: int, min_piece: int = 1, short_limit: int = 0
+) -> PackingPlan:
     """Returns where every token of documents of `lengths` goes.
 
-    A document longer than a row is cut into row-long pieces and a rest; pieces go longest first, each into the row
-    with the least room that still takes it. Pieces shorter than `min_piece` tokens are left out and listed. Pieces of
-    at most `short_limit` tokens never share a row with longer ones.
+    A document longer than a row is cut into row-long pieces and a rest; pieces go longest first,
+    each into the row with the least room that still takes it. Pieces shorter than `min_piece`
+    tokens are left out and listed. Pieces of at most `short_limit` tokens never share a row with
+    longer ones.
     """
     if sequence_length < 1:
         raise InputError("sequence_length", sequence_length, "must be 1 or more")
     if not 1 <= min_piece <= sequence_length:
-        raise InputError("min_piece", min_piece, f"must lie between 1 and the sequence length {sequence_length}")
+        raise InputError(
+            "min_piece", min_piece, f"must lie between 1 and the sequence length {sequence_length}"
+        )
     pieces = [
         Piece(document, start, min(sequence_length, length - start))
         for document, length in enumerate(lengths)
@@ -57,7 +62,9 @@ def plan_packing(lengths: Sequence[int], sequence_length: int, min_piece: int = 
     left_out = [piece for piece in pieces if piece.length < min_piece]
     long = [piece for piece in kept if piece.length > short_limit]
     short = [piece for piece in kept if piece.length <= short_limit]
-    return PackingPlan(sequence_length, _rows(long, sequence_length) + _rows(short, sequence_length), left_out)
+    return PackingPlan(
+        sequence_length, _rows(long, sequence_length) + _rows(short, sequence_length), left_out
+    )
 
 
 def _rows(pieces: Sequence[Piece], sequence_length: int) -> list[list[Piece]]:
@@ -71,8 +78,9 @@ def _rows(pieces: Sequence[Piece], sequence_length: int) -> list[list[Piece]]:
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> tuple[np.ndarray, int]:
     """Returns each item's row, [items] int64, and the number of rows.
 
-    Every row's room is kept in a bucket; finding the fullest row that takes an item costs two operations on integers
-    of about √capacity bits, whatever the number of rows. Ties: the row opened or filled last.
+    Every row's room is kept in a bucket; finding the fullest row that takes an item costs two
+    operations on integers of about √capacity bits, whatever the number of rows. Ties: the row
+    opened or filled last.
     """
     rows = np.zeros(len(lengths), dtype=np.int64)
     num_rows = 0
@@ -96,7 +104,8 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> tuple[np.ndarr
 
 
 class _IntegerSet:
-    """A set of integers from 0 to `largest` that finds its least member at or above a value: bits in two levels."""
+    """A set of integers from 0 to `largest` that finds its least member at or above a value: bits
+    in two levels."""
 
     def __init__(self, largest: int) -> None:
         self._shift = (largest.bit_length() + 1) // 2

@@ -11,13 +11,17 @@ from megatron_longrope.errors import InputError
 
 
 def read_text_files(paths: Iterable[str | Path]) -> Iterator[TextDocument]:
-    """Yields each file as one document named by its path; raises InputError where it is absent or not UTF-8."""
+    """Yields each file as one document named by its path; raises InputError where it is absent or
+    not UTF-8."""
     for path in paths:
         yield TextDocument(str(path), _read_utf8(Path(path)))
 
 
-def read_jsonl(path: str | Path, text_field: str = "text", name_field: str = "id") -> Iterator[TextDocument]:
-    """Yields each line's `text_field` as one document, named by `name_field` or else by file and line number.
+def read_jsonl(
+    path: str | Path, text_field: str = "text", name_field: str = "id"
+) -> Iterator[TextDocument]:
+    """Yields each line's `text_field` as one document, named by `name_field` or else by file and
+    line number.
 
     Raises InputError with the line's number where a line is not a JSON object with that field.
     """
@@ -34,14 +38,20 @@ def _document(line: bytes, place: str, text_field: str, name_field: str) -> Text
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise InputError("--jsonl", place, f"not UTF-8 at byte {error.start} of the line") from error
+        raise InputError(
+            "--jsonl", place, f"not UTF-8 at byte {error.start} of the line"
+        ) from error
     except ValueError as error:
         raise InputError("--jsonl", place, f"not valid JSON: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get(text_field), str):
-        raise InputError("--jsonl", place, f'every line is an object with a string in "{text_field}"')
+        raise InputError(
+            "--jsonl", place, f'every line is an object with a string in "{text_field}"'
+        )
     text = values[text_field]
     if not _encodable(text):
-        raise InputError("--jsonl", place, "its text holds half a surrogate pair, which no UTF-8 text can")
+        raise InputError(
+            "--jsonl", place, "its text holds half a surrogate pair, which no UTF-8 text can"
+        )
     return TextDocument(str(values.get(name_field, place)), text)
 
 
@@ -56,4 +66,6 @@ def _read_utf8(path: Path) -> str:
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise InputError("--text", path, f"not UTF-8: byte 0x{content[error.start]:02x} at {error.start}") from error
+        raise InputError(
+            "--text", path, f"not UTF-8: byte 0x{content[error.start]:02x} at {error.start}"
+        ) from error

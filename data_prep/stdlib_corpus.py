@@ -1,4 +1,5 @@
-"""Text that is on every machine: the sources and the language reference of the running Python's standard library."""
+"""Text that is on every machine: the sources and the language reference of the running Python's
+standard library."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ SEARCH_MODULES = (
     "typing.py",
     "unittest/mock.py",
 )
-"""Held out of training for the factor search: long (74 kB or more), and in every CPython from 3.10 to 3.13."""
+"""Held out of training for the factor search: long (74 kB or more), and in every CPython from 3.10
+to 3.13."""
 
 EVALUATION_MODULES = (
     "doctest.py",
@@ -35,7 +37,17 @@ EVALUATION_MODULES = (
 """Held out of training and of the search, for evaluation; of the same kind."""
 
 _LEFT_OUT_FOLDERS = frozenset(
-    ("__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "turtledemo")
+    (
+        "__pycache__",
+        "dist-packages",
+        "ensurepip",
+        "idlelib",
+        "lib2to3",
+        "site-packages",
+        "test",
+        "tests",
+        "turtledemo",
+    )
 )
 _GENERATED = ("encodings/", "_sysconfigdata", "config-", "pydoc_data/")
 """Character tables, and what the build of this one interpreter left behind."""
@@ -46,7 +58,8 @@ _DUPLICATE_SHARE = 0.02
 
 @dataclass(frozen=True)
 class CorpusSplit:
-    """The corpus in three parts that share no document; `near_duplicates` were left out of training."""
+    """The corpus in three parts that share no document; `near_duplicates` were left out of
+    training."""
 
     train: list[TextDocument]
     search: list[TextDocument]
@@ -60,34 +73,41 @@ def stdlib_folder() -> Path:
 
 
 def read_stdlib(folder: Path | None = None) -> list[TextDocument]:
-    """Returns all modules in order of their names, then the language reference (`pydoc_data/topics.py`, unpacked).
+    """Returns all modules in order of their names, then the language reference
+    (`pydoc_data/topics.py`, unpacked).
 
-    Left out: tests, bundled tools, installed packages, generated tables, files under ten lines. A file that is not
-    UTF-8 is left out too.
+    Left out: tests, bundled tools, installed packages, generated tables, files under ten lines. A
+    file that is not UTF-8 is left out too.
     """
     root = folder or stdlib_folder()
-    documents = [TextDocument(name, text) for name, text in _modules(root) if text.count("\n") >= 10]
+    documents = [
+        TextDocument(name, text) for name, text in _modules(root) if text.count("\n") >= 10
+    ]
     return documents + _topics(root / "pydoc_data" / "topics.py")
 
 
 def split(folder: Path | None = None) -> CorpusSplit:
     """Returns the corpus as training text and the two held-out lists.
 
-    A training document of whose 8-line windows 2 % or more also stand in a held-out module is left out.
-    Raises InputError where a held-out module is missing.
+    A training document of whose 8-line windows 2 % or more also stand in a held-out module is left
+    out. Raises InputError where a held-out module is missing.
     """
     documents = read_stdlib(folder)
     by_name = {document.name: document for document in documents}
     missing = [name for name in SEARCH_MODULES + EVALUATION_MODULES if name not in by_name]
     if missing:
         root = folder or stdlib_folder()
-        raise InputError("standard library", root, f"held-out modules are missing: {', '.join(missing)}")
+        raise InputError(
+            "standard library", root, f"held-out modules are missing: {', '.join(missing)}"
+        )
     search = [by_name[name] for name in SEARCH_MODULES]
     evaluation = [by_name[name] for name in EVALUATION_MODULES]
     held_out = {shingle for document in search + evaluation for shingle in _shingles(document.text)}
     names = {document.name for document in search + evaluation}
     rest = [document for document in documents if document.name not in names]
-    near = {document.name for document in rest if _overlap(document.text, held_out) >= _DUPLICATE_SHARE}
+    near = {
+        document.name for document in rest if _overlap(document.text, held_out) >= _DUPLICATE_SHARE
+    }
     train = [document for document in rest if document.name not in near]
     return CorpusSplit(train, search, evaluation, tuple(sorted(near)))
 
@@ -103,18 +123,24 @@ def _modules(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _topics(path: Path) -> list[TextDocument]:
-    """The chapters inside `topics.py`, a single dictionary literal: read as data, never imported."""
+    """The chapters inside `topics.py`, a single dictionary literal: read as data, never
+    imported."""
     if not path.is_file():
         return []
-    values = [node.value for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Assign)]
+    values = [
+        node.value for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Assign)
+    ]
     topics: dict[str, str] = ast.literal_eval(values[0]) if values else {}
     return [TextDocument(f"pydoc_data/{name}", topics[name]) for name in sorted(topics)]
 
 
 def _shingles(text: str) -> Iterable[int]:
-    """Hashes of every window of eight lines that say something (white space and blank lines aside)."""
+    """Hashes of every window of eight lines that say something (white space and blank lines
+    aside)."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (hash(tuple(lines[i : i + _SHINGLE_LINES])) for i in range(len(lines) - _SHINGLE_LINES + 1))
+    return (
+        hash(tuple(lines[i : i + _SHINGLE_LINES])) for i in range(len(lines) - _SHINGLE_LINES + 1)
+    )
 
 
 def _overlap(text: str, held_out: set[int]) -> float:

@@ -33,23 +33,33 @@ def write_packed(
     min_piece: int = 1,
     short_limit: int = 0,
 ) -> DatasetManifest:
-    """Packs `documents` into rows of at most `sequence_length` tokens, writes them, and returns the manifest.
+    """Packs `documents` into rows of at most `sequence_length` tokens, writes them, and returns the
+    manifest.
 
-    Pieces of at most `short_limit` tokens get rows of their own. Raises InputError where nothing is left to write or
-    a token is outside the vocabulary.
+    Pieces of at most `short_limit` tokens get rows of their own. Raises InputError where nothing is
+    left to write or a token is outside the vocabulary.
     """
-    plan = plan_packing([len(document.tokens) for document in documents], sequence_length, min_piece, short_limit)
+    plan = plan_packing(
+        [len(document.tokens) for document in documents], sequence_length, min_piece, short_limit
+    )
     rows = [
-        [documents[piece.document].tokens[piece.start : piece.start + piece.length] for piece in row]
+        [
+            documents[piece.document].tokens[piece.start : piece.start + piece.length]
+            for piece in row
+        ]
         for row in plan.rows
     ]
     return _write(Path(prefix), "packed", rows, documents, tokenizer, vocab_size, plan, min_piece)
 
 
 def write_documents(
-    prefix: str | Path, documents: Sequence[TokenDocument], tokenizer: TokenizerIdentity, vocab_size: int
+    prefix: str | Path,
+    documents: Sequence[TokenDocument],
+    tokenizer: TokenizerIdentity,
+    vocab_size: int,
 ) -> DatasetManifest:
-    """Writes `documents` whole, one row each, and returns the manifest; raises InputError as `write_packed` does."""
+    """Writes `documents` whole, one row each, and returns the manifest; raises InputError as
+    `write_packed` does."""
     rows = [[document.tokens] for document in documents]
     return _write(Path(prefix), "documents", rows, documents, tokenizer, vocab_size, None, 1)
 
@@ -65,10 +75,16 @@ def _write(
     min_piece: int,
 ) -> DatasetManifest:
     if not rows:
-        raise InputError("documents", len(documents), "nothing to write: no document, or none with a piece long enough")
+        raise InputError(
+            "documents",
+            len(documents),
+            "nothing to write: no document, or none with a piece long enough",
+        )
     _check_tokens(documents, vocab_size)
     files = dataset_files(prefix)
-    partial_bin, partial_idx, partial_json = partials = [path.with_name(path.name + ".partial") for path in files]
+    partial_bin, partial_idx, partial_json = partials = [
+        path.with_name(path.name + ".partial") for path in files
+    ]
     index = _index(rows, token_dtype(vocab_size))
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -82,11 +98,16 @@ def _write(
             sequence_length=plan.sequence_length if plan else None,
             min_piece=min_piece,
             counts=_counts(index, plan),
-            documents=tuple(DocumentRecord(name=d.name, sha256=d.sha256, tokens=len(d.tokens)) for d in documents),
+            documents=tuple(
+                DocumentRecord(name=d.name, sha256=d.sha256, tokens=len(d.tokens))
+                for d in documents
+            ),
             bin_sha256=file_sha256(partial_bin),
             idx_sha256=file_sha256(partial_idx),
         )
-        partial_json.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n", encoding="utf-8")
+        partial_json.write_text(
+            json.dumps(manifest.model_dump(), indent=1) + "\n", encoding="utf-8"
+        )
         _publish(partials, files)
     except OSError as error:
         raise InputError("dataset", prefix, f"cannot be written: {error.strerror}") from error
@@ -98,7 +119,8 @@ def _write(
 
 
 def _publish(partials: Sequence[Path], files: Sequence[Path]) -> None:
-    """Renames all three, the manifest last; an older manifest goes first, so that none ever describes other tokens."""
+    """Renames all three, the manifest last; an older manifest goes first, so that none ever
+    describes other tokens."""
     files[-1].unlink(missing_ok=True)
     for partial, final in zip(partials, files, strict=True):
         os.replace(partial, final)

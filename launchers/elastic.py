@@ -1,8 +1,10 @@
-"""torchrun, with the workers' exit code as its own: `python -m launchers.elastic TORCHRUN_OPTIONS -m MODULE ARGS`.
+"""torchrun, with the workers' exit code as its own: `python -m launchers.elastic TORCHRUN_OPTIONS
+-m MODULE ARGS`.
 
-torch.distributed.run ends with 1 and a traceback whatever its workers said, so neither "bad input" (2) nor
-"interrupted, start me again" (75) would reach a script or Slurm. It also kills workers 30 seconds after a SIGTERM, too
-short to save a large checkpoint: SIGUSR1 here asks the workers to stop and waits for as long as they take.
+torch.distributed.run ends with 1 and a traceback whatever its workers said, so neither "bad input"
+(2) nor "interrupted, start me again" (75) would reach a script or Slurm. It also kills workers 30
+seconds after a SIGTERM, too short to save a large checkpoint: SIGUSR1 here asks the workers to stop
+and waits for as long as they take.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from megatron_longrope.errors import EXIT_RESUMABLE
 
 
 class StopRequest:
-    """Handles SIGUSR1: remembers it and passes it to the workers as SIGTERM, on which they save and end with 75."""
+    """Handles SIGUSR1: remembers it and passes it to the workers as SIGTERM, on which they save and
+    end with 75."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -31,13 +34,16 @@ class StopRequest:
         self.seen = True
         workers = psutil.Process().children()
         if not workers:  # still waiting for the other machines
-            raise SignalException("asked to stop before the workers started", signal.Signals(signum))
+            raise SignalException(
+                "asked to stop before the workers started", signal.Signals(signum)
+            )
         for worker in workers:
             worker.terminate()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs torchrun with `arguments` and returns the exit code: 0, or that of the worker that failed first."""
+    """Runs torchrun with `arguments` and returns the exit code: 0, or that of the worker that
+    failed first."""
     stop = StopRequest()
     signal.signal(signal.SIGUSR1, stop)
     try:
@@ -45,18 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = exit_code_of(failure.exitcode, stop.seen)
-        print(f"rank {rank} ended first, with exit code {failure.exitcode}; exiting with {code}", file=sys.stderr)
+        print(
+            f"rank {rank} ended first, with exit code {failure.exitcode}; exiting with {code}",
+            file=sys.stderr,
+        )
         return code
     except SignalException as error:
         print(f"stopped by {error.sigval.name}", file=sys.stderr)
-        return EXIT_RESUMABLE if error.sigval in (signal.SIGINT, signal.SIGUSR1) else 128 + error.sigval
+        return (
+            EXIT_RESUMABLE
+            if error.sigval in (signal.SIGINT, signal.SIGUSR1)
+            else 128 + error.sigval
+        )
     return 0
 
 
 def exit_code_of(worker_code: int, stop_requested: bool) -> int:
     """Returns a worker's exit code as a shell gives it: 128 + n for signal n (negative in Python).
 
-    A worker that was asked to stop before it could listen dies of the SIGTERM itself: that is resumable too.
+    A worker that was asked to stop before it could listen dies of the SIGTERM itself: that is
+    resumable too.
     """
     if worker_code >= 0:
         return worker_code

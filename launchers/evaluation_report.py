@@ -14,7 +14,8 @@ from megatron_longrope.config import format_length
 
 
 class Progress:
-    """Writes a line on stderr for each finished part of the work: tokens per second and time left."""
+    """Writes a line on stderr for each finished part of the work: tokens per second and time
+    left."""
 
     def __init__(self, total_tokens: int, *, shown: bool) -> None:
         self.total_tokens, self.done_tokens = total_tokens, 0
@@ -32,14 +33,17 @@ class Progress:
 
 
 def perplexity_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints perplexity over all documents per method and length, with that of the last quarter beside it."""
+    """Prints perplexity over all documents per method and length, with that of the last quarter
+    beside it."""
     from megatron_longrope.evaluation import aggregate
 
     whole, quarter = aggregate(rows), aggregate(rows, last_quarter=True)
     table = _table("Perplexity (in brackets: over the last quarter of the context)", rows)
     for method in dict.fromkeys(row["method"] for row in rows):
         lengths = _lengths(rows)
-        table.add_row(method, *(f"{whole[method, n]:.4f} ({quarter[method, n]:.4f})" for n in lengths))
+        table.add_row(
+            method, *(f"{whole[method, n]:.4f} ({quarter[method, n]:.4f})" for n in lengths)
+        )
     Console().print(table)
 
 

@@ -1,4 +1,5 @@
-"""What `longrope extend` and `longrope demo` share: a recipe, processes, progress, and the closing lines."""
+"""What `longrope extend` and `longrope demo` share: a recipe, processes, progress, and the closing
+lines."""
 
 from __future__ import annotations
 
@@ -20,12 +21,15 @@ from megatron_longrope.search import SearchProgress
 
 
 def run_extension(recipe: str, run_dir: Path | None, overrides: Sequence[str]) -> RunResult | None:
-    """Runs a recipe on all processes; returns the result on the main one. Raises InputError for bad input."""
+    """Runs a recipe on all processes; returns the result on the main one. Raises InputError for bad
+    input."""
     path = recipe_path(recipe)
     config = build_config(Recipe, apply_overrides(read_yaml(path), overrides), str(path))
     with start_runtime(config.parallel, seed=config.seed) as runtime:
         lines = ProgressLines(runtime.is_main)
-        progress = Progress(lines.stage, lambda name: search_lines(lines), lambda name: lines.counter())
+        progress = Progress(
+            lines.stage, lambda name: search_lines(lines), lambda name: lines.counter()
+        )
         result = run_recipe(config, run_dir or Path("runs") / config.name, runtime, progress)
         if not runtime.is_main:
             return None
@@ -38,17 +42,23 @@ def search_lines(lines: ProgressLines) -> Callable[[SearchProgress], None]:
         if progress.done == 0:
             return
         recovered = f" ({progress.recovered} from the journal)" if progress.recovered else ""
-        best = f"best perplexity {progress.best_perplexity:.4f}" if progress.best_perplexity else "nothing usable yet"
-        lines.step(progress.done, progress.total, f"evaluations{recovered}  {best}", progress.eta_seconds)
+        best = (
+            f"best perplexity {progress.best_perplexity:.4f}"
+            if progress.best_perplexity
+            else "nothing usable yet"
+        )
+        lines.step(
+            progress.done, progress.total, f"evaluations{recovered}  {best}", progress.eta_seconds
+        )
 
     return show
 
 
 def _say_result(result: RunResult) -> None:
     content = json.loads(result.result_file.read_text(encoding="utf-8"))
-    for bar in content["bars"]:
-        mark = "met   " if bar["met"] else "MISSED"
-        click.echo(f"{mark} {bar['id']}  {bar['value']:.4g} (bound {bar['bound']:.4g})  {bar['text']}")
+    for check in content["checks"]:
+        mark = "met   " if check["met"] else "MISSED"
+        click.echo(f"{mark} {check['value']:.4g} (bound {check['bound']:.4g})  {check['text']}")
     click.echo(f"report: {result.report}")
     click.echo(f"result: {result.result_file}")
     click.echo(f"checkpoint: {result.megatron}")

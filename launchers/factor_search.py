@@ -47,42 +47,63 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
     if mistake is not None:
         raise InputError(*mistake)
     with start_runtime(layout_of(settings), timeout_seconds=24 * 3600) as runtime:
-        loaded = load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]),
-                            backend=BackendSettings(engine=settings["engine"]))  # fmt: skip
+        loaded = load_model(
+            settings["model_path"],
+            runtime,
+            dtype=getattr(torch, settings["dtype"]),
+            backend=BackendSettings(engine=settings["engine"]),
+        )
         if loaded.tokenizer_file is None:
-            raise InputError("--model", settings["model_path"], "has no tokenizer.json to encode the documents with")
+            raise InputError(
+                "--model",
+                settings["model_path"],
+                "has no tokenizer.json to encode the documents with",
+            )
         tokenizer = load_tokenizer(loaded.tokenizer_file)
-        documents = [EvaluationDocument(text.name, text.tokens) for text in tokenize(sources, tokenizer)]
+        documents = [
+            EvaluationDocument(text.name, text.tokens) for text in tokenize(sources, tokenizer)
+        ]
         check_documents(documents, [target])
         problem = _problem(config, loaded.model, target, tuned)
         directory = RunDirectory(out)
         lines = ProgressLines(runtime.is_main)
         objective = search_objective(loaded.model, documents, tokenizer, config, target)
         sha256 = documents_sha256(documents)
-        factors, outcome = search_factors(problem, objective, config, directory, sha256, search_lines(lines))
-        margins, margins_cost = baseline_margins(problem, objective, outcome, directory, sha256, lines.counter())
+        factors, outcome = search_factors(
+            problem, objective, config, directory, sha256, search_lines(lines)
+        )
+        margins, margins_cost = baseline_margins(
+            problem, objective, outcome, directory, sha256, lines.counter()
+        )
         if not runtime.is_main:
             return None
         write_factors(directory.factors("best"), factors)
         shape = loaded.model.shape
         cost = search_cost_json(outcome, shape, target)
         one_evaluation = shape.forward_flops(target) / target * objective.document_tokens
-        result = {"perplexity": outcome.evaluation.perplexity, **cost,
-                  "forward_equivalents": cost["flops"] / one_evaluation,
-                  "recovered": outcome.recovered, "target_length": target, "journal": problem.name,
-                  "baselines": margins, "baselines_cost": cost_json(margins_cost, shape, target),
-                  "factors": str(directory.factors("best"))}  # fmt: skip
+        result = {
+            "perplexity": outcome.evaluation.perplexity,
+            **cost,
+            "forward_equivalents": cost["flops"] / one_evaluation,
+            "recovered": outcome.recovered,
+            "target_length": target,
+            "journal": problem.name,
+            "baselines": margins,
+            "baselines_cost": cost_json(margins_cost, shape, target),
+            "factors": str(directory.factors("best")),
+        }
         write_json(directory.result, result)
         return {**result, "plot": str(write_convergence_plot(out))}
 
 
 def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
-    """Returns what the options ask for; sizes belong to the searcher they are of. Raises InputError for others."""
+    """Returns what the options ask for; sizes belong to the searcher they are of. Raises InputError
+    for others."""
     values: dict[str, Any] = {
         "searcher": settings["searcher"],
         "num_documents": num_documents,
         "seed": settings["seed"],
-        "temperature": settings["temperature"],
+        "attention_factor": settings["attention_factor"],
         "search_start_tokens": settings["start_tokens"],
         "space": settings["space"],
         "critical_pair": settings["critical_pair"],
@@ -109,7 +130,9 @@ def _tuned_factors(file: Path | None, target: int) -> RopeFactors | None:
     return factors
 
 
-def _problem(config: SearchConfig, model: LongRopeModel, target: int, tuned: RopeFactors | None) -> SearchProblem:
+def _problem(
+    config: SearchConfig, model: LongRopeModel, target: int, tuned: RopeFactors | None
+) -> SearchProblem:
     window = model.shape.context_length
     if target <= window:
         rule = f"a target must exceed the model's window of {format_length(window)} tokens"

@@ -1,4 +1,5 @@
-"""A command line that is ready to start: its arguments, its environment, and how it reads in a shell."""
+"""A command line that is ready to start: its arguments, its environment, and how it reads in a
+shell."""
 
 from __future__ import annotations
 
@@ -25,30 +26,42 @@ class Job:
         return " ".join([*assignments, shlex.join(self.argv)])
 
     def replace_process(self) -> None:
-        """Becomes this job, so that signals and exit codes are its own; raises MissingDependencyError."""
+        """Becomes this job, so that signals and exit codes are its own; raises
+        MissingDependencyError."""
         sys.stdout.flush()
         try:
             os.execvpe(self.argv[0], list(self.argv), {**os.environ, **self.environment})
         except FileNotFoundError as error:
-            raise MissingDependencyError(f"{self.argv[0]} is not installed; see `longrope doctor`") from error
+            raise MissingDependencyError(
+                f"{self.argv[0]} is not installed; see `longrope doctor`"
+            ) from error
 
 
 def check_arguments(arguments: Sequence[str], processes: int, spread: str) -> tuple[str, ...]:
     """Returns the `longrope` arguments to start; raises InputError for what cannot run this way.
 
-    `spread` is what joins the processes, "torch" or "mpi". A command that does not use it is refused with more than
-    one process: each would do the whole work.
+    `spread` is what joins the processes, "torch" or "mpi". A command that does not use it is
+    refused with more than one process: each would do the whole work.
     """
     if not arguments:
-        raise InputError("ARGS", "", "give the longrope arguments to start after --, such as: -- extend recipe.yaml")
+        raise InputError(
+            "ARGS",
+            "",
+            "give the longrope arguments to start after --, such as: -- extend recipe.yaml",
+        )
     name = arguments[0]
     if name not in COMMANDS or name == "launch":
         raise InputError(
-            "ARGS", name, f"not a command to start; one of {', '.join(n for n in COMMANDS if n != 'launch')}"
+            "ARGS",
+            name,
+            f"not a command to start; one of {', '.join(n for n in COMMANDS if n != 'launch')}",
         )
     if processes > 1 and COMMANDS[name].spread != spread:
         able = ", ".join(n for n, entry in COMMANDS.items() if entry.spread == spread) or "none"
-        rule = f"each of {processes} processes would do the whole of it; commands this launcher can spread: {able}"
+        rule = (
+            f"each of {processes} processes would do the whole of it; commands this launcher can "
+            f"spread: {able}"
+        )
         raise InputError("ARGS", name, rule)
     return tuple(arguments)
 
@@ -61,7 +74,8 @@ def check_positive(name: str, value: int) -> int:
 
 
 def max_connections() -> str:
-    """Returns CUDA_DEVICE_MAX_CONNECTIONS as exported by the caller, else 1, which orders TP and SP overlap.
+    """Returns CUDA_DEVICE_MAX_CONNECTIONS as exported by the caller, else 1, which orders TP and SP
+    overlap.
 
     It takes effect only where it is set before the process starts: that is a launcher's work.
     """
@@ -69,5 +83,6 @@ def max_connections() -> str:
 
 
 def threads_per_process(processes: int) -> str:
-    """Returns OMP_NUM_THREADS as exported by the caller, else this machine's cores over `processes`, at least 1."""
+    """Returns OMP_NUM_THREADS as exported by the caller, else this machine's cores over
+    `processes`, at least 1."""
     return os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))

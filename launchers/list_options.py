@@ -6,11 +6,17 @@ import click
 
 
 class ListOptionsCommand(click.Command):
-    """A command without arguments of its own, where `--text a b` means `--text a --text b` for repeatable options."""
+    """A command without arguments of its own, where `--text a b` means `--text a --text b` for
+    repeatable options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeats the option's name before each further value, then parses as click does."""
-        repeatable = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        repeatable = {
+            name
+            for param in self.params
+            if getattr(param, "multiple", False)
+            for name in param.opts
+        }
         expanded: list[str] = []
         option, num_values = "", 0
         for arg in args:

@@ -1,4 +1,5 @@
-"""The `longrope` command: finds subcommands lazily and turns errors into one line and an exit code."""
+"""The `longrope` command: finds subcommands lazily and turns errors into one line and an exit
+code."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _OWN_PACKAGES = {"launchers", "megatron_longrope", "data_prep", "checkpoints_too
 
 
 class LongRopeGroup(click.Group):
-    """A click group whose subcommands are imported when called, and whose errors are one line on stderr."""
+    """A click group whose subcommands are imported when called, and whose errors are one line on
+    stderr."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names in the order of the method, not of the alphabet."""
@@ -48,34 +50,50 @@ class LongRopeGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
-        """Runs the command line and exits: 0 done, 1 failed, 2 bad input, 75 interrupted but resumable."""
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
+        """Runs the command line and exits: 0 done, 1 failed, 2 bad input, 75 interrupted but
+        resumable."""
         extra.pop("standalone_mode", None)
         with _sigterm_as_interrupt():
             try:
-                exit_code = super().main(args, prog_name or "longrope", standalone_mode=False, **extra)
+                exit_code = super().main(
+                    args, prog_name or "longrope", standalone_mode=False, **extra
+                )
                 sys.stdout.flush()
             except click.exceptions.NoArgsIsHelpError as error:
                 error.show()
                 exit_code = EXIT_BAD_INPUT
-            except (click.ClickException, LongRopeError, click.Abort, ModuleNotFoundError, OSError) as error:
+            except (
+                click.ClickException,
+                LongRopeError,
+                click.Abort,
+                ModuleNotFoundError,
+                OSError,
+            ) as error:
                 exit_code = _report(error)
         sys.exit(exit_code or 0)
 
 
 def _report(error: Exception) -> int:
-    """Prints `error` as one line and returns its exit code; raises it again if it is none of a person's doing."""
+    """Prints `error` as one line and returns its exit code; raises it again if it is none of a
+    person's doing."""
     if isinstance(error, OSError):
         return _after_closed_pipe(error)
     if isinstance(error, click.Abort):
         interrupted = isinstance(error.__cause__, KeyboardInterrupt)
         error = (
-            InterruptedRunError("interrupted; the same command goes on from what is on disk") if interrupted else error
+            InterruptedRunError("interrupted; the same command goes on from what is on disk")
+            if interrupted
+            else error
         )
     if isinstance(error, ModuleNotFoundError):
         if (error.name or "").partition(".")[0] in _OWN_PACKAGES:
             raise error
-        error = MissingDependencyError(f"Python package {error.name} is not installed; see `longrope doctor`")
+        error = MissingDependencyError(
+            f"Python package {error.name} is not installed; see `longrope doctor`"
+        )
     code = getattr(error, "exit_code", EXIT_FAILED)
     click.echo(f"{_rank_prefix()}{_one_line(error)}", err=True)
     return int(code)
@@ -83,7 +101,10 @@ def _report(error: Exception) -> int:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        text = f"{error.ctx.command_path}: {error.format_message()} (see {error.ctx.command_path} --help)"
+        text = (
+            f"{error.ctx.command_path}: {error.format_message()} (see {error.ctx.command_path} "
+            "--help)"
+        )
     elif isinstance(error, click.ClickException):
         text = error.format_message()
     else:
@@ -98,7 +119,8 @@ def _rank_prefix() -> str:
 
 
 def _after_closed_pipe(error: OSError) -> int:
-    """Ends quietly when the reader of our output has gone (`longrope … | head`); raises any other `error` again."""
+    """Ends quietly when the reader of our output has gone (`longrope … | head`); raises any other
+    `error` again."""
     if error.errno != errno.EPIPE:
         raise error
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,7 +129,8 @@ def _after_closed_pipe(error: OSError) -> int:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM stop this process as Ctrl-C does, with its clean-up, but none of the processes forked from it."""
+    """Makes SIGTERM stop this process as Ctrl-C does, with its clean-up, but none of the processes
+    forked from it."""
     owner = os.getpid()
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -129,14 +152,20 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 @click.group(
     cls=LongRopeGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "show_default": True,
+        "max_content_width": 110,
+    },
 )
-@click.version_option(__version__, "--version", prog_name="longrope", message="%(prog)s %(version)s")
+@click.version_option(
+    __version__, "--version", prog_name="longrope", message="%(prog)s %(version)s"
+)
 def main() -> None:
     """Extend the context window of a RoPE language model with LongRoPE, on megatron-core.
 
-    Lengths are in tokens and read as 262144, 256k or 2M (binary multiples). Exit codes: 0 done, 1 failed,
-    2 bad input, 75 interrupted: the same command goes on.
+    Lengths are in tokens and read as 262144, 256k or 2M (binary multiples). Exit codes: 0 done, 1
+    failed, 2 bad input, 75 interrupted: the same command goes on.
     """
     # deprecations inside the pinned libraries: nothing a person at the command line can act on
     for category in (FutureWarning, UserWarning):

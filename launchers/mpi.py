@@ -23,7 +23,8 @@ class MpiOptions:
 def mpi_job(options: MpiOptions, arguments: Sequence[str]) -> Job:
     """Returns the job; raises InputError for options or arguments that cannot work.
 
-    `python -m mpi4py` runs our command such that one rank's failure ends all of them instead of leaving them waiting.
+    `python -m mpi4py` runs our command such that one rank's failure ends all of them instead of
+    leaving them waiting.
     """
     command = check_arguments(arguments, check_positive("--ranks", options.ranks), "mpi")
     hosts: tuple[str, ...] = ()

@@ -35,8 +35,11 @@ class LengthsType(click.ParamType):
 
     name = "lengths"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Returns tokens, in the order given; raises InputError for a wrong length or one given twice."""
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Returns tokens, in the order given; raises InputError for a wrong length or one given
+        twice."""
         if isinstance(value, tuple):
             return value
         lengths = tuple(parse_length(part, _option_name(param)) for part in str(value).split(","))
@@ -74,14 +77,32 @@ def engine_option(command: CallableT) -> CallableT:
 def layout_options(command: CallableT) -> CallableT:
     """Adds how a model is cut over processes, passed as the settings that `layout_of` reads."""
     options = (
-        click.option("--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
-        click.option("--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."),
-        click.option("--virtual-pipeline", type=click.IntRange(1), default=1, metavar="N",
-                     help="Parts of the model on each pipeline process, interleaved."),
-        click.option("--context-parallel", type=click.IntRange(1), default=1, metavar="N",
-                     help="Processes that share each sequence."),
-        click.option("--sequence-parallel", is_flag=True, help="Cut activations over the tensor-parallel processes."),
-    )  # fmt: skip
+        click.option(
+            "--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."
+        ),
+        click.option(
+            "--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."
+        ),
+        click.option(
+            "--virtual-pipeline",
+            type=click.IntRange(1),
+            default=1,
+            metavar="N",
+            help="Parts of the model on each pipeline process, interleaved.",
+        ),
+        click.option(
+            "--context-parallel",
+            type=click.IntRange(1),
+            default=1,
+            metavar="N",
+            help="Processes that share each sequence.",
+        ),
+        click.option(
+            "--sequence-parallel",
+            is_flag=True,
+            help="Cut activations over the tensor-parallel processes.",
+        ),
+    )
     for option in reversed(options):
         command = option(command)
     return command
@@ -101,7 +122,8 @@ def layout_of(settings: Mapping[str, Any]) -> ParallelLayout:
 
 
 def set_option(command: CallableT) -> CallableT:
-    """Adds `--set key.sub=value`, repeatable, passed as `overrides: tuple[str, ...]` for `config.apply_overrides`."""
+    """Adds `--set key.sub=value`, repeatable, passed as `overrides: tuple[str, ...]` for
+    `config.apply_overrides`."""
     return click.option(
         "--set",
         "overrides",
@@ -112,13 +134,15 @@ def set_option(command: CallableT) -> CallableT:
 
 
 def check_json_folder(path: Path | None) -> None:
-    """Raises InputError unless `write_json` will find the folder of `path`: before hours go into what it writes."""
+    """Raises InputError unless `write_json` will find the folder of `path`: before hours go into
+    what it writes."""
     if path is not None and not path.absolute().parent.is_dir():
         raise InputError("--json", path, "its folder does not exist")
 
 
 def write_json(path: Path, payload: Mapping[str, Any]) -> None:
-    """Writes `payload` as JSON, atomically; numbers that are not finite become null, as JSON has no word for them.
+    """Writes `payload` as JSON, atomically; numbers that are not finite become null, as JSON has no
+    word for them.
 
     Raises InputError when the folder does not exist or cannot be written to.
     """

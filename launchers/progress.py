@@ -12,9 +12,8 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressLines:
-    """Prints stages and steps on the main rank. On a terminal a step overwrites the one before; elsewhere it is a line
-
-    of its own, at most one per 15 seconds and always the last of a stage.
+    """Prints stages and steps on the main rank. On a terminal a step overwrites the one before;
+    elsewhere it is a line of its own, at most one per 15 seconds and always the last of a stage.
     """
 
     def __init__(self, is_main: bool) -> None:
@@ -28,14 +27,17 @@ class ProgressLines:
         """Says that a stage begins, or that something is under way."""
         self._say(f"[{self._elapsed()}] {text}", final=True)
 
-    def step(self, done: int, total: int | None, message: str, eta_seconds: float | None = None) -> None:
+    def step(
+        self, done: int, total: int | None, message: str, eta_seconds: float | None = None
+    ) -> None:
         """Says how far a stage is."""
         share = f"{done}/{total}" if total else str(done)
         eta = "" if eta_seconds is None else f"  {_clock(eta_seconds)} left"
         self._say(f"  {share}  {message}{eta}", final=total is not None and done >= total)
 
     def counter(self) -> Callable[[int, int, str], None]:
-        """Returns a `show(done, total, message)` that adds the time left, from the rate since its first call."""
+        """Returns a `show(done, total, message)` that adds the time left, from the rate since its
+        first call."""
         first: list[tuple[float, int]] = []
 
         def show(done: int, total: int, message: str) -> None:
@@ -49,7 +51,8 @@ class ProgressLines:
         return show
 
     def bytes_counter(self) -> Callable[[int, int], None]:
-        """Returns a `show(done, total)` in bytes, with the rate since its first call and the time left."""
+        """Returns a `show(done, total)` in bytes, with the rate since its first call and the time
+        left."""
         first: list[tuple[float, int]] = []
 
         def show(done: int, total: int) -> None:
@@ -59,7 +62,10 @@ class ProgressLines:
             since, begun = first[0]
             rate = (done - begun) / (now - since) if now > since else 0.0
             left = f"  {_clock((total - done) / rate)} left" if rate else ""
-            self._say(f"  {done / 1e9:.2f} of {total / 1e9:.2f} GB  {rate / 1e6:.0f} MB/s{left}", final=done >= total)
+            self._say(
+                f"  {done / 1e9:.2f} of {total / 1e9:.2f} GB  {rate / 1e6:.0f} MB/s{left}",
+                final=done >= total,
+            )
 
         return show
 

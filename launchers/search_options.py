@@ -1,4 +1,5 @@
-"""What the options of `longrope search` ask for, checked before torch is imported and a model is loaded."""
+"""What the options of `longrope search` ask for, checked before torch is imported and a model is
+loaded."""
 
 from __future__ import annotations
 
@@ -18,13 +19,22 @@ def check_request(out: Path, json_path: Path | None, settings: Mapping[str, Any]
     _check_out(out)
     check_json_folder(json_path)
     if settings["critical_pair"] is not None and settings["space"] != "longrope2":
-        raise InputError("--critical-pair", settings["critical_pair"], "belongs to --space longrope2")
-    build_config(SearcherChoice, {"searcher": settings["searcher"], **searcher_sizes(settings)}, "longrope search")
+        raise InputError(
+            "--critical-pair", settings["critical_pair"], "belongs to --space longrope2"
+        )
+    build_config(
+        SearcherChoice,
+        {"searcher": settings["searcher"], **searcher_sizes(settings)},
+        "longrope search",
+    )
 
 
 def _check_out(out: Path) -> None:
-    """Raises InputError where the folder `out` is not there and cannot be made, or takes no files."""
-    existing = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
+    """Raises InputError where the folder `out` is not there and cannot be made, or takes no
+    files."""
+    existing = next(
+        path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path)
+    )
     if not existing.is_dir():
         raise InputError("--out", out, f"{existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -32,7 +42,8 @@ def _check_out(out: Path) -> None:
 
 
 def searcher_sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of the searcher asked for, under its name. Raises InputError for sizes of another one."""
+    """Returns the settings of the searcher asked for, under its name. Raises InputError for sizes
+    of another one."""
     searcher = settings["searcher"]
     evolution = [settings[name] for name in ("population", "offspring", "iterations")]
     is_evolution = searcher in ("evolution", "piecewise")
@@ -51,7 +62,9 @@ def searcher_sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hybrid(passes: int | None, ramp_rounds: int | None) -> dict[str, Any]:
-    descent = {"cycles": 0} if passes == 0 else {} if passes is None else {"descent": {"passes": passes}}
+    descent = (
+        {"cycles": 0} if passes == 0 else {} if passes is None else {"descent": {"passes": passes}}
+    )
     return descent if ramp_rounds is None else {**descent, "ramp": {"max_rounds": ramp_rounds}}
 
 

@@ -1,4 +1,5 @@
-"""One `longrope` command as a Slurm job: a batch script with one torchrun per node, which requeues itself."""
+"""One `longrope` command as a Slurm job: a batch script with one torchrun per node, which requeues
+itself."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from pathlib import Path
 
 from launchers.job import check_arguments, check_positive, max_connections
 from launchers.torchrun import elastic_argv
-from megatron_longrope.errors import EXIT_RESUMABLE, InputError, LongRopeError, MissingDependencyError
+from megatron_longrope.errors import (
+    EXIT_RESUMABLE,
+    InputError,
+    LongRopeError,
+    MissingDependencyError,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9._,-]+")
 _DIRECTIVE_PATH = re.compile(r"[^\s\"'\\%]+")
@@ -22,7 +28,8 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 class SlurmOptions:
     """What the job asks of Slurm; one task, a torchrun, per node.
 
-    `time` is D-HH:MM:SS or HH:MM:SS; `stop_before` seconds before it the workers are asked to save and stop.
+    `time` is D-HH:MM:SS or HH:MM:SS; `stop_before` seconds before it the workers are asked to save
+    and stop.
     """
 
     time: str
@@ -44,7 +51,9 @@ def slurm_script(options: SlurmOptions, arguments: Sequence[str], working_dir: P
     _check(options)
     nproc = options.nproc_per_node or options.gpus_per_node
     if nproc < 1:
-        raise InputError("--nproc-per-node", nproc, "without GPUs (--gpus-per-node 0) give it, at least 1")
+        raise InputError(
+            "--nproc-per-node", nproc, "without GPUs (--gpus-per-node 0) give it, at least 1"
+        )
     command = check_arguments(arguments, options.nodes * nproc, "torch")
     setup = f"source {shlex.quote(str(options.setup.resolve()))}\n" if options.setup else ""
     return _TEMPLATE.format(
@@ -63,9 +72,12 @@ def slurm_script(options: SlurmOptions, arguments: Sequence[str], working_dir: P
 
 
 def submit(script: str) -> str:
-    """Hands `script` to sbatch and returns the job's number; raises LongRopeError with sbatch's own words."""
+    """Hands `script` to sbatch and returns the job's number; raises LongRopeError with sbatch's own
+    words."""
     try:
-        done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError as error:
         raise MissingDependencyError("sbatch is not installed; see `longrope doctor`") from error
     if done.returncode != 0:
@@ -83,10 +95,14 @@ def time_limit_seconds(text: str) -> int:
 
 
 def _check(options: SlurmOptions) -> None:
-    """Raises InputError for what Slurm would misread; names go into directives, where no quoting is safe."""
+    """Raises InputError for what Slurm would misread; names go into directives, where no quoting is
+    safe."""
     for option, count in (("--nodes", options.nodes), ("--cpus-per-task", options.cpus_per_task)):
         check_positive(option, count)
-    for option, count in (("--gpus-per-node", options.gpus_per_node), ("--max-requeues", options.max_requeues)):
+    for option, count in (
+        ("--gpus-per-node", options.gpus_per_node),
+        ("--max-requeues", options.max_requeues),
+    ):
         if count < 0:
             raise InputError(option, count, "0 or more")
     for option, name in (
@@ -98,12 +114,20 @@ def _check(options: SlurmOptions) -> None:
             raise InputError(option, repr(name), "letters, digits, '.', '_', ',' and '-' only")
     if not 0 < options.stop_before < time_limit_seconds(options.time):
         raise InputError(
-            "--stop-before", options.stop_before, f"seconds, more than 0 and less than --time {options.time}"
+            "--stop-before",
+            options.stop_before,
+            f"seconds, more than 0 and less than --time {options.time}",
         )
     if not options.log_dir.is_dir():
-        raise InputError("--log-dir", options.log_dir, "no such folder, and Slurm drops the log where it is missing")
+        raise InputError(
+            "--log-dir",
+            options.log_dir,
+            "no such folder, and Slurm drops the log where it is missing",
+        )
     if not _DIRECTIVE_PATH.fullmatch(str(options.log_dir.resolve())):
-        raise InputError("--log-dir", options.log_dir, "no space, quote, backslash or % in a path given to Slurm")
+        raise InputError(
+            "--log-dir", options.log_dir, "no space, quote, backslash or % in a path given to Slurm"
+        )
     if options.setup is not None and not options.setup.is_file():
         raise InputError("--setup", options.setup, "no such file")
 
@@ -125,7 +149,8 @@ def _directives(options: SlurmOptions) -> list[str]:
     return ["requeue", *(f"{name}={value}" for name, value in chosen.items() if value is not None)]
 
 
-# --wait, not --kill-on-bad-exit: the nodes stop one shortly after another, and the first must not cut off the rest.
+# --wait, not --kill-on-bad-exit: the nodes stop one shortly after another, and the first must not
+# cut off the rest.
 _TEMPLATE = """\
 #!/bin/bash
 {directives}
@@ -135,11 +160,13 @@ cd -- {working_dir} || exit 1
 {setup}export CUDA_DEVICE_MAX_CONNECTIONS={max_connections}
 export OMP_NUM_THREADS={threads}
 
-# The first node is where the others find each other; the port follows the job, as several may share a node.
+# The first node is where the others find each other; the port follows the job, as several may share
+# a node.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 endpoint="$first_node:$((20000 + SLURM_JOB_ID % 20000))"
 
-# Before the time limit Slurm sends USR1 to this script alone; srun passes it on, and the workers save and stop.
+# Before the time limit Slurm sends USR1 to this script alone; srun passes it on, and the workers
+# save and stop.
 stopping=0
 step=
 ask_to_stop() {{
@@ -148,8 +175,10 @@ ask_to_stop() {{
 }}
 trap ask_to_stop USR1
 
-srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={cpus} --kill-on-bad-exit=0 --wait=120 \\
-    {agent} --nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "$SLURM_JOB_ID" \\
+srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={cpus} \\
+    --kill-on-bad-exit=0 --wait=120 \\
+    {agent} --nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint "$endpoint" \\
+    --rdzv-id "$SLURM_JOB_ID" \\
     {workers} &
 step=$!
 if ((stopping)); then kill -USR1 "$step"; fi

@@ -1,4 +1,5 @@
-"""`longrope demo --model smollm2`: a real model, fetched, converted, and evaluated under every method."""
+"""`longrope demo --model smollm2`: a real model, fetched, converted, and evaluated under every
+method."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from megatron_longrope.runtime import Runtime, start_runtime
 
 
 def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> None:
-    """Prints perplexity of one held-out module of the standard library at `length` tokens under every method."""
+    """Prints perplexity of one held-out module of the standard library at `length` tokens under
+    every method."""
     with start_runtime(timeout_seconds=3600) as runtime:
         loaded = load_model(_converted(directory, runtime), runtime)
         assert loaded.tokenizer_file is not None
@@ -37,13 +39,18 @@ def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> No
         longest = max(texts, key=lambda text: len(text.tokens))
         documents = [EvaluationDocument(longest.name, longest.tokens)]
         check_documents(documents, [length])
-        methods = baseline_methods(loaded.model.geometry, max(length, loaded.model.shape.context_length))
+        methods = baseline_methods(
+            loaded.model.geometry, max(length, loaded.model.shape.context_length)
+        )
         progress = Progress(length * len(methods), shown=runtime.is_main)
         rows: list[dict[str, Any]] = []
         for method in methods:
             loaded.model.set_factors(method.factors_at(length))
             labels = EvaluationLabels("smollm2-135m", method.name)
-            rows += [row.to_json() for row in measure_perplexity(loaded.model, documents, length, labels).rows]
+            rows += [
+                row.to_json()
+                for row in measure_perplexity(loaded.model, documents, length, labels).rows
+            ]
             progress.advance(length, f"{method.name} at {length} tokens")
         if runtime.is_main:
             perplexity_table(rows)

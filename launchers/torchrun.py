@@ -1,4 +1,5 @@
-"""One `longrope` command on the processes of one machine, or of several that each run the same line."""
+"""One `longrope` command on the processes of one machine, or of several that each run the same
+line."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class TorchrunOptions:
 
 def torchrun_job(options: TorchrunOptions, arguments: Sequence[str]) -> Job:
     """Returns the job; raises InputError for options or arguments that cannot work."""
-    processes = check_positive("--nproc-per-node", options.nproc_per_node) * check_positive("--nnodes", options.nnodes)
+    processes = check_positive("--nproc-per-node", options.nproc_per_node) * check_positive(
+        "--nnodes", options.nnodes
+    )
     command = check_arguments(arguments, processes, "torch")
     argv = (
         *elastic_argv(options.nproc_per_node, _rendezvous(options)),
@@ -40,10 +43,11 @@ def torchrun_job(options: TorchrunOptions, arguments: Sequence[str]) -> Job:
 
 
 def elastic_argv(nproc_per_node: int, rendezvous: Sequence[str]) -> tuple[str, ...]:
-    """Returns the start of the line: torchrun in our wrapper, which passes the workers' exit codes on.
+    """Returns the start of the line: torchrun in our wrapper, which passes the workers' exit codes
+    on.
 
-    After the `--` argparse looks for no more options of torchrun's: without it, any word of ours that abbreviates
-    several of them (`--log`) is refused as ambiguous.
+    After the `--` argparse looks for no more options of torchrun's: without it, any word of ours
+    that abbreviates several of them (`--log`) is refused as ambiguous.
     """
     return (
         *(sys.executable, "-m", "launchers.elastic"),
@@ -56,12 +60,21 @@ def elastic_argv(nproc_per_node: int, rendezvous: Sequence[str]) -> tuple[str, .
 def _rendezvous(options: TorchrunOptions) -> tuple[str, ...]:
     if options.nnodes == 1:
         if options.rdzv_endpoint is not None:
-            raise InputError("--rdzv-endpoint", options.rdzv_endpoint, "of use with --nnodes of 2 or more only")
+            raise InputError(
+                "--rdzv-endpoint", options.rdzv_endpoint, "of use with --nnodes of 2 or more only"
+            )
         return ("--standalone",)
     if options.rdzv_endpoint is None:
-        raise InputError("--rdzv-endpoint", "", f"--nnodes {options.nnodes} needs the HOST:PORT where they meet")
-    if not _ENDPOINT.fullmatch(options.rdzv_endpoint) or int(options.rdzv_endpoint.rpartition(":")[2]) > 65535:
-        raise InputError("--rdzv-endpoint", options.rdzv_endpoint, "written HOST:PORT, with a port up to 65535")
+        raise InputError(
+            "--rdzv-endpoint", "", f"--nnodes {options.nnodes} needs the HOST:PORT where they meet"
+        )
+    if (
+        not _ENDPOINT.fullmatch(options.rdzv_endpoint)
+        or int(options.rdzv_endpoint.rpartition(":")[2]) > 65535
+    ):
+        raise InputError(
+            "--rdzv-endpoint", options.rdzv_endpoint, "written HOST:PORT, with a port up to 65535"
+        )
     if not _RUN_ID.fullmatch(options.rdzv_id):
         raise InputError("--rdzv-id", options.rdzv_id, "letters, digits, '.', '_' and '-' only")
     return (

@@ -29,17 +29,23 @@ def extend_context(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Extends `model` (an HF folder) to `target_length` tokens (131072, "128k") and returns where everything is.
+    """Extends `model` (an HF folder) to `target_length` tokens (131072, "128k") and returns where
+    everything is.
 
-    `documents` are text files: the first long ones are kept for search and evaluation, the others are trained on.
-    `recipe` gives the rest, a shipped name or a YAML file. The shipped `extend` is fitted to the model's window: it
-    fine-tunes at a quarter of the target (at twice the window at least), searches beyond without training, and recovers
-    the window. Of any other recipe the last step gets `target_length`. `settings` are dotted overrides, such as
-    {"extension.0.fine_tune.training.steps": 200}. Interrupted, the same call goes on. Raises InputError for bad input.
+    `documents` are text files: the first long ones are kept for search and evaluation, the others
+    are trained on. `recipe` gives the rest, a shipped name or a YAML file. The shipped `extend` is
+    fitted to the model's window: it fine-tunes at a quarter of the target (at twice the window at
+    least), searches beyond without training, and recovers the window. Of any other recipe the last
+    step gets `target_length`. `settings` are dotted overrides, such as
+    {"extension.0.fine_tune.training.steps": 200}. Interrupted, the same call goes on. Raises
+    InputError for bad input.
     """
     path = recipe_path(str(recipe))
     values = apply_overrides(read_yaml(path), [])
-    values |= {"model": str(model), "corpus": {"documents": [str(document) for document in documents]}}
+    values |= {
+        "model": str(model),
+        "corpus": {"documents": [str(document) for document in documents]},
+    }
     target = parse_length(target_length, "target_length")
     if str(recipe) == _FITTED:
         _fit(values, ModelShape.from_hf(read_config(Path(model))).context_length, target)
@@ -53,7 +59,8 @@ def extend_context(
 
 
 def _fit(values: dict[str, Any], window: int, target: int) -> None:
-    """Puts the lengths of a fine-tuned step, a second interpolation and a recovery where window and target are."""
+    """Puts the lengths of a fine-tuned step, a second interpolation and a recovery where window and
+    target are."""
     tuned = min(target, max(2 * window, target // 4))
     first, second = values["extension"]
     first["length"] = first["fine_tune"]["data"]["sequence_length"] = tuned

@@ -28,7 +28,8 @@ class InputError(LongRopeError):
 
 
 class MissingDependencyError(LongRopeError):
-    """A package or program this command needs is not installed; the text says which and how to get it."""
+    """A package or program this command needs is not installed; the text says which and how to get
+    it."""
 
     exit_code = EXIT_BAD_INPUT
 

@@ -1,4 +1,5 @@
-"""Perplexity against evaluated tokens, for every searcher: `python -m benchmarks.search_cost run … | compare …`."""
+"""Perplexity against evaluated tokens, for every searcher: `python -m benchmarks.search_cost run …
+| compare …`."""
 
 from __future__ import annotations
 

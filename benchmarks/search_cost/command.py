@@ -1,4 +1,5 @@
-"""The command line: `run` one search, `peer` for Microsoft's, `compare` what the journals hold, `stopping` replayed."""
+"""The command line: `run` one search, `peer` for Microsoft's, `compare` what the journals hold,
+`stopping` replayed."""
 
 from __future__ import annotations
 
@@ -38,9 +39,16 @@ _EVOLUTIONS = {
     "32x": EvolutionSettings.paper("2M"),
     "32xwide": EvolutionSettings.paper("2M"),
 }
-_PROBLEM = click.option("--problem", type=click.Choice(list(LENGTHS)), default="8x", show_default=True)
-_OUT = click.option("--out", type=click.Path(path_type=Path), default="runs/search_cost", show_default=True,
-                    help="Folder of the journals; a search interrupted goes on.")  # fmt: skip
+_PROBLEM = click.option(
+    "--problem", type=click.Choice(list(LENGTHS)), default="8x", show_default=True
+)
+_OUT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="runs/search_cost",
+    show_default=True,
+    help="Folder of the journals; a search interrupted goes on.",
+)
 
 
 @click.group()
@@ -54,20 +62,37 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @_OUT
 def run(problem: str, searcher: str, seed: int, out: Path) -> None:
-    """Run one search, the evolution at the paper's full size (at 32x the half size of long targets, at 4x small)."""
+    """Run one search, the evolution at the paper's full size (at 32x the half size of long targets,
+    at 4x small)."""
     with open_bench(problem) as bench:
         choice = _choice(problem, searcher)
-        search = make_searcher(choice, bench.problem.space, bench.problem.seeds, seed,
-                               length=LENGTHS[problem], scale=LENGTHS[problem] / bench.window,
-                               num_documents=bench.search.num_documents)  # fmt: skip
-        with Journal.open(_journal(out, problem, searcher, seed), search.identity(), bench.identity) as journal:
+        search = make_searcher(
+            choice,
+            bench.problem.space,
+            bench.problem.seeds,
+            seed,
+            length=LENGTHS[problem],
+            scale=LENGTHS[problem] / bench.window,
+            num_documents=bench.search.num_documents,
+        )
+        with Journal.open(
+            _journal(out, problem, searcher, seed), search.identity(), bench.identity
+        ) as journal:
             run_search(search, bench.search.stream, journal, on_progress=_say)
 
 
 @main.command()
 @_PROBLEM
-@click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Microsoft's code uses 42.")
-@click.option("--evaluations", type=click.IntRange(1), help="Stop after so many  [default: at its own end]")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=42,
+    show_default=True,
+    help="Microsoft's code uses 42.",
+)
+@click.option(
+    "--evaluations", type=click.IntRange(1), help="Stop after so many  [default: at its own end]"
+)
 @click.argument("checkout", type=click.Path(path_type=Path, exists=True))
 @_OUT
 def peer(problem: str, seed: int, evaluations: int | None, checkout: Path, out: Path) -> None:
@@ -78,7 +103,9 @@ def peer(problem: str, seed: int, evaluations: int | None, checkout: Path, out: 
 
 @main.command()
 @_PROBLEM
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG of best perplexity against cost.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="PNG of best perplexity against cost."
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
 @_OUT
 def compare(problem: str, plot: Path | None, json_path: Path | None, out: Path) -> None:
@@ -96,15 +123,30 @@ def compare(problem: str, plot: Path | None, json_path: Path | None, out: Path) 
 
 
 @main.command()
-@click.option("--error-level", type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
-              default=EarlyStopping().error_level, show_default=True)  # fmt: skip
-@click.option("--ladder", multiple=True, type=click.IntRange(2), metavar="TOKENS",
-              help="Lengths to score every candidate at first; takes the model.")  # fmt: skip
+@click.option(
+    "--error-level",
+    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+    default=EarlyStopping().error_level,
+    show_default=True,
+)
+@click.option(
+    "--ladder",
+    multiple=True,
+    type=click.IntRange(2),
+    metavar="TOKENS",
+    help="Lengths to score every candidate at first; takes the model.",
+)
 @_PROBLEM
 @click.argument("journals", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-def stopping(journals: tuple[Path, ...], error_level: float, ladder: tuple[int, ...], problem: str) -> None:
-    """Replay early stopping over JOURNALS of searches that scored every candidate whole (with --ladder, of PROBLEM)."""
-    rule, searches = EarlyStopping(error_level=error_level, ladder=ladder), [read_entries(path) for path in journals]
+def stopping(
+    journals: tuple[Path, ...], error_level: float, ladder: tuple[int, ...], problem: str
+) -> None:
+    """Replay early stopping over JOURNALS of searches that scored every candidate whole (with
+    --ladder, of PROBLEM)."""
+    rule, searches = (
+        EarlyStopping(error_level=error_level, ladder=ladder),
+        [read_entries(path) for path in journals],
+    )
     rung_tokens: list[int] = []
     if ladder:
         with open_bench(problem) as bench:
@@ -114,22 +156,37 @@ def stopping(journals: tuple[Path, ...], error_level: float, ladder: tuple[int, 
     replays = [replay(entries, rule, rung_tokens) for entries in searches]
     for path, found in zip(journals, replays, strict=True):
         lost = "  LOST THE BEST" if found.lost_best else ""
-        click.echo(f"{path.name:<32} {found.stopped:>5} of {found.evaluations} stopped, {found.token_share:6.1%} of "
-                   f"the tokens, {found.lost_improvements} improvements stopped{lost}")  # fmt: skip
+        click.echo(
+            f"{path.name:<32} {found.stopped:>5} of {found.evaluations} stopped, "
+            f"{found.token_share:6.1%} of "
+            f"the tokens, {found.lost_improvements} improvements stopped{lost}"
+        )
     evaluations = sum(found.evaluations for found in replays)
     share = sum(found.token_share * found.evaluations for found in replays) / evaluations
     mean = sum(found.token_share for found in replays) / len(replays)
-    lost_best, lost_some = sum(r.lost_best for r in replays), sum(r.lost_improvements for r in replays)
-    click.echo(f"{len(replays)} journals: {share:.1%} of the tokens, {mean:.1%} as the mean of journals, {lost_best} "
-               f"lost their best, {lost_some} improvements in {evaluations} evaluations stopped")  # fmt: skip
+    lost_best, lost_some = (
+        sum(r.lost_best for r in replays),
+        sum(r.lost_improvements for r in replays),
+    )
+    click.echo(
+        f"{len(replays)} journals: {share:.1%} of the tokens, {mean:.1%} as the mean of journals, "
+        f"{lost_best} "
+        f"lost their best, {lost_some} improvements in {evaluations} evaluations stopped"
+    )
 
 
-def _on_rungs(entries: Sequence[JournalEntry], rungs: Sequence[PerplexityObjective]) -> list[JournalEntry]:
+def _on_rungs(
+    entries: Sequence[JournalEntry], rungs: Sequence[PerplexityObjective]
+) -> list[JournalEntry]:
     """The same evaluations with their losses at shorter lengths."""
     candidates = [entry.candidate for entry in entries]
-    losses = zip(*([evaluation.loss for evaluation in rung(candidates)] for rung in rungs), strict=True)
-    return [replace(entry, evaluation=replace(entry.evaluation, rungs=on_rungs))
-            for entry, on_rungs in zip(entries, losses, strict=True)]  # fmt: skip
+    losses = zip(
+        *([evaluation.loss for evaluation in rung(candidates)] for rung in rungs), strict=True
+    )
+    return [
+        replace(entry, evaluation=replace(entry.evaluation, rungs=on_rungs))
+        for entry, on_rungs in zip(entries, losses, strict=True)
+    ]
 
 
 def _choice(problem: str, searcher: str) -> SearcherChoice:
@@ -142,7 +199,9 @@ def _choice(problem: str, searcher: str) -> SearcherChoice:
 
 
 def _held_out(bench: Bench, curves: list[Curve]) -> list[float]:
-    return [evaluation.perplexity for evaluation in bench.held_out([curve.best for curve in curves])]
+    return [
+        evaluation.perplexity for evaluation in bench.held_out([curve.best for curve in curves])
+    ]
 
 
 def _journal(out: Path, problem: str, searcher: str, seed: int) -> Path:

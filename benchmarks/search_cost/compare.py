@@ -15,7 +15,8 @@ from megatron_longrope.search import Candidate, JournalEntry
 
 @dataclass(frozen=True)
 class Curve:
-    """One search: after each evaluation its cost so far, in whole evaluations, and the best perplexity so far."""
+    """One search: after each evaluation its cost so far, in whole evaluations, and the best
+    perplexity so far."""
 
     searcher: str
     seed: int
@@ -23,11 +24,13 @@ class Curve:
     perplexities: list[float]
     best: Candidate
     backward_ratio: float
-    """Seconds of a backward pass over those of a forward pass, measured in this search; 0 where it did none."""
+    """Seconds of a backward pass over those of a forward pass, measured in this search; 0 where it
+    did none."""
 
 
 def read_entries(path: Path) -> list[JournalEntry]:
-    """Returns a journal's evaluations; `.gz` too. These are our own files: no damage is expected."""
+    """Returns a journal's evaluations; `.gz` too. These are our own files: no damage is
+    expected."""
     data = path.read_bytes()
     lines = (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines()
     return [JournalEntry.from_json(json.loads(line)) for line in lines[1:]]
@@ -43,7 +46,9 @@ def read_curve(path: Path) -> Curve:
     cost, best = 0.0, None
     for entry in entries:
         cost += entry.cost_tokens / whole * (1 + ratio * (entry.evaluation.gradient is not None))
-        if entry.evaluation.usable and (best is None or entry.evaluation.loss < best.evaluation.loss):
+        if entry.evaluation.usable and (
+            best is None or entry.evaluation.loss < best.evaluation.loss
+        ):
             best = entry
         costs.append(cost)
         perplexities.append(best.evaluation.perplexity if best else float("inf"))
@@ -52,7 +57,8 @@ def read_curve(path: Path) -> Curve:
 
 
 def summary_rows(curves: Sequence[Curve], held_out: Sequence[float]) -> list[dict[str, Any]]:
-    """Returns a row per search: what it cost, and what it found on its own documents and on held-out ones."""
+    """Returns a row per search: what it cost, and what it found on its own documents and on
+    held-out ones."""
     return [
         {
             "searcher": curve.searcher,
@@ -79,7 +85,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         same = [row for row in rows if row["searcher"] == searcher]
         if len(same) > 1:
             means = [statistics.fmean(row[key] for row in same) for key in _MEANS]
-            lines.append(f"{searcher:<12}{'mean':>5}{means[0]:>9.1f}{means[1]:>10.4f}{means[2]:>10.4f}")
+            lines.append(
+                f"{searcher:<12}{'mean':>5}{means[0]:>9.1f}{means[1]:>10.4f}{means[2]:>10.4f}"
+            )
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """Microsoft's own evolution, from a checkout of microsoft/LongRoPE, judged by our evaluator.
 
-Their `DimMonoGeneticAlgorithm` sends rescale factors to evaluators and waits for a perplexity; ours takes the place of
-their subprocesses. They keep the temperature at √(1 + ln s / ln L) and start from YaRN. Its checkout is put on the
-module path, its code runs as it is.
+Their `DimMonoGeneticAlgorithm` sends rescale factors to evaluators and waits for a perplexity; ours
+takes the place of their subprocesses. They keep the temperature at √(1 + ln s / ln L) and start
+from YaRN. Its checkout is put on the module path, its code runs as it is.
 """
 
 from __future__ import annotations
@@ -40,32 +40,59 @@ class _Evaluator:
     def get_result(self) -> float:
         assert self._waiting is not None
         number, self._num_asked = self._num_asked, self._num_asked + 1
-        if number < len(self._journal.entries):  # their search starts anew from its seed: what is known is told again
+        if number < len(
+            self._journal.entries
+        ):  # their search starts anew from its seed: what is known is told again
             assert self._journal.entries[number].candidate == self._waiting
             return self._journal.entries[number].evaluation.perplexity
         if self._budget is not None and number >= self._budget:
             raise _Enough
         (evaluation,) = self._bench.search([self._waiting])
-        entry = JournalEntry(number, self._waiting, Provenance(0, "microsoft"), evaluation, 0.0, evaluation.cost_tokens)
+        entry = JournalEntry(
+            number,
+            self._waiting,
+            Provenance(0, "microsoft"),
+            evaluation,
+            0.0,
+            evaluation.cost_tokens,
+        )
         self._journal.append(entry)
         return evaluation.perplexity
 
 
 def run_peer(bench: Bench, checkout: Path, path: Path, seed: int, budget: int | None) -> None:
-    """Runs their search to its end, or for `budget` evaluations, and leaves a journal of it at `path`."""
+    """Runs their search to its end, or for `budget` evaluations, and leaves a journal of it at
+    `path`."""
     sys.path.insert(0, str(checkout))
     from evolution.algorithms import DimMonoGeneticAlgorithm  # type: ignore[import-not-found]
 
-    settings = json.loads((checkout / "evolution/default_hyper_params/dim_mono.json").read_text(encoding="utf-8"))
+    settings = json.loads(
+        (checkout / "evolution/default_hyper_params/dim_mono.json").read_text(encoding="utf-8")
+    )
     np.random.seed(seed)
     start = np.array(Yarn(scale=bench.scale).factors(bench.geometry).rescale)
-    identity = {"searcher": "microsoft", "seed": seed, "settings": settings, "seeds": [], "space": {}}
-    with Journal.open(path, identity, bench.identity) as journal, tempfile.TemporaryDirectory() as folder:
+    identity = {
+        "searcher": "microsoft",
+        "seed": seed,
+        "settings": settings,
+        "seeds": [],
+        "space": {},
+    }
+    with (
+        Journal.open(path, identity, bench.identity) as journal,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         evaluator = _Evaluator(bench, journal, budget)
         search = DimMonoGeneticAlgorithm(
-            evaluators=[evaluator], scale=bench.scale, target_length=max(LENGTHS.values()), hyper_params=settings,
-            init_factors=start, rope_args={}, log_json_path=str(Path(folder) / "log.json"), output_dir=folder,
-        )  # fmt: skip
+            evaluators=[evaluator],
+            scale=bench.scale,
+            target_length=max(LENGTHS.values()),
+            hyper_params=settings,
+            init_factors=start,
+            rope_args={},
+            log_json_path=str(Path(folder) / "log.json"),
+            output_dir=folder,
+        )
         try:
             search.run_genetic_algorithm()
         except _Enough:

@@ -1,7 +1,9 @@
-"""The search problems: the demonstration model at 8 and at 32 times its window, where searchers are compared.
+"""The search problems: the demonstration model at 8 and at 32 times its window, where searchers are
+compared.
 
-At 4 times it is cheap enough for many small searches, over which early stopping is replayed. `32x` has the
-temperatures up to 1.3 that its reference journal was made with, `32xwide` those of the library, up to 1.41.
+At 4 times it is cheap enough for many small searches, over which early stopping is replayed. `32x`
+has the temperatures up to 1.3 that its reference journal was made with, `32xwide` those of the
+library, up to 1.41.
 """
 
 from __future__ import annotations
@@ -48,10 +50,15 @@ class Bench:
         return self.search.model.geometry
 
     def rung(self, length: int) -> PerplexityObjective:
-        """Returns what scores candidates of this problem on the documents' first `length` tokens."""
+        """Returns what scores candidates of this problem on the documents' first `length`
+        tokens."""
         texts = [document.prefix(length) for document in self.documents]
-        return PerplexityObjective(self.search.model, texts, target_length=self.problem.length,
-                                   max_batch_tokens=self.problem.length)  # fmt: skip
+        return PerplexityObjective(
+            self.search.model,
+            texts,
+            target_length=self.problem.length,
+            max_batch_tokens=self.problem.length,
+        )
 
     @property
     def window(self) -> int:
@@ -74,13 +81,28 @@ def open_bench(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Bench]
         search, held_out = corpus.search[: _NUM_SEARCH[name]], corpus.held_out[:_NUM_HELD_OUT]
         problem = first_search(SearchConfig(), loaded.model.geometry, length)
         if name == "32x":
-            problem = replace(problem, space=replace(problem.space, attention_factors=SEARCHED_ATTENTION_FACTORS))
+            problem = replace(
+                problem, space=replace(problem.space, attention_factors=SEARCHED_ATTENTION_FACTORS)
+            )
         objective = _objective(loaded.model, search, length)
-        identity = {**objective.identity(), "documents": documents_sha256(search), "dtype": str(dtype)}
-        yield Bench(runtime, problem, objective, _objective(loaded.model, held_out, length), identity, search)
+        identity = {
+            **objective.identity(),
+            "documents": documents_sha256(search),
+            "dtype": str(dtype),
+        }
+        yield Bench(
+            runtime,
+            problem,
+            objective,
+            _objective(loaded.model, held_out, length),
+            identity,
+            search,
+        )
 
 
-def _objective(model: LongRopeModel, documents: list[EvaluationDocument], length: int) -> PerplexityObjective:
+def _objective(
+    model: LongRopeModel, documents: list[EvaluationDocument], length: int
+) -> PerplexityObjective:
     # one document a pass, so that what is measured does not depend on how documents are grouped
     texts = [document.prefix(length) for document in documents]
     return PerplexityObjective(model, texts, target_length=length, max_batch_tokens=length)

@@ -1,4 +1,5 @@
-"""What early stopping would have saved in searches that scored every candidate whole, and whether it would err."""
+"""What early stopping would have saved in searches that scored every candidate whole, and whether
+it would err."""
 
 from __future__ import annotations
 
@@ -25,11 +26,16 @@ class Replay:
     """Stopped candidates that were better than the incumbent of their rule."""
 
 
-def replay(entries: Sequence[JournalEntry], stopping: EarlyStopping, rung_tokens: Sequence[int] = ()) -> Replay:
-    """Returns what becomes of `entries`, all completed, in their order and rounds. A candidate that is stopped is no
-    incumbent and nothing is learned from it, as in a search. `rung_tokens`: what each rung costs, where there are any.
+def replay(
+    entries: Sequence[JournalEntry], stopping: EarlyStopping, rung_tokens: Sequence[int] = ()
+) -> Replay:
+    """Returns what becomes of `entries`, all completed, in their order and rounds. A candidate that
+    is stopped is no incumbent and nothing is learned from it, as in a search. `rung_tokens`: what
+    each rung costs, where there are any.
     """
-    assert all(entry.evaluation.completed for entry in entries), "early stopping is replayed over whole evaluations"
+    assert all(entry.evaluation.completed for entry in entries), (
+        "early stopping is replayed over whole evaluations"
+    )
     final = min((e for e in entries if e.evaluation.usable), key=lambda e: e.evaluation.loss)
     kept: list[Evaluation] = []
     scored = lost = stopped = 0
@@ -69,4 +75,11 @@ def _parts(whole: Evaluation) -> Iterator[Evaluation]:
         yield Evaluation((), (), completed=False, rungs=whole.rungs[:rungs])
     for scored in range(1, len(whole.nll_sums)):
         sums, counts = whole.nll_sums[:scored], whole.token_counts[:scored]
-        yield replace(whole, nll_sums=sums, token_counts=counts, completed=False, gradient=None, cost_tokens=-1)
+        yield replace(
+            whole,
+            nll_sums=sums,
+            token_counts=counts,
+            completed=False,
+            gradient=None,
+            cost_tokens=-1,
+        )

@@ -1,18 +1,22 @@
-"""Rows of an HF folder's weights in the order Megatron wants them, read straight to where they go."""
+"""Rows of an HF folder's weights in the order Megatron wants them, read straight to where they
+go."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from checkpoints_tools.hf.folder import HfFolder
 from checkpoints_tools.common.tensor_file import is_finite
 from checkpoints_tools.common.weight_map import WeightRule
+from checkpoints_tools.hf.folder import HfFolder
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 
 
-def read_megatron_rows(folder: HfFolder, rule: WeightRule, shape: ModelShape, first: int, target: Tensor) -> None:
-    """Fills `target` with the rows from `first` on of a whole Megatron weight; InputError where one is not finite."""
+def read_megatron_rows(
+    folder: HfFolder, rule: WeightRule, shape: ModelShape, first: int, target: Tensor
+) -> None:
+    """Fills `target` with the rows from `first` on of a whole Megatron weight; InputError where one
+    is not finite."""
     stop, at = first + target.shape[0], 0
     for source, start, rows in rule.row_runs(shape):
         low, high = max(at, first), min(at + rows, stop)

@@ -1,4 +1,5 @@
-"""One side of a comparison: a model in any format, its weights under Hugging Face's names, read one at a time."""
+"""One side of a comparison: a model in any format, its weights under Hugging Face's names, read one
+at a time."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_tools.hf.exporting import read_weight
+from checkpoints_tools.common.weight_map import DERIVED_SUFFIXES, bound_rules, hf_sizes, to_hf
 from checkpoints_tools.gguf.header import is_gguf
 from checkpoints_tools.gguf.model import opened_gguf
+from checkpoints_tools.hf.exporting import read_weight
 from checkpoints_tools.hf.folder import HfFolder, bits_equal, open_hf_folder
 from checkpoints_tools.hf.importing import TIED, check_folder, load_hf_weights
 from checkpoints_tools.load_any import find_model, load_model
-from checkpoints_tools.common.weight_map import DERIVED_SUFFIXES, bound_rules, hf_sizes, to_hf
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, ModelShape, build_model
 from megatron_longrope.model.checkpoints.checkpoint import read_description, weights_folder
@@ -27,7 +28,8 @@ from megatron_longrope.runtime import Runtime
 
 @dataclass(frozen=True)
 class Side:
-    """`names`: the weights there are, in the model's order. `read` returns one, `load` the whole model in float32."""
+    """`names`: the weights there are, in the model's order. `read` returns one, `load` the whole
+    model in float32."""
 
     kind: str
     path: Path
@@ -40,9 +42,11 @@ class Side:
 
 @contextmanager
 def opened_side(path: Path | str) -> Iterator[Side]:
-    """Yields the model of a GGUF file, a Hugging Face folder, a Megatron checkpoint or a run directory.
+    """Yields the model of a GGUF file, a Hugging Face folder, a Megatron checkpoint or a run
+    directory.
 
-    Weights that are missing or too many are no error here. Raises InputError for anything else, and for damage.
+    Weights that are missing or too many are no error here. Raises InputError for anything else, and
+    for damage.
     """
     path = Path(path)
     if is_gguf(path):
@@ -62,7 +66,9 @@ def _of_folder(kind: str, path: Path, folder: HfFolder) -> Side:
     shape, factor_set = ModelShape.from_hf(folder.config), factor_set_from_hf(folder.config)
     present = {name for name in folder.files if not name.endswith(DERIVED_SUFFIXES)}
     if shape.tie_embeddings:
-        present -= {copy for copy, of in TIED.items() if {copy, of} <= present and _same(folder, copy, of)}
+        present -= {
+            copy for copy, of in TIED.items() if {copy, of} <= present and _same(folder, copy, of)
+        }
     order = [name for name in hf_sizes(shape) if name in present]
 
     def load(runtime: Runtime) -> LongRopeModel:
@@ -72,7 +78,9 @@ def _of_folder(kind: str, path: Path, folder: HfFolder) -> Side:
         model.set_factors(factor_set)
         return model
 
-    return Side(kind, path, shape, factor_set, (*order, *sorted(present - set(order))), folder.tensor, load)
+    return Side(
+        kind, path, shape, factor_set, (*order, *sorted(present - set(order))), folder.tensor, load
+    )
 
 
 def _same(folder: HfFolder, copy: str, of: str) -> bool:
@@ -96,4 +104,12 @@ def _of_checkpoint(folder: Path) -> Side:
     def load(runtime: Runtime) -> LongRopeModel:
         return load_model(folder, runtime).model
 
-    return Side("Megatron checkpoint", folder, shape, description.factor_set, tuple(hf_sizes(shape)), read, load)
+    return Side(
+        "Megatron checkpoint",
+        folder,
+        shape,
+        description.factor_set,
+        tuple(hf_sizes(shape)),
+        read,
+        load,
+    )

@@ -20,7 +20,8 @@ _MODEL_PARTS = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
 
 @dataclass
 class StoredWeights:
-    """Reads whole weights, or their rows part by part. Raises InputError where names, sizes or dtypes do not fit."""
+    """Reads whole weights, or their rows part by part. Raises InputError where names, sizes or
+    dtypes do not fit."""
 
     folder: Path
     description: CheckpointDescription
@@ -34,9 +35,13 @@ class StoredWeights:
                 raise InputError("checkpoint", self.folder, f"has no tensor {name}")
             known.add(name)
             self._check(bound, name, tuple(entries[name].size)[1 if stacked else 0 :])
-        unknown = sorted(name for name in entries if name.startswith(_MODEL_PARTS) and name not in known)
+        unknown = sorted(
+            name for name in entries if name.startswith(_MODEL_PARTS) and name not in known
+        )
         if unknown:
-            raise InputError("checkpoint", self.folder, f"unknown weights: {', '.join(unknown[:5])}")
+            raise InputError(
+                "checkpoint", self.folder, f"unknown weights: {', '.join(unknown[:5])}"
+            )
 
     def __getstate__(self) -> dict[str, object]:
         """Other processes open the files themselves."""
@@ -56,15 +61,20 @@ class StoredWeights:
             self._opened = StoredTensors(self.folder)
         return self._opened
 
-    def parts(self, rule: WeightRule, layer: int | None, bound: WeightRule) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first row, rows) of one whole Megatron weight, as they are stored; rows of padding may follow."""
+    def parts(
+        self, rule: WeightRule, layer: int | None, bound: WeightRule
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields (first row, rows) of one whole Megatron weight, as they are stored; rows of
+        padding may follow."""
         name, stacked = stored_name(self._stored, rule, layer, bound)
         yield from self._stored.row_parts(name, layer if stacked else None)
 
     def fingerprint(self) -> list[list[object]]:
         """Returns what tells these files from others: each one's name, size and time of change."""
         files = sorted(file for file in self.folder.iterdir() if file.is_file())
-        return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        return [
+            [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files
+        ]
 
     def _check(self, rule: WeightRule, name: str, sizes: tuple[int, ...]) -> None:
         wanted = rule.sizes_in_megatron(self.shape)
@@ -76,17 +86,24 @@ class StoredWeights:
             raise InputError("checkpoint", self.folder, rule_text)
         found = self._stored.entries[name].properties.dtype
         if found != self.dtype:
-            raise InputError("checkpoint", self.folder, f"{name} is {found}, its description says {self.dtype}")
+            raise InputError(
+                "checkpoint", self.folder, f"{name} is {found}, its description says {self.dtype}"
+            )
 
 
-def stored_name(stored: StoredTensors, rule: WeightRule, layer: int | None, bound: WeightRule) -> tuple[str, bool]:
+def stored_name(
+    stored: StoredTensors, rule: WeightRule, layer: int | None, bound: WeightRule
+) -> tuple[str, bool]:
     """Returns a weight's name in the checkpoint, and whether all layers are stacked under it."""
     if layer is not None and bound.stored not in stored.entries:
         return rule.stacked, True
     return bound.stored, False
 
 
-def read_weight(stored: StoredTensors, rule: WeightRule, layer: int | None, bound: WeightRule) -> Tensor:
-    """Returns one whole Megatron weight; checkpoints keep layers stacked under one name, or each under its own."""
+def read_weight(
+    stored: StoredTensors, rule: WeightRule, layer: int | None, bound: WeightRule
+) -> Tensor:
+    """Returns one whole Megatron weight; checkpoints keep layers stacked under one name, or each
+    under its own."""
     name, stacked = stored_name(stored, rule, layer, bound)
     return stored.read(name, layer if stacked else None)

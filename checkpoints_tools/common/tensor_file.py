@@ -1,7 +1,8 @@
 """safetensors files by byte ranges: rows in and out without holding a tensor, let alone a file.
 
-The format is the one of the `safetensors` package, whose reader checks every header before this module looks at it.
-The package itself maps files into memory, and what was read stays counted as the process's; a range read does not.
+The format is the one of the `safetensors` package, whose reader checks every header before this
+module looks at it. The package itself maps files into memory, and what was read stays counted as
+the process's; a range read does not.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ from torch import Tensor
 from megatron_longrope.errors import InputError
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8
 _SUM_WIDTH = 1024
@@ -31,7 +40,8 @@ _SUM_WIDTH = 1024
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in its file: `start` in bytes from the file's beginning, rows one after another."""
+    """Where a tensor lies in its file: `start` in bytes from the file's beginning, rows one after
+    another."""
 
     dtype: torch.dtype
     sizes: tuple[int, ...]
@@ -47,7 +57,8 @@ class StoredTensor:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Returns what a safetensors file holds; raises InputError for one that is damaged or cut short."""
+    """Returns what a safetensors file holds; raises InputError for one that is damaged or cut
+    short."""
     try:
         with safe_open(file, "pt"):  # checks sizes, ranges, overlaps and the file's length
             pass
@@ -55,14 +66,18 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(stream.read(8), "little")
             header: dict[str, Any] = json.loads(stream.read(length))
     except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
-        raise InputError("model", file, f"damaged or cut short: {' '.join(str(error).split())}") from error
+        raise InputError(
+            "model", file, f"damaged or cut short: {' '.join(str(error).split())}"
+        ) from error
     header.pop("__metadata__", None)
     return {name: _stored(name, entry, 8 + length, file) for name, entry in header.items()}
 
 
 def _stored(name: str, entry: Mapping[str, Any], data_start: int, file: Path) -> StoredTensor:
     if entry["dtype"] not in DTYPES:
-        raise InputError("model", file, f"{name} is stored as {entry['dtype']}, which is not supported")
+        raise InputError(
+            "model", file, f"{name} is stored as {entry['dtype']}, which is not supported"
+        )
     start, stop = entry["data_offsets"]
     stored = StoredTensor(DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + start)
     if stop - start != stored.num_bytes or data_start + stop > file.stat().st_size:
@@ -70,13 +85,20 @@ def _stored(name: str, entry: Mapping[str, Any], data_start: int, file: Path) ->
     return stored
 
 
-def plan_file(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, StoredTensor]]:
-    """Returns the first bytes of a safetensors file of these tensors, in this order, and where each goes."""
+def plan_file(
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+) -> tuple[bytes, dict[str, StoredTensor]]:
+    """Returns the first bytes of a safetensors file of these tensors, in this order, and where each
+    goes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, (dtype, sizes) in tensors.items():
         stop = start + math.prod(sizes) * dtype.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(sizes), "data_offsets": [start, stop]}
+        header[name] = {
+            "dtype": _DTYPE_NAMES[dtype],
+            "shape": list(sizes),
+            "data_offsets": [start, stop],
+        }
         start = stop
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % _ALIGNMENT)
@@ -88,7 +110,8 @@ def plan_file(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tup
 
 
 def read_into(descriptor: int, start: int, target: Tensor, file: Path) -> None:
-    """Fills a contiguous tensor with the bytes from `start` on; raises InputError where the file ends before."""
+    """Fills a contiguous tensor with the bytes from `start` on; raises InputError where the file
+    ends before."""
     view = _bytes_of(target)
     done = 0
     while done < len(view):
@@ -107,7 +130,8 @@ def write_from(descriptor: int, start: int, source: Tensor) -> None:
 
 
 def begin_writeback(descriptor: int, start: int, length: int) -> None:
-    """Has the system bring written bytes to disk from now on, while more are made, instead of all at the fsync.
+    """Has the system bring written bytes to disk from now on, while more are made, instead of all
+    at the fsync.
 
     Advice that changes no byte; on Linux it also spares the page cache what nobody reads soon.
     """
@@ -122,11 +146,14 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Returns whether no number is NaN or infinite, at the speed of a sum: those two survive every addition."""
+    """Returns whether no number is NaN or infinite, at the speed of a sum: those two survive every
+    addition."""
     if not tensor.is_floating_point():
         return True
     flat = tensor.reshape(-1)
     whole = flat.numel() // _SUM_WIDTH * _SUM_WIDTH
     rows, rest = flat[:whole].view(-1, _SUM_WIDTH), flat[whole:]
-    suspicious = ~torch.isfinite(rows.sum(dim=1))  # a sum may overflow without one of its numbers being infinite
+    suspicious = ~torch.isfinite(
+        rows.sum(dim=1)
+    )  # a sum may overflow without one of its numbers being infinite
     return bool(torch.isfinite(rest).all()) and bool(torch.isfinite(rows[suspicious]).all())

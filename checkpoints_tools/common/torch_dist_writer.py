@@ -1,8 +1,9 @@
-"""torch_dist checkpoints written a chunk at a time: no model, no process groups, no more memory than a chunk.
+"""torch_dist checkpoints written a chunk at a time: no model, no process groups, no more memory
+than a chunk.
 
-A chunk is what torch.distributed.checkpoint calls a box of a tensor with a place of its own. megatron-core reads any
-boxes into any layout, so ours are the layers' row blocks. Layers are stacked under one name, as megatron-core keeps
-them by default.
+A chunk is what torch.distributed.checkpoint calls a box of a tensor with a place of its own.
+megatron-core reads any boxes into any layout, so ours are the layers' row blocks. Layers are
+stacked under one name, as megatron-core keeps them by default.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ from megatron_longrope.model.checkpoints.torch_dist import COMMON_FILE
 
 EXTRA_STATE = "_extra_state"
 MODULES_WITH_EXTRA_STATE = (
-    "self_attention.linear_qkv", "self_attention.core_attention", "self_attention.linear_proj", "mlp.linear_fc1",
+    "self_attention.linear_qkv",
+    "self_attention.core_attention",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
     "mlp.linear_fc2",
-)  # fmt: skip
+)
 """Transformer Engine's layers look for an object of this name each; without FP8 it is empty."""
 
 
@@ -58,7 +62,8 @@ class StoredChunk(NamedTuple):
 
 
 def write_object(stream: BinaryIO, value: object) -> tuple[int, int]:
-    """Appends a tensor or plain object as torch.distributed.checkpoint does; returns start and length in bytes."""
+    """Appends a tensor or plain object as torch.distributed.checkpoint does; returns start and
+    length in bytes."""
     start = stream.tell()
     with _without_checksums():
         torch.save(value, stream)
@@ -71,11 +76,14 @@ def write_tensor(stream: BinaryIO, tensor: Tensor) -> tuple[int, int]:
     return write_object(stream, tensor)
 
 
-def write_metadata(weights: Path, tensors: Mapping[str, StoredTensorInfo], chunks: Iterable[StoredChunk]) -> None:
-    """Writes what makes a folder of data files a checkpoint: metadata.json, common.pt and, last, `.metadata`.
+def write_metadata(
+    weights: Path, tensors: Mapping[str, StoredTensorInfo], chunks: Iterable[StoredChunk]
+) -> None:
+    """Writes what makes a folder of data files a checkpoint: metadata.json, common.pt and, last,
+    `.metadata`.
 
-    The bytes follow from the values alone: a pickle tells one string met twice from two equal ones, so texts are
-    interned.
+    The bytes follow from the values alone: a pickle tells one string met twice from two equal ones,
+    so texts are interned.
     """
     tensors = {intern(name): info for name, info in tensors.items()}
     boxes: dict[str, list[ChunkStorageMetadata]] = {name: [] for name in tensors}
@@ -88,10 +96,14 @@ def write_metadata(weights: Path, tensors: Mapping[str, StoredTensorInfo], chunk
             index = MetadataIndex(name)
         else:
             index = MetadataIndex(name, torch.Size(chunk.offsets), len(boxes[name]))
-            boxes[name].append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
+            boxes[name].append(
+                ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
+            )
         places[index] = _StorageInfo(intern(chunk.file), chunk.start, chunk.length)
     entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {
-        name: TensorStorageMetadata(TensorProperties(dtype=info.dtype), torch.Size(info.sizes), boxes[name])
+        name: TensorStorageMetadata(
+            TensorProperties(dtype=info.dtype), torch.Size(info.sizes), boxes[name]
+        )
         for name, info in tensors.items()
     }
     metadata = Metadata({**entries, **objects}, storage_data=places, storage_meta=StorageMeta())
@@ -102,7 +114,8 @@ def write_metadata(weights: Path, tensors: Mapping[str, StoredTensorInfo], chunk
 
 @contextmanager
 def _without_checksums() -> Iterator[None]:
-    """torch's zip checksums take longer than the disk, and no torch release compares them when it reads."""
+    """torch's zip checksums take longer than the disk, and no torch release compares them when it
+    reads."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:

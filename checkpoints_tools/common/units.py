@@ -1,7 +1,8 @@
-"""Work in units, each one file: resumable after a kill at any moment, by one process or several, with the same bytes.
+"""Work in units, each one file: resumable after a kill at any moment, by one process or several,
+with the same bytes.
 
     <target>.partial/.conversion/plan.json     what is being converted: another plan starts over
-    <target>.partial/.conversion/<n>.json      unit n is whole and on disk; what its maker wants to remember
+    <target>.partial/.conversion/<n>.json      unit n is whole and on disk; its maker's notes
     <target>.partial/.conversion/<n>.<pid>     unit n under way
 
 A unit's bytes depend on the plan alone, so a unit that two processes make is the same file twice.
@@ -52,7 +53,11 @@ def refuse_existing(field: str, target: Path) -> None:
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists() or target.is_symlink():
-        raise InputError(field, target, "exists and is left alone; --replace puts a new model in the place of a model")
+        raise InputError(
+            field,
+            target,
+            "exists and is left alone; --replace puts a new model in the place of a model",
+        )
 
 
 def missing_parents(path: Path) -> list[Path]:
@@ -70,10 +75,12 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 @contextmanager
 def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Iterator[Path]:
-    """Gives the folder the target is made in, with what an interrupted run of the same plan left there.
+    """Gives the folder the target is made in, with what an interrupted run of the same plan left
+    there.
 
-    Where the body fails (a kill runs nothing) the folder goes, and so do its parents if they were made for it. Raises
-    InputError while another process works on it or the disk has no room for `num_bytes`.
+    Where the body fails (a kill runs nothing) the folder goes, and so do its parents if they were
+    made for it. Raises InputError while another process works on it or the disk has no room for
+    `num_bytes`.
     """
     partial = target.with_name(target.name + ".partial")
     text = json.dumps(plan, sort_keys=True, indent=1)
@@ -92,7 +99,9 @@ def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Ite
             _check_room(partial, num_bytes)
             yield partial
         except OSError as error:
-            raise LongRopeError(f"{target}: {error.strerror or error}; the same command goes on from here") from error
+            raise LongRopeError(
+                f"{target}: {error.strerror or error}; the same command goes on from here"
+            ) from error
         except LongRopeError:
             shutil.rmtree(partial, ignore_errors=True)
             remove_empty(made)
@@ -105,17 +114,30 @@ def forget(partial: Path) -> None:
 
 
 def make_units(
-    partial: Path, units: Sequence[Unit], maker: Maker, *, processes: int = 1, progress: Progress | None = None
+    partial: Path,
+    units: Sequence[Unit],
+    maker: Maker,
+    *,
+    processes: int = 1,
+    progress: Progress | None = None,
 ) -> list[Record]:
     """Makes the units that are not whole yet and returns all records, in order."""
-    records = {number: record for number, unit in enumerate(units) if (record := _finished(partial, number, unit))}
-    meter = _Meter(sum(unit.num_bytes for unit in units), sum(units[n].num_bytes for n in records), progress)
+    records = {
+        number: record
+        for number, unit in enumerate(units)
+        if (record := _finished(partial, number, unit))
+    }
+    meter = _Meter(
+        sum(unit.num_bytes for unit in units), sum(units[n].num_bytes for n in records), progress
+    )
     missing = [number for number in range(len(units)) if number not in records]
     if processes == 1 or len(missing) <= 1:
         for number in missing:
             records[number] = _make(partial, number, units[number], maker, meter.add)
     else:
-        records |= _make_in_processes(partial, units, missing, maker, min(processes, len(missing)), meter)
+        records |= _make_in_processes(
+            partial, units, missing, maker, min(processes, len(missing)), meter
+        )
     return [records[number] for number in range(len(units))]
 
 
@@ -130,15 +152,22 @@ class _Meter:
 
 
 def _make_in_processes(
-    partial: Path, units: Sequence[Unit], missing: Sequence[int], maker: Maker, processes: int, meter: _Meter
+    partial: Path,
+    units: Sequence[Unit],
+    missing: Sequence[int],
+    maker: Maker,
+    processes: int,
+    meter: _Meter,
 ) -> dict[int, Record]:
     records: dict[int, Record] = {}
     threads = max(1, torch.get_num_threads() // processes)
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker,
-                               initargs=(os.getpid(), threads))  # fmt: skip
+    pool = ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(), threads)
+    )
     try:
         waiting: dict[Future[Record], int] = {
-            pool.submit(_make, partial, number, units[number], maker, _ignore): number for number in missing
+            pool.submit(_make, partial, number, units[number], maker, _ignore): number
+            for number in missing
         }
         while waiting:
             for done in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -188,7 +217,11 @@ def _check_room(partial: Path, num_bytes: int) -> None:
     there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     free = shutil.disk_usage(partial).free
     if num_bytes - there > free:
-        raise InputError("target", partial, f"needs {(num_bytes - there) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise InputError(
+            "target",
+            partial,
+            f"needs {(num_bytes - there) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+        )
 
 
 @contextmanager
@@ -208,7 +241,8 @@ def _locked(partial: Path) -> Iterator[None]:
 
 
 def _start_worker(parent: int, threads: int) -> None:
-    """Shares the cores out: workers of as many threads as there are cores each would wait for one another."""
+    """Shares the cores out: workers of as many threads as there are cores each would wait for one
+    another."""
     torch.set_num_threads(threads)
     _end_with_parent(parent)
 

@@ -1,4 +1,5 @@
-"""The files beside the weights of two models, compared byte for byte: what `verify` says of them."""
+"""The files beside the weights of two models, compared byte for byte: what `verify` says of
+them."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from megatron_longrope.model.checkpoints.checkpoint import hf_folder
 
 
 def compare_files(a: Path, b: Path) -> dict[str, list[str]]:
-    """Returns the names of files under "equal", "differ", "only A" and "only B"; nothing where a side has none.
+    """Returns the names of files under "equal", "differ", "only A" and "only B"; nothing where a
+    side has none.
 
-    A GGUF file has none. Files that differ do not make two models differ: factors change config.json.
+    A GGUF file has none. Files that differ do not make two models differ: factors change
+    config.json.
     """
     left, right = _files(a), _files(b)
     if not left or not right:

@@ -1,4 +1,5 @@
-"""The `llama.*` keys of a GGUF file as a Hugging Face config, rotary scaling included; nothing unknown is dropped."""
+"""The `llama.*` keys of a GGUF file as a Hugging Face config, rotary scaling included; nothing
+unknown is dropped."""
 
 from __future__ import annotations
 
@@ -12,19 +13,37 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 
 _SHAPE_KEYS = {
-    "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads", "context_length": "max_position_embeddings",
-}  # fmt: skip
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "context_length": "max_position_embeddings",
+}
 _READ_KEYS = {
-    *_SHAPE_KEYS, "attention.head_count_kv", "attention.key_length", "attention.value_length", "vocab_size",
-    "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scale_linear",
-}  # fmt: skip
+    *_SHAPE_KEYS,
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "vocab_size",
+    "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+}
 _ORIGINAL = "original_max_position_embeddings"
 _SCALING = "rope.scaling."
 _SCALING_KEYS = {
-    "none": set(), "linear": {"factor"}, "longrope": {"attn_factor", "original_context_length"},
-    "yarn": {"factor", "attn_factor", "original_context_length", "yarn_beta_fast", "yarn_beta_slow"},
-}  # fmt: skip
+    "none": set(),
+    "linear": {"factor"},
+    "longrope": {"attn_factor", "original_context_length"},
+    "yarn": {
+        "factor",
+        "attn_factor",
+        "original_context_length",
+        "yarn_beta_fast",
+        "yarn_beta_slow",
+    },
+}
 _NEUTRAL = {"factor": (0.0, 1.0), "attn_factor": (1.0,), "finetuned": (True, False)}
 """Values that change nothing where their scaling type does not use them. finetuned is a remark."""
 _TOKEN_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
@@ -32,17 +51,26 @@ ReadFactors = Callable[[str], list[float] | None]
 """Reads one of the file's rope tensors by llama.cpp's name; None where it has none."""
 
 
-def hf_config(metadata: Mapping[str, Any], tied: bool, read_factors: ReadFactors, source: Path) -> dict[str, Any]:
+def hf_config(
+    metadata: Mapping[str, Any], tied: bool, read_factors: ReadFactors, source: Path
+) -> dict[str, Any]:
     """Returns the config.json of a GGUF file's keys, for both generations of transformers.
 
-    `tied`: the file has no output weights of its own. Raises InputError for another architecture than llama, for keys
-    that are missing or not known here, and for scaling that a HF config cannot say.
+    `tied`: the file has no output weights of its own. Raises InputError for another architecture
+    than llama, for keys that are missing or not known here, and for scaling that a HF config cannot
+    say.
     """
     architecture = metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
-        raise InputError("general.architecture", architecture, f"{ARCHITECTURE} is supported ({source})")
+        raise InputError(
+            "general.architecture", architecture, f"{ARCHITECTURE} is supported ({source})"
+        )
     if metadata.get("split.count", 1) > 1:
-        raise InputError("split.count", metadata["split.count"], f"one file of several: merge them first ({source})")
+        raise InputError(
+            "split.count",
+            metadata["split.count"],
+            f"one file of several: merge them first ({source})",
+        )
     keys = _Keys(metadata, source)
     keys.refuse_unknown()
     shape = _shape(keys, metadata, tied)
@@ -56,13 +84,17 @@ class _Keys:
 
     def __init__(self, metadata: Mapping[str, Any], source: Path) -> None:
         self.source = source
-        self.values = {k.removeprefix("llama."): v for k, v in metadata.items() if k.startswith("llama.")}
+        self.values = {
+            k.removeprefix("llama."): v for k, v in metadata.items() if k.startswith("llama.")
+        }
 
     def refuse_unknown(self) -> None:
         unknown = {key for key in self.values if not key.startswith(_SCALING)} - _READ_KEYS
         if unknown:
             key = min(unknown)
-            raise self.wrong(key, "a key this release does not know; dropping it could change the model")
+            raise self.wrong(
+                key, "a key this release does not know; dropping it could change the model"
+            )
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
@@ -72,13 +104,19 @@ class _Keys:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not 0 < value < math.inf
+        ):
             raise self.wrong(key, "must be a positive number")
         return float(value)
 
     def wrong(self, key: str, rule: str) -> InputError:
         shown = self.values.get(key)
-        return InputError(f"llama.{key}", shown if len(str(shown)) < 80 else "…", f"{rule} ({self.source})")
+        return InputError(
+            f"llama.{key}", shown if len(str(shown)) < 80 else "…", f"{rule} ({self.source})"
+        )
 
 
 def _shape(keys: _Keys, metadata: Mapping[str, Any], tied: bool) -> ModelShape:
@@ -116,7 +154,9 @@ def _rope(keys: _Keys, shape: ModelShape, read_factors: ReadFactors) -> dict[str
     if settings is None:
         default = {"rope_type": "default", "rope_theta": shape.rope_base}
         return {"rope_theta": shape.rope_base, "rope_scaling": None, "rope_parameters": default}
-    said = {"original_max_position_embeddings": settings[_ORIGINAL]} if _ORIGINAL in settings else {}
+    said = (
+        {"original_max_position_embeddings": settings[_ORIGINAL]} if _ORIGINAL in settings else {}
+    )
     return said | {
         "rope_theta": shape.rope_base,
         "rope_scaling": settings,
@@ -125,7 +165,9 @@ def _rope(keys: _Keys, shape: ModelShape, read_factors: ReadFactors) -> dict[str
 
 
 def _refuse_scaling_keys(keys: _Keys, kind: str) -> None:
-    said = {key.removeprefix(_SCALING) for key in keys.values if key.startswith(_SCALING)} - {"type"}
+    said = {key.removeprefix(_SCALING) for key in keys.values if key.startswith(_SCALING)} - {
+        "type"
+    }
     for key in sorted(said - _SCALING_KEYS[kind]):
         if keys.values[_SCALING + key] not in _NEUTRAL.get(key, ()):
             if key == "original_context_length" and kind in ("none", "linear"):
@@ -136,14 +178,20 @@ def _refuse_scaling_keys(keys: _Keys, kind: str) -> None:
 
 
 def _linear(keys: _Keys) -> dict[str, Any] | None:
-    said = [key for key in (f"{_SCALING}factor", "rope.scale_linear") if keys.values.get(key, 0.0) != 0.0]
+    said = [
+        key
+        for key in (f"{_SCALING}factor", "rope.scale_linear")
+        if keys.values.get(key, 0.0) != 0.0
+    ]
     factor = keys.number(said[0]) if said else 1.0
     return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 
 def _yarn(keys: _Keys) -> dict[str, Any]:
     factor = keys.number(f"{_SCALING}factor")
-    temperature = (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0) * keys.number(f"{_SCALING}attn_factor", 1.0)
+    temperature = (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0) * keys.number(
+        f"{_SCALING}attn_factor", 1.0
+    )
     return {
         "rope_type": "yarn",
         "factor": factor,
@@ -157,12 +205,17 @@ def _yarn(keys: _Keys) -> dict[str, Any]:
 def _longrope(keys: _Keys, read_factors: ReadFactors) -> dict[str, Any]:
     long, short = read_factors(LONG_FACTORS), read_factors(SHORT_FACTORS)
     if long is None or short is None or read_factors(LLAMA3_FACTORS) is not None:
-        raise keys.wrong(f"{_SCALING}type", f"needs the tensors {LONG_FACTORS} and {SHORT_FACTORS}, and no other")
+        raise keys.wrong(
+            f"{_SCALING}type", f"needs the tensors {LONG_FACTORS} and {SHORT_FACTORS}, and no other"
+        )
     return _as_longrope(keys, short, long, keys.number(f"{_SCALING}attn_factor", 1.0))
 
 
-def _with_llama3(keys: _Keys, settings: dict[str, Any] | None, read_factors: ReadFactors) -> dict[str, Any] | None:
-    """Llama 3.1's scaling is stored as a tensor of λ; its formula is not, so HF's longrope says the same λ."""
+def _with_llama3(
+    keys: _Keys, settings: dict[str, Any] | None, read_factors: ReadFactors
+) -> dict[str, Any] | None:
+    """Llama 3.1's scaling is stored as a tensor of λ; its formula is not, so HF's longrope says the
+    same λ."""
     unused = [name for name in (LONG_FACTORS, SHORT_FACTORS) if read_factors(name) is not None]
     factors = read_factors(LLAMA3_FACTORS)
     if unused or (factors is not None and settings is not None):
@@ -171,11 +224,15 @@ def _with_llama3(keys: _Keys, settings: dict[str, Any] | None, read_factors: Rea
     return settings if factors is None else _as_longrope(keys, factors, factors, 1.0)
 
 
-def _as_longrope(keys: _Keys, short: list[float], long: list[float], temperature: float) -> dict[str, Any]:
+def _as_longrope(
+    keys: _Keys, short: list[float], long: list[float], temperature: float
+) -> dict[str, Any]:
     context = keys.whole("context_length")
     window = keys.whole(f"{_SCALING}original_context_length", context)
     if window > context:
-        raise keys.wrong(f"{_SCALING}original_context_length", f"at most the context length, {context}")
+        raise keys.wrong(
+            f"{_SCALING}original_context_length", f"at most the context length, {context}"
+        )
     return {
         "rope_type": "longrope",
         "short_factor": short,

@@ -1,7 +1,8 @@
-"""Megatron checkpoint → one GGUF file for llama.cpp, tensor by tensor, factors and tokenizer inside.
+"""Megatron checkpoint → one GGUF file for llama.cpp, tensor by tensor, factors and tokenizer
+inside.
 
-llama.cpp reads `rope_factors_long.weight` and `rope_factors_short.weight` for its architecture `llama` where
-`llama.rope.scaling.type` is longrope; see docs/serving.md for what it does with them.
+llama.cpp reads `rope_factors_long.weight` and `rope_factors_short.weight` for its architecture
+`llama` where `llama.rope.scaling.type` is longrope; see docs/serving.md for what it does with them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints_tools.hf.exporting import check_geometry, hf_tensors
+from checkpoints_tools.common.units import Progress, missing_parents, refuse_existing, remove_empty
+from checkpoints_tools.common.weight_map import hf_sizes
 from checkpoints_tools.gguf.header import is_gguf
 from checkpoints_tools.gguf.names import (
     ARCHITECTURE,
@@ -27,9 +29,8 @@ from checkpoints_tools.gguf.names import (
     rotated_heads,
 )
 from checkpoints_tools.gguf.tokenizer import tokenizer_to_gguf
+from checkpoints_tools.hf.exporting import check_geometry, hf_tensors
 from checkpoints_tools.hf.importing import Conversion
-from checkpoints_tools.common.units import Progress, missing_parents, refuse_existing, remove_empty
-from checkpoints_tools.common.weight_map import hf_sizes
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.model.checkpoints.checkpoint import hf_folder, read_description
@@ -49,11 +50,13 @@ def export_gguf(
     replace: bool = True,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Writes the GGUF file `target` with `factors` in force, the checkpoint's own if None; one process does it.
+    """Writes the GGUF file `target` with `factors` in force, the checkpoint's own if None; one
+    process does it.
 
-    Matrices keep their dtype, vectors become float32, as llama.cpp wants them; λ are rounded to float32. `tokenizer`
-    False leaves the tokenizer out: the engine is then fed token ids. Raises InputError for what GGUF or llama.cpp's
-    llama cannot carry; a file already there is replaced when the new one is whole, unless `replace` is False.
+    Matrices keep their dtype, vectors become float32, as llama.cpp wants them; λ are rounded to
+    float32. `tokenizer` False leaves the tokenizer out: the engine is then fed token ids. Raises
+    InputError for what GGUF or llama.cpp's llama cannot carry; a file already there is replaced
+    when the new one is whole, unless `replace` is False.
     """
     target = Path(target)
     if not replace:
@@ -64,18 +67,29 @@ def export_gguf(
     _check_target(target)
     _check_architecture(shape, description.dtype)
     block_sizes()
-    keys = _shape_keys(shape) | {"general.file_type": _FILE_TYPES[description.dtype], "general.name": target.stem}
+    keys = _shape_keys(shape) | {
+        "general.file_type": _FILE_TYPES[description.dtype],
+        "general.name": target.stem,
+    }
     keys |= _rope_keys(factor_set)
     carried = hf_folder(megatron_dir)
-    keys |= tokenizer_to_gguf(carried, shape.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
+    keys |= (
+        tokenizer_to_gguf(carried, shape.vocab_size)
+        if tokenizer
+        else {"tokenizer.ggml.model": "none"}
+    )
     vectors = _rope_tensors(factor_set)
-    num_bytes = _write(target, keys, vectors, Path(megatron_dir), shape, description.torch_dtype, progress)
+    num_bytes = _write(
+        target, keys, vectors, Path(megatron_dir), shape, description.torch_dtype, progress
+    )
     return Conversion(target, len(hf_sizes(shape)) + len(vectors), num_bytes, description.dtype)
 
 
 def _check_target(target: Path) -> None:
     if target.suffix != ".gguf":
-        raise InputError("hf_dir", target, "--serve gguf writes one file: give it a name that ends in .gguf")
+        raise InputError(
+            "hf_dir", target, "--serve gguf writes one file: give it a name that ends in .gguf"
+        )
     if target.exists() and not is_gguf(target):
         raise InputError("hf_dir", target, "exists and is no GGUF file; it is left alone")
 
@@ -83,10 +97,15 @@ def _check_target(target: Path) -> None:
 def _check_architecture(shape: ModelShape, dtype: str) -> None:
     settings = shape.to_hf()
     if settings["model_type"] not in _LLAMA_TYPES:
-        rule = f"llama.cpp reads rope factor tensors for {' and '.join(_LLAMA_TYPES)} of the architectures here"
+        rule = (
+            f"llama.cpp reads rope factor tensors for {' and '.join(_LLAMA_TYPES)} of the "
+            "architectures here"
+        )
         raise InputError("model_type", settings["model_type"], rule)
     if settings.get("sliding_window"):
-        raise InputError("sliding_window", settings["sliding_window"], "llama.cpp's llama attends to everything")
+        raise InputError(
+            "sliding_window", settings["sliding_window"], "llama.cpp's llama attends to everything"
+        )
     if dtype not in _FILE_TYPES:
         raise InputError("dtype", dtype, f"llama.cpp computes with {', '.join(_FILE_TYPES)}")
 
@@ -116,7 +135,9 @@ def _rope_keys(factor_set: FactorSet) -> dict[str, Any]:
     return context | {
         "llama.rope.scaling.type": "longrope",
         "llama.rope.scaling.original_context_length": window,
-        "llama.rope.scaling.attn_factor": float(short_and_long(factor_set, _CARRIER)[1].attention_factor),
+        "llama.rope.scaling.attn_factor": float(
+            short_and_long(factor_set, _CARRIER)[1].attention_factor
+        ),
     }
 
 
@@ -147,7 +168,8 @@ def _write(
     dtype: torch.dtype,
     progress: Progress | None,
 ) -> int:
-    """Writes the file beside its place and puts it there when whole; returns the bytes of its tensors."""
+    """Writes the file beside its place and puts it there when whole; returns the bytes of its
+    tensors."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
     made = missing_parents(target.resolve())
@@ -157,12 +179,17 @@ def _write(
     for key, value in keys.items():
         _add_key(writer, key, value)
     total = written = 0
-    for name, sizes in [*((name, values.shape) for name, values in vectors.items()), *hf_sizes(shape).items()]:
+    for name, sizes in [
+        *((name, values.shape) for name, values in vectors.items()),
+        *hf_sizes(shape).items(),
+    ]:
         half = len(sizes) > 1 and dtype != torch.float32
         num_bytes = int(np.prod(sizes)) * (2 if half else 4)
         kind = GGMLQuantizationType.BF16 if half and dtype == torch.bfloat16 else None
         stored = np.dtype(np.float16 if half else np.float32)
-        writer.add_tensor_info(name if name in vectors else str(gguf_name(name)), sizes, stored, num_bytes, kind)
+        writer.add_tensor_info(
+            name if name in vectors else str(gguf_name(name)), sizes, stored, num_bytes, kind
+        )
         total += num_bytes
     try:
         writer.write_header_to_file()

@@ -1,8 +1,10 @@
-"""The header of a GGUF file, read with every count and offset checked against the file before it is believed.
+"""The header of a GGUF file, read with every count and offset checked against the file before it is
+believed.
 
-Layout (GGUF 2 and 3, little-endian): magic, version, number of tensors, number of keys; the keys with typed values; for
-each tensor its name, sizes (fastest first), block type and offset; then the data, aligned. The `gguf` package's own
-reader trusts the counts; this one never allocates more than the file could hold, nor more than the limits below.
+Layout (GGUF 2 and 3, little-endian): magic, version, number of tensors, number of keys; the keys
+with typed values; for each tensor its name, sizes (fastest first), block type and offset; then the
+data, aligned. The `gguf` package's own reader trusts the counts; this one never allocates more than
+the file could hold, nor more than the limits below.
 """
 
 from __future__ import annotations
@@ -24,16 +26,30 @@ ALIGNMENT_KEY = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
 _MAX_HEADER_BYTES = 256 << 20
 _MAX_ITEMS = 4 << 20
-"""Array entries, keys and tensors of a whole header: the largest vocabularies, merges included, have a quarter."""
+"""Array entries, keys and tensors of a whole header: the largest vocabularies, merges included,
+have a quarter."""
 _MAX_DIMS = 4
 _MAX_VALUES = 1 << 40
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<B",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 _FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where one tensor lies. `sizes` as Hugging Face orders them, `kind` is ggml's number of the block type."""
+    """Where one tensor lies. `sizes` as Hugging Face orders them, `kind` is ggml's number of the
+    block type."""
 
     name: str
     sizes: tuple[int, ...]
@@ -66,8 +82,9 @@ def is_gguf(path: Path) -> bool:
 def read_header(path: Path | str, block_sizes: Mapping[int, tuple[int, int]]) -> GgufHeader:
     """Returns the checked header; `block_sizes` gives (values, bytes) per block of each block type.
 
-    float32 values come back as the shortest decimal that rounds to them. Raises InputError for a file that is cut
-    short, whose counts or offsets cannot be, or that holds a block type not in `block_sizes`.
+    float32 values come back as the shortest decimal that rounds to them. Raises InputError for a
+    file that is cut short, whose counts or offsets cannot be, or that holds a block type not in
+    `block_sizes`.
     """
     path = Path(path)
     try:
@@ -89,7 +106,9 @@ class _Reading:
             raise self._wrong("not a GGUF file")
         version = self._scalar(4)
         if version not in VERSIONS:
-            raise self._wrong(f"GGUF version {version}; little-endian files of versions 2 and 3 are read")
+            raise self._wrong(
+                f"GGUF version {version}; little-endian files of versions 2 and 3 are read"
+            )
         num_tensors, num_keys = self._count("tensors"), self._count("keys")
         metadata: dict[str, Any] = {}
         for _ in range(num_keys):
@@ -112,10 +131,14 @@ class _Reading:
         if min(sizes) < 1 or math.prod(sizes) > _MAX_VALUES:
             raise self._wrong(f"{_shown(name)} cannot have sizes {list(sizes)}")
         if kind not in block_sizes:
-            raise self._wrong(f"{_shown(name)} is stored as ggml's type {kind}, which is not known here")
+            raise self._wrong(
+                f"{_shown(name)} is stored as ggml's type {kind}, which is not known here"
+            )
         values, num_bytes = block_sizes[kind]
         if sizes[-1] % values:
-            raise self._wrong(f"{_shown(name)}: rows of {sizes[-1]} do not divide into blocks of {values}")
+            raise self._wrong(
+                f"{_shown(name)}: rows of {sizes[-1]} do not divide into blocks of {values}"
+            )
         return GgufTensor(name, sizes, kind, offset, math.prod(sizes) // values * num_bytes)
 
     def _placed(self, found: list[GgufTensor], data: int, alignment: int) -> dict[str, GgufTensor]:
@@ -125,18 +148,30 @@ class _Reading:
             if tensor.name in tensors:
                 raise self._wrong(f"the tensor {_shown(tensor.name)} is there twice")
             if tensor.offset % alignment or tensor.offset < end:
-                raise self._wrong(f"{_shown(tensor.name)} is not aligned, or lies over another tensor")
+                raise self._wrong(
+                    f"{_shown(tensor.name)} is not aligned, or lies over another tensor"
+                )
             end = tensor.offset + tensor.num_bytes
             if data + end > self._size:
-                raise self._wrong(f"cut short: {_shown(tensor.name)} ends at byte {data + end} of {self._size}")
+                raise self._wrong(
+                    f"cut short: {_shown(tensor.name)} ends at byte {data + end} of {self._size}"
+                )
             start = data + tensor.offset
-            tensors[tensor.name] = GgufTensor(tensor.name, tensor.sizes, tensor.kind, start, tensor.num_bytes)
+            tensors[tensor.name] = GgufTensor(
+                tensor.name, tensor.sizes, tensor.kind, start, tensor.num_bytes
+            )
         return {tensor.name: tensors[tensor.name] for tensor in found}
 
     def _alignment(self, metadata: Mapping[str, Any]) -> int:
         alignment = metadata.get(ALIGNMENT_KEY, _DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
-            raise self._wrong(f"{ALIGNMENT_KEY} is {_shown(alignment)}, which is no power of two up to 2^20")
+        if (
+            not isinstance(alignment, int)
+            or not 0 < alignment <= 1 << 20
+            or alignment & (alignment - 1)
+        ):
+            raise self._wrong(
+                f"{ALIGNMENT_KEY} is {_shown(alignment)}, which is no power of two up to 2^20"
+            )
         return alignment
 
     def _value(self, kind: int, key: str) -> Any:
@@ -177,14 +212,19 @@ class _Reading:
         count: int = self._scalar(10)
         self._items -= count
         if self._items < 0:
-            raise self._wrong(f"says it holds {count} {_shown(what)}: a header has at most {_MAX_ITEMS} entries in all")
+            raise self._wrong(
+                f"says it holds {count} {_shown(what)}: a header has at most {_MAX_ITEMS} entries "
+                "in all"
+            )
         return count
 
     def _bytes(self, length: int) -> bytes:
         self._left -= length
         read = self._file.read(length) if self._left >= 0 else b""
         if len(read) < length:
-            raise self._wrong(f"cut short or damaged: its header wants {length} bytes more than there are")
+            raise self._wrong(
+                f"cut short or damaged: its header wants {length} bytes more than there are"
+            )
         return read
 
     def _wrong(self, rule: str) -> InputError:
@@ -192,7 +232,8 @@ class _Reading:
 
 
 def shortest(value: np.float32) -> float:
-    """Returns the shortest decimal that rounds to a float32: 1.37 stored in 32 bits comes back as 1.37."""
+    """Returns the shortest decimal that rounds to a float32: 1.37 stored in 32 bits comes back as
+    1.37."""
     return float(str(value))
 
 

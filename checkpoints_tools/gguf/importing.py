@@ -1,12 +1,13 @@
-"""GGUF file → Megatron checkpoint, a few rows at a time, blocks expanded to the numbers they stand for."""
+"""GGUF file → Megatron checkpoint, a few rows at a time, blocks expanded to the numbers they stand
+for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from checkpoints_tools.common.units import Progress
 from checkpoints_tools.gguf.model import opened_gguf
 from checkpoints_tools.hf.importing import Conversion, ImportOptions, import_folder
-from checkpoints_tools.common.units import Progress
 from megatron_longrope.runtime import Runtime
 
 
@@ -20,12 +21,13 @@ def import_gguf(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Writes the Megatron checkpoint of a GGUF file of a Llama-type model; interrupted, the same call goes on.
+    """Writes the Megatron checkpoint of a GGUF file of a Llama-type model; interrupted, the same
+    call goes on.
 
-    With a runtime every rank calls it, one converts and the others wait. `tokenizer` False leaves the file's tokenizer
-    out; `replace` False refuses a checkpoint that is there. Raises InputError for a damaged file, for another
-    architecture, and for a tokenizer or scaling that cannot be carried; MissingDependencyError without the package
-    `gguf`.
+    With a runtime every rank calls it, one converts and the others wait. `tokenizer` False leaves
+    the file's tokenizer out; `replace` False refuses a checkpoint that is there. Raises InputError
+    for a damaged file, for another architecture, and for a tokenizer or scaling that cannot be
+    carried; MissingDependencyError without the package `gguf`.
     """
     with opened_gguf(path, tokenizer=tokenizer) as folder:
         options = ImportOptions(replace=replace, processes=processes, progress=progress)

@@ -1,4 +1,5 @@
-"""A GGUF file seen as a Hugging Face folder: what imports, loads or compares the one does the same with the other."""
+"""A GGUF file seen as a Hugging Face folder: what imports, loads or compares the one does the same
+with the other."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from torch import Tensor
 
 from checkpoints_tools.gguf.config import hf_config
 from checkpoints_tools.gguf.header import GgufHeader, GgufTensor, read_header, shortest
-from checkpoints_tools.gguf.names import ROPE_TENSORS, block_sizes, hf_names, rotated_heads, unpermuted
+from checkpoints_tools.gguf.names import (
+    ROPE_TENSORS,
+    block_sizes,
+    hf_names,
+    rotated_heads,
+    unpermuted,
+)
 from checkpoints_tools.gguf.tokenizer import tokenizer_from_gguf
 from checkpoints_tools.hf.folder import CONFIG_FILE, HfFolder
 from megatron_longrope.errors import InputError
@@ -30,10 +37,12 @@ _MAX_ROPE_FACTORS = 1 << 16
 
 @dataclass(frozen=True)
 class GgufModel(HfFolder):
-    """`path` is a folder with config.json and tokenizer files made from the file's keys; weights come from the file.
+    """`path` is a folder with config.json and tokenizer files made from the file's keys; weights
+    come from the file.
 
-    All weights have one dtype: bfloat16 or float16 where the matrices are stored so and every other weight fits into
-    it without loss, else float32, which holds each value of every block type as its formula gives it.
+    All weights have one dtype: bfloat16 or float16 where the matrices are stored so and every other
+    weight fits into it without loss, else float32, which holds each value of every block type as
+    its formula gives it.
     """
 
     source: GgufHeader
@@ -43,7 +52,8 @@ class GgufModel(HfFolder):
     dtype: torch.dtype
 
     def tensor(self, name: str) -> Tensor:
-        """Returns a weight in HF's order of rows; raises InputError where it is damaged or not finite."""
+        """Returns a weight in HF's order of rows; raises InputError where it is damaged or not
+        finite."""
         tensor = self._rows(name, 0, None)
         if not bool(torch.isfinite(tensor).all()):
             raise InputError("model", self.source.path, f"{name} holds NaN or infinity")
@@ -62,7 +72,9 @@ class GgufModel(HfFolder):
         stat = self.source.path.stat()
         return [[str(self.source.path.resolve()), stat.st_size, stat.st_mtime_ns]]
 
-    def check_weights(self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]) -> torch.dtype:
+    def check_weights(
+        self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]
+    ) -> torch.dtype:
         """As for folders; errors name the file."""
         try:
             return super().check_weights(expected, tied_to=tied_to)
@@ -70,7 +82,8 @@ class GgufModel(HfFolder):
             raise InputError(error.field, self.source.path, error.rule) from error
 
     def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
-        """Reads the heads that hold the rows from `start` to `stop`; a head's rows lie in another order in the file."""
+        """Reads the heads that hold the rows from `start` to `stop`; a head's rows lie in another
+        order in the file."""
         stored = self.source.tensors[self.names[name]]
         stop = stored.sizes[0] if stop is None else min(stop, stored.sizes[0])
         heads = rotated_heads(name, self.shape)
@@ -78,13 +91,16 @@ class GgufModel(HfFolder):
             return read_rows(self.source, stored, start, stop).to(self.dtype)
         per_head = stored.sizes[0] // heads
         first, last = start // per_head, -(-stop // per_head)
-        rows = unpermuted(read_rows(self.source, stored, first * per_head, last * per_head), last - first)
+        rows = unpermuted(
+            read_rows(self.source, stored, first * per_head, last * per_head), last - first
+        )
         return rows[start - first * per_head : stop - first * per_head].to(self.dtype)
 
 
 @contextmanager
 def opened_gguf(path: Path | str, *, tokenizer: bool = True) -> Iterator[GgufModel]:
-    """Yields the file as a folder that lives as long as the block; `tokenizer` False leaves its tokenizer out.
+    """Yields the file as a folder that lives as long as the block; `tokenizer` False leaves its
+    tokenizer out.
 
     Raises InputError for a damaged file, another architecture, and what of it cannot be carried.
     """
@@ -99,25 +115,37 @@ def opened_gguf(path: Path | str, *, tokenizer: bool = True) -> Iterator[GgufMod
     with tempfile.TemporaryDirectory(prefix="gguf-") as scratch:
         folder = Path(scratch)
         _write_json(folder / CONFIG_FILE, config)
-        ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+        ids = {
+            key: config[key]
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+            if key in config
+        }
         _write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
         if tokenizer:
             tokenizer_from_gguf(header.metadata, folder, header.path)
-        yield GgufModel(folder, config, dict.fromkeys(names, header.path), header, names, shape, dtype)
+        yield GgufModel(
+            folder, config, dict.fromkeys(names, header.path), header, names, shape, dtype
+        )
 
 
-def read_rows(header: GgufHeader, stored: GgufTensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """Returns rows as they are stored: half precision as such, blocks expanded to float32. Raises InputError."""
+def read_rows(
+    header: GgufHeader, stored: GgufTensor, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Returns rows as they are stored: half precision as such, blocks expanded to float32. Raises
+    InputError."""
     if len(stored.sizes) == 1:
         return _read(header, stored, 0, 1).view(-1)[start:stop]
     rows = stored.num_values // stored.sizes[-1]
     inner = rows // stored.sizes[0]
     stop = stored.sizes[0] if stop is None else stop
-    return _read(header, stored, start * inner, (stop - start) * inner).view(stop - start, *stored.sizes[1:])
+    return _read(header, stored, start * inner, (stop - start) * inner).view(
+        stop - start, *stored.sizes[1:]
+    )
 
 
 def _read(header: GgufHeader, stored: GgufTensor, first: int, rows: int) -> Tensor:
-    """Returns `rows` runs of blocks, each as long as the tensor's last size, expanded a few at a time."""
+    """Returns `rows` runs of blocks, each as long as the tensor's last size, expanded a few at a
+    time."""
     width = stored.sizes[-1]
     row_bytes = stored.num_bytes * width // stored.num_values
     out = torch.empty(rows, width, dtype=_HALVES.get(stored.kind, torch.float32))
@@ -143,7 +171,9 @@ def _values(raw: np.ndarray, stored: GgufTensor, path: Path) -> Tensor:
         data = raw.view(np.float32) if stored.kind == _F32 else raw
         return torch.from_numpy(np.ascontiguousarray(dequantize(data, kind), dtype=np.float32))
     except NotImplementedError as error:
-        raise InputError("gguf", path, f"{stored.name} is stored as {kind.name}, which gguf cannot expand") from error
+        raise InputError(
+            "gguf", path, f"{stored.name} is stored as {kind.name}, which gguf cannot expand"
+        ) from error
 
 
 def _common_dtype(header: GgufHeader, names: dict[str, str]) -> torch.dtype:
@@ -153,7 +183,11 @@ def _common_dtype(header: GgufHeader, names: dict[str, str]) -> torch.dtype:
         return torch.float32
     half = _HALVES[kinds.pop()]
     others = (read_rows(header, tensor) for tensor in weights if len(tensor.sizes) == 1)
-    return half if all(torch.equal(values.to(half).to(values.dtype), values) for values in others) else torch.float32
+    return (
+        half
+        if all(torch.equal(values.to(half).to(values.dtype), values) for values in others)
+        else torch.float32
+    )
 
 
 def _rope_factors(header: GgufHeader, name: str) -> list[float] | None:

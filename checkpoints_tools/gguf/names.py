@@ -15,10 +15,16 @@ LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.we
 LLAMA3_FACTORS = "rope_freqs.weight"
 ROPE_TENSORS = (LONG_FACTORS, SHORT_FACTORS, LLAMA3_FACTORS)
 _PER_LAYER = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 _ONCE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -36,19 +42,23 @@ def gguf_name(hf_name: str) -> str | None:
 
 def hf_names(num_layers: int) -> dict[str, str]:
     """Returns HF's name for each of llama.cpp's, of a model with `num_layers` layers."""
-    layers = (f"model.layers.{layer}.{part}.weight" for layer in range(num_layers) for part in _PER_LAYER)
+    layers = (
+        f"model.layers.{layer}.{part}.weight" for layer in range(num_layers) for part in _PER_LAYER
+    )
     return {str(gguf_name(name)): name for name in [*(f"{part}.weight" for part in _ONCE), *layers]}
 
 
 def rotated_heads(hf_name: str, shape: ModelShape) -> int | None:
-    """Returns the number of heads whose rows llama.cpp orders in its own way; None for every other weight."""
+    """Returns the number of heads whose rows llama.cpp orders in its own way; None for every other
+    weight."""
     if hf_name.endswith("self_attn.q_proj.weight"):
         return shape.num_heads
     return shape.num_kv_heads if hf_name.endswith("self_attn.k_proj.weight") else None
 
 
 def permuted(tensor: Tensor, heads: int) -> Tensor:
-    """Returns q or k rows as llama.cpp's llama wants them: the two halves of each rotated pair side by side."""
+    """Returns q or k rows as llama.cpp's llama wants them: the two halves of each rotated pair side
+    by side."""
     per_head = tensor.shape[0] // heads
     halves = tensor.reshape(heads, 2, per_head // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
@@ -62,9 +72,12 @@ def unpermuted(tensor: Tensor, heads: int) -> Tensor:
 
 
 def block_sizes() -> Mapping[int, tuple[int, int]]:
-    """Returns (values, bytes) per block of each of ggml's types; raises MissingDependencyError without `gguf`."""
+    """Returns (values, bytes) per block of each of ggml's types; raises MissingDependencyError
+    without `gguf`."""
     if importlib.util.find_spec("gguf") is None:
-        raise MissingDependencyError("Python package gguf is not installed: pip install 'megatron-longrope[gguf]'")
+        raise MissingDependencyError(
+            "Python package gguf is not installed: pip install 'megatron-longrope[gguf]'"
+        )
     from gguf import GGML_QUANT_SIZES
 
     return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}

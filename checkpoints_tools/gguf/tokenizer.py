@@ -1,7 +1,8 @@
 """Byte-level BPE tokenizers between Hugging Face's tokenizer.json and GGUF's keys.
 
-GGUF stores tokens, merges and token types; how text is cut before merging it only names (`tokenizer.ggml.pre`), and
-llama.cpp knows a closed list of such names. A tokenizer is carried if what it does is what one of them stands for.
+GGUF stores tokens, merges and token types; how text is cut before merging it only names
+(`tokenizer.ggml.pre`), and llama.cpp knows a closed list of such names. A tokenizer is carried if
+what it does is what one of them stands for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from megatron_longrope.errors import InputError
 
-TOKENIZER_FILE, SETTINGS_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+TOKENIZER_FILE, SETTINGS_FILE, TEMPLATE_FILE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -46,7 +51,9 @@ _SPLITTINGS = {
     "gpt-2": _Splitting(_BYTES),
     "smollm": _Splitting(_steps(pre_tokenizers.Digits(individual_digits=True), _BYTES)),
     "llama-bpe": _Splitting(
-        _steps(pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated"), _BYTES_ONLY), ignore_merges=True, adds_bos=True
+        _steps(pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated"), _BYTES_ONLY),
+        ignore_merges=True,
+        adds_bos=True,
     ),
 }
 
@@ -54,7 +61,8 @@ _SPLITTINGS = {
 def tokenizer_to_gguf(folder: Path, vocab_size: int) -> dict[str, Any]:
     """Returns GGUF's keys of the tokenizer in an HF folder, padded to `vocab_size` tokens.
 
-    Raises InputError for a tokenizer that llama.cpp would not repeat: every rule it has no place for is named.
+    Raises InputError for a tokenizer that llama.cpp would not repeat: every rule it has no place
+    for is named.
     """
     values = _read_json(folder / TOKENIZER_FILE)
     try:
@@ -63,7 +71,10 @@ def tokenizer_to_gguf(folder: Path, vocab_size: int) -> dict[str, Any]:
         raise _refused(folder, f"damaged: {error}") from error
     pre = _name_of(values, folder)
     tokens, kinds = _tokens(tokenizer, values, vocab_size, folder)
-    merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in values["model"]["merges"]]
+    merges = [
+        merge if isinstance(merge, list) else merge.split(" ")
+        for merge in values["model"]["merges"]
+    ]
     if any(len(merge) != 2 or " " in "".join(merge) for merge in merges):
         raise _refused(folder, "a merge holds a space")
     keys: dict[str, Any] = {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": kinds}
@@ -75,30 +86,50 @@ def tokenizer_to_gguf(folder: Path, vocab_size: int) -> dict[str, Any]:
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], folder: Path, source: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json of a GGUF file's keys into `folder`; raises InputError."""
+    """Writes tokenizer.json and tokenizer_config.json of a GGUF file's keys into `folder`; raises
+    InputError."""
     kind, pre = metadata.get(f"{_KEY}model"), metadata.get(f"{_KEY}pre")
     pre = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}.get(str(pre), pre)
     if kind != "gpt2" or pre not in _SPLITTINGS:
         known = ", ".join(sorted(_SPLITTINGS))
-        raise _refused(source, f"kind {kind!r}, splitting {pre!r}; built again are gpt2 tokenizers split as {known}")
-    tokens, merges, kinds = (_texts(metadata, key, source) for key in ("tokens", "merges", "token_type"))
+        raise _refused(
+            source,
+            f"kind {kind!r}, splitting {pre!r}; built again are gpt2 tokenizers split as {known}",
+        )
+    tokens, merges, kinds = (
+        _texts(metadata, key, source) for key in ("tokens", "merges", "token_type")
+    )
     if len(kinds) != len(tokens) or set(kinds) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
-        raise _refused(source, "its token types are not one per token, or of kinds no BPE tokenizer has")
+        raise _refused(
+            source, "its token types are not one per token, or of kinds no BPE tokenizer has"
+        )
     tokenizer = _built(_SPLITTINGS[pre], tokens, kinds, merges, source)
-    ids = {name: _index(metadata, f"{key}_token_id", len(tokens), source) for name, key in _SPECIAL.items()}
+    ids = {
+        name: _index(metadata, f"{key}_token_id", len(tokens), source)
+        for name, key in _SPECIAL.items()
+    }
     named = {name: tokens[index] for name, index in ids.items() if index is not None}
     if metadata.get(f"{_KEY}add_bos_token", _SPLITTINGS[pre].adds_bos):
         _add_bos(tokenizer, named.get("bos_token"), ids["bos_token"], source)
     tokenizer.save(str(folder / TOKENIZER_FILE))
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
-    settings |= {"model_max_length": metadata.get("llama.context_length"), "clean_up_tokenization_spaces": False}
+    settings |= {
+        "model_max_length": metadata.get("llama.context_length"),
+        "clean_up_tokenization_spaces": False,
+    }
     if "tokenizer.chat_template" in metadata:
         settings["chat_template"] = metadata["tokenizer.chat_template"]
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _built(splitting: _Splitting, tokens: list[str], kinds: list[int], merges: list[str], source: Path) -> Tokenizer:
-    vocabulary = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
+def _built(
+    splitting: _Splitting, tokens: list[str], kinds: list[int], merges: list[str], source: Path
+) -> Tokenizer:
+    vocabulary = {
+        token: i
+        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind != UNUSED
+    }
     pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in merges)]
     try:
         model = BPE(vocab=vocabulary, merges=pairs, ignore_merges=splitting.ignore_merges)
@@ -107,7 +138,10 @@ def _built(splitting: _Splitting, tokens: list[str], kinds: list[int], merges: l
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = splitting.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
-    for kind, add in ((CONTROL, tokenizer.add_special_tokens), (USER_DEFINED, tokenizer.add_tokens)):
+    for kind, add in (
+        (CONTROL, tokenizer.add_special_tokens),
+        (USER_DEFINED, tokenizer.add_tokens),
+    ):
         named = [token for token, number in zip(tokens, kinds, strict=True) if number == kind]
         add([AddedToken(token, special=kind == CONTROL, normalized=False) for token in named])
     return tokenizer
@@ -125,21 +159,36 @@ def _name_of(values: Mapping[str, Any], folder: Path) -> str:
     """Returns llama.cpp's name of what a tokenizer.json does before merging."""
     model = values.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback"):
-        kind = "a sentencepiece-like BPE" if model.get("byte_fallback") else f"a {model.get('type')} model"
+        kind = (
+            "a sentencepiece-like BPE"
+            if model.get("byte_fallback")
+            else f"a {model.get('type')} model"
+        )
         raise _refused(folder, f"{kind}; byte-level BPE is carried")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _refused(folder, f"its model has {key}")
     if values.get("normalizer") is not None:
         raise _refused(folder, "it normalizes text, and llama.cpp does not")
-    if any(token.get(flag) for token in values.get("added_tokens", []) for flag in ("lstrip", "rstrip", "single_word")):
-        raise _refused(folder, "an added token takes spaces around it (lstrip, rstrip or single_word)")
+    if any(
+        token.get(flag)
+        for token in values.get("added_tokens", [])
+        for flag in ("lstrip", "rstrip", "single_word")
+    ):
+        raise _refused(
+            folder, "an added token takes spaces around it (lstrip, rstrip or single_word)"
+        )
     does = (_plain(values.get("pre_tokenizer")), bool(model.get("ignore_merges")))
     for name, splitting in _SPLITTINGS.items():
-        if does == (_plain(json.loads(splitting.pre_tokenizer.__getstate__())), splitting.ignore_merges):
+        if does == (
+            _plain(json.loads(splitting.pre_tokenizer.__getstate__())),
+            splitting.ignore_merges,
+        ):
             return name
     known = ", ".join(sorted(_SPLITTINGS))
-    raise _refused(folder, f"it cuts text in a way that is none of {known}, as llama.cpp calls them")
+    raise _refused(
+        folder, f"it cuts text in a way that is none of {known}, as llama.cpp calls them"
+    )
 
 
 def _plain(step: Any) -> Any:
@@ -159,7 +208,10 @@ def _tokens(
     by_id = {index: token for token, index in vocabulary.items()}
     if by_id and max(by_id) >= vocab_size:
         raise _refused(folder, f"it has token {max(by_id)}, and the model {vocab_size} rows")
-    added = {entry["id"]: CONTROL if entry["special"] else USER_DEFINED for entry in values.get("added_tokens", [])}
+    added = {
+        entry["id"]: CONTROL if entry["special"] else USER_DEFINED
+        for entry in values.get("added_tokens", [])
+    }
     tokens = [by_id.get(index, f"[PAD{index}]") for index in range(vocab_size)]
     kinds = [added.get(index, NORMAL if index in by_id else UNUSED) for index in range(vocab_size)]
     if len(set(tokens)) < vocab_size:
@@ -181,7 +233,8 @@ def _special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _added_around(tokenizer: Tokenizer, folder: Path) -> dict[str, bool]:
-    """Returns what the tokenizer puts around a text, found by trying; llama.cpp knows start and end tokens."""
+    """Returns what the tokenizer puts around a text, found by trying; llama.cpp knows start and end
+    tokens."""
     whole, bare = (tokenizer.encode("a", add_special_tokens=adding).ids for adding in (True, False))
     before = whole[: len(whole) - len(bare)]
     if whole[len(before) :] != bare or len(before) > 1:

@@ -1,4 +1,5 @@
-"""Megatron checkpoint → Hugging Face folder, a few rows at a time from file to file: no model, no process groups."""
+"""Megatron checkpoint → Hugging Face folder, a few rows at a time from file to file: no model, no
+process groups."""
 
 from __future__ import annotations
 
@@ -12,17 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints_tools.hf.folder import (
-    CONFIG_FILE,
-    MAX_SHARD_BYTES,
-    read_config,
-    refuse_foreign_hf_folder,
-    shard_names,
-    write_index,
-    write_settings,
-)
-from checkpoints_tools.hf.importing import Conversion
-from checkpoints_tools.serving import with_engine_keys
 from checkpoints_tools.common.stored_weights import StoredWeights, read_weight
 from checkpoints_tools.common.tensor_file import begin_writeback, is_finite, plan_file, write_from
 from checkpoints_tools.common.units import (
@@ -36,6 +26,17 @@ from checkpoints_tools.common.units import (
     refuse_existing,
 )
 from checkpoints_tools.common.weight_map import WeightRule, bound_rules, hf_sizes, to_hf
+from checkpoints_tools.hf.folder import (
+    CONFIG_FILE,
+    MAX_SHARD_BYTES,
+    read_config,
+    refuse_foreign_hf_folder,
+    shard_names,
+    write_index,
+    write_settings,
+)
+from checkpoints_tools.hf.importing import Conversion
+from checkpoints_tools.serving import with_engine_keys
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.model.checkpoints.checkpoint import (
@@ -62,12 +63,14 @@ def export_hf(
     progress: Progress | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Conversion:
-    """Writes the HF folder of a Megatron checkpoint with `factors` in force, its own if None; one caller does it.
+    """Writes the HF folder of a Megatron checkpoint with `factors` in force, its own if None; one
+    caller does it.
 
-    Interrupted, the same call goes on where it was. A checkpoint nobody changed since its import gets its config.json
-    back byte for byte; `static` adds the keys that engines which choose one set read the temperature by. An export
-    already there is replaced when the new one is whole; `replace=False` refuses it. Raises InputError for what
-    transformers' `longrope` cannot carry, and for damaged checkpoints.
+    Interrupted, the same call goes on where it was. A checkpoint nobody changed since its import
+    gets its config.json back byte for byte; `static` adds the keys that engines which choose one
+    set read the temperature by. An export already there is replaced when the new one is whole;
+    `replace=False` refuses it. Raises InputError for what transformers' `longrope` cannot carry,
+    and for damaged checkpoints.
     """
     target, megatron_dir = Path(hf_dir).resolve(), Path(megatron_dir)
     if not replace:
@@ -108,7 +111,9 @@ class _ShardFile:
     def __call__(self, number: int, path: Path, report: Report) -> Record:
         shape, wanted = self.weights.shape, frozenset(self.shards[number])
         sizes = hf_sizes(shape)
-        head, places = plan_file({name: (self.weights.dtype, sizes[name]) for name in self.shards[number]})
+        head, places = plan_file(
+            {name: (self.weights.dtype, sizes[name]) for name in self.shards[number]}
+        )
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             os.pwrite(descriptor, head, 0)
@@ -125,12 +130,15 @@ class _ShardFile:
     def _pieces(
         self, rule: WeightRule, layer: int | None, bound: WeightRule, wanted: frozenset[str]
     ) -> Iterator[tuple[str, int, Tensor]]:
-        """Yields (HF name, first row, rows) of every run of rows this file wants of one Megatron weight."""
+        """Yields (HF name, first row, rows) of every run of rows this file wants of one Megatron
+        weight."""
         if wanted.isdisjoint(bound.hf):
             return
         for first, part in self.weights.parts(rule, layer, bound):
             if not is_finite(part):
-                raise InputError("checkpoint", self.weights.folder, f"{bound.stored} holds NaN or infinity")
+                raise InputError(
+                    "checkpoint", self.weights.folder, f"{bound.stored} holds NaN or infinity"
+                )
             at, stop = 0, first + part.shape[0]
             for source, start, count in bound.row_runs(self.weights.shape):
                 low, high = max(at, first), min(at + count, stop)
@@ -140,7 +148,8 @@ class _ShardFile:
 
 
 def hf_tensors(megatron_dir: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
-    """Yields (HF name, tensor) of a Megatron checkpoint, in the order of the model, in the dtype stored."""
+    """Yields (HF name, tensor) of a Megatron checkpoint, in the order of the model, in the dtype
+    stored."""
     stored = StoredTensors(weights_folder(megatron_dir))
     for rule, layer, bound in bound_rules(shape):
         yield from to_hf(bound, read_weight(stored, rule, layer, bound), shape).items()
@@ -160,7 +169,9 @@ def _shards(description: CheckpointDescription, max_bytes: int) -> list[list[str
     return shards
 
 
-def _config(description: CheckpointDescription, factors: FactorSet | None, carried: Path) -> dict[str, Any] | bytes:
+def _config(
+    description: CheckpointDescription, factors: FactorSet | None, carried: Path
+) -> dict[str, Any] | bytes:
     wanted, shape = factors or description.factor_set, description.shape
     check_geometry(wanted, shape)
     original = read_config(carried) if (carried / CONFIG_FILE).is_file() else None
@@ -168,10 +179,14 @@ def _config(description: CheckpointDescription, factors: FactorSet | None, carri
         return shape.to_hf() | hf_rope_config(wanted) | {"torch_dtype": description.dtype}
     said = ModelShape.from_hf(original)
     if said.model_copy(update={"attention_windows": shape.attention_windows}) != shape:
-        raise InputError("checkpoint", carried, "the config.json carried along describes another shape")
+        raise InputError(
+            "checkpoint", carried, "the config.json carried along describes another shape"
+        )
     if description.iteration == 0 and said == shape and _says(original, wanted):
         return (carried / CONFIG_FILE).read_bytes()
-    base = {key: value for key, value in original.items() if key != "original_max_position_embeddings"}
+    base = {
+        key: value for key, value in original.items() if key != "original_max_position_embeddings"
+    }
     if said != shape:
         base |= shape.hf_attention()
     dtype_keys = {"dtype", "torch_dtype"} & original.keys() or {"torch_dtype"}
@@ -179,16 +194,22 @@ def _config(description: CheckpointDescription, factors: FactorSet | None, carri
 
 
 def _says(config: dict[str, Any], wanted: FactorSet) -> bool:
-    """Whether a config asks for these factors; `dynamic` asks for some at every length and is never the same."""
+    """Whether a config asks for these factors; `dynamic` asks for some at every length and is never
+    the same."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return "dynamic" not in (rope.get("rope_type"), rope.get("type")) and wanted == factor_set_from_hf(config)
+    return "dynamic" not in (
+        rope.get("rope_type"),
+        rope.get("type"),
+    ) and wanted == factor_set_from_hf(config)
 
 
 def check_geometry(factors: FactorSet, shape: ModelShape) -> None:
     """Raises InputError for factors made for another rotary embedding than the checkpoint's."""
     geometry = factors.geometry
     if geometry.head_dim != shape.head_dim:
-        raise InputError("factors.head_dim", geometry.head_dim, f"the checkpoint's is {shape.head_dim}")
+        raise InputError(
+            "factors.head_dim", geometry.head_dim, f"the checkpoint's is {shape.head_dim}"
+        )
     if geometry.base != shape.rope_base:
         raise InputError("factors.base", geometry.base, f"the checkpoint's is {shape.rope_base}")
     if geometry.original_length != shape.context_length:

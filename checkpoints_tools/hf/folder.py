@@ -1,4 +1,5 @@
-"""Hugging Face model folders: read with every doubt checked, written whole or not at all. safetensors only."""
+"""Hugging Face model folders: read with every doubt checked, written whole or not at all.
+safetensors only."""
 
 from __future__ import annotations
 
@@ -74,14 +75,19 @@ class HfFolder:
         path = self.files[name]
         try:
             with safe_open(path, "pt") as file:
-                tensor: Tensor = file.get_slice(name)[start:stop] if stop is not None else file.get_tensor(name)
+                tensor: Tensor = (
+                    file.get_slice(name)[start:stop] if stop is not None else file.get_tensor(name)
+                )
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise InputError("model", path, f"{name} cannot be read: {error}") from error
         return tensor
 
     def fingerprint(self) -> list[list[object]]:
-        """Returns what tells this folder's contents from another's: each file's name, size and time of change."""
-        read = [self.path / name for name in carried_files(self.path)] + sorted(set(self.files.values()))
+        """Returns what tells this folder's contents from another's: each file's name, size and time
+        of change."""
+        read = [self.path / name for name in carried_files(self.path)] + sorted(
+            set(self.files.values())
+        )
         stats = [(file, file.stat()) for file in read]
         return [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
@@ -89,11 +95,13 @@ class HfFolder:
         """Returns the names in the folder that no conversion carries or reads."""
         return stays_behind(self.path, [INDEX_FILE, *(file.name for file in self.files.values())])
 
-    def check_weights(self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]) -> torch.dtype:
+    def check_weights(
+        self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]
+    ) -> torch.dtype:
         """Returns the one dtype of all weights, after comparing names and sizes with `expected`.
 
-        A weight in `tied_to` may be there a second time if it equals the one it is tied to. Raises InputError that
-        lists what is missing, unknown, of other sizes or of mixed dtypes.
+        A weight in `tied_to` may be there a second time if it equals the one it is tied to. Raises
+        InputError that lists what is missing, unknown, of other sizes or of mixed dtypes.
         """
         present = {name for name in self.files if not name.endswith(DERIVED_SUFFIXES)}
         self._refuse_names("weights are missing", expected.keys() - present)
@@ -102,22 +110,36 @@ class HfFolder:
         for name, sizes in expected.items():
             found, dtype = self.header(name)
             if found != sizes:
-                raise InputError("model", self.path, f"{name} has sizes {list(found)}, its config says {list(sizes)}")
+                raise InputError(
+                    "model",
+                    self.path,
+                    f"{name} has sizes {list(found)}, its config says {list(sizes)}",
+                )
             dtypes.add(dtype)
         if len(dtypes) > 1:
             mixed = ", ".join(sorted(str(dtype) for dtype in dtypes))
-            raise InputError("model", self.path, f"weights of mixed dtypes ({mixed}); convert them to one first")
+            raise InputError(
+                "model", self.path, f"weights of mixed dtypes ({mixed}); convert them to one first"
+            )
         for name in present & tied_to.keys():
             if not self._same_bits(name, tied_to[name]):
-                raise InputError("model", self.path, f"tie_word_embeddings, but {name} differs from {tied_to[name]}")
+                raise InputError(
+                    "model",
+                    self.path,
+                    f"tie_word_embeddings, but {name} differs from {tied_to[name]}",
+                )
         return dtypes.pop()
 
     def _same_bits(self, name: str, other: str) -> bool:
-        """Compares two weights a few rows at a time: an embedding may be larger than what memory is left."""
+        """Compares two weights a few rows at a time: an embedding may be larger than what memory is
+        left."""
         if self.header(name) != self.header(other):
             return False
         starts = range(0, self.header(name)[0][0], _COMPARED_ROWS)
-        pairs = ([self._rows(each, start, start + _COMPARED_ROWS) for each in (name, other)] for start in starts)
+        pairs = (
+            [self._rows(each, start, start + _COMPARED_ROWS) for each in (name, other)]
+            for start in starts
+        )
         return all(bits_equal(*pair) for pair in pairs)
 
     def _refuse_names(self, what: str, names: Iterable[str]) -> None:
@@ -136,15 +158,20 @@ def open_hf_folder(path: Path | str) -> HfFolder:
     """Returns the folder, checked; raises InputError that names what is wrong with it."""
     path = Path(path)
     if path.is_file():
-        raise InputError("model", path, f"a file; a model is a folder with {CONFIG_FILE} and safetensors")
+        raise InputError(
+            "model", path, f"a file; a model is a folder with {CONFIG_FILE} and safetensors"
+        )
     if not path.is_dir():
         raise InputError("model", path, "no such folder")
     config = read_config(path)
-    return HfFolder(path, config, {name: file for file in _weight_files(path) for name in read_header(file)})
+    return HfFolder(
+        path, config, {name: file for file in _weight_files(path) for name in read_header(file)}
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns a folder's config.json; raises InputError where there is none or it is no JSON object."""
+    """Returns a folder's config.json; raises InputError where there is none or it is no JSON
+    object."""
     file = path / CONFIG_FILE
     if not file.is_file():
         raise InputError("model", path, f"a model folder without config: it has no {CONFIG_FILE}")
@@ -155,7 +182,9 @@ def bits_equal(a: Tensor, b: Tensor) -> bool:
     """Returns whether two tensors are the same in sizes, dtype and every bit."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
+    return torch.equal(
+        a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8)
+    )
 
 
 def write_hf_folder(
@@ -166,7 +195,8 @@ def write_hf_folder(
     carried_from: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> int:
-    """Writes a model folder and returns the bytes of its weights; `config` as bytes is written unchanged.
+    """Writes a model folder and returns the bytes of its weights; `config` as bytes is written
+    unchanged.
 
     Raises InputError where `target` holds anything an export does not write.
     """
@@ -188,7 +218,9 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes
     def flush() -> None:
         file = folder / f"shard-{len(shards)}"
         save_file(held, file, metadata={"format": "pt"})
-        file.chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors lets the owner alone read it
+        file.chmod(
+            (folder / CONFIG_FILE).stat().st_mode
+        )  # safetensors lets the owner alone read it
         shards.append(list(held))
         held.clear()
 
@@ -214,20 +246,30 @@ def shard_names(count: int) -> list[str]:
 
 
 def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int) -> None:
-    """Writes the index of several weight files, each given by its tensors' names; a single one has none."""
+    """Writes the index of several weight files, each given by its tensors' names; a single one has
+    none."""
     if len(shards) == 1:
         return
     named = zip(shards, shard_names(len(shards)), strict=True)
     weight_map = {name: file for names, file in named for name in names}
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / INDEX_FILE).write_text(
+        json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
-def write_settings(folder: Path, config: Mapping[str, Any] | bytes, carried_from: Path | None) -> None:
-    """Writes everything of a model folder that is no weight; `config` as bytes is written unchanged."""
+def write_settings(
+    folder: Path, config: Mapping[str, Any] | bytes, carried_from: Path | None
+) -> None:
+    """Writes everything of a model folder that is no weight; `config` as bytes is written
+    unchanged."""
     if carried_from is not None:
         copy_carried(carried_from, folder, leave=[CONFIG_FILE])
-    raw = config if isinstance(config, bytes) else (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    raw = (
+        config
+        if isinstance(config, bytes)
+        else (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    )
     (folder / CONFIG_FILE).write_bytes(raw)
 
 
@@ -238,23 +280,44 @@ def refuse_foreign_hf_folder(target: Path) -> None:
     if not target.is_dir():
         raise InputError("hf_dir", target, "exists and is no folder; it is left alone")
     written = {*HF_FILES, *carried_files(target), INDEX_FILE}
-    others = [path for path in target.iterdir() if path.name not in written and not _OURS.fullmatch(path.name)]
+    others = [
+        path
+        for path in target.iterdir()
+        if path.name not in written and not _OURS.fullmatch(path.name)
+    ]
     foreign = sorted(path.name for path in others if not holds_only_templates(path))
     if foreign:
-        raise InputError("hf_dir", target, f"holds files no export writes ({foreign[0]}); it is left alone")
+        raise InputError(
+            "hf_dir", target, f"holds files no export writes ({foreign[0]}); it is left alone"
+        )
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """Returns the files that hold weights, from the index or the single one; what the headers say must agree."""
-    if (path / INDEX_FILE).is_file() and (path / SINGLE_FILE).is_file():  # transformers would read the single one
-        raise InputError("model", path, f"has both {SINGLE_FILE} and {INDEX_FILE}: remove the one that does not count")
+    """Returns the files that hold weights, from the index or the single one; what the headers say
+    must agree."""
+    if (path / INDEX_FILE).is_file() and (
+        path / SINGLE_FILE
+    ).is_file():  # transformers would read the single one
+        raise InputError(
+            "model",
+            path,
+            f"has both {SINGLE_FILE} and {INDEX_FILE}: remove the one that does not count",
+        )
     if (path / INDEX_FILE).is_file():
         return _indexed_files(path)
     if (path / SINGLE_FILE).is_file():
         return [path / SINGLE_FILE]
     if any(file for pattern in _PICKLES for file in path.glob(pattern)):
-        raise InputError("model", path, "its weights are pickles, which are never read: convert them to safetensors")
-    raise InputError("model", path, f"a model folder without weights: it has no {SINGLE_FILE} and no {INDEX_FILE}")
+        raise InputError(
+            "model",
+            path,
+            "its weights are pickles, which are never read: convert them to safetensors",
+        )
+    raise InputError(
+        "model",
+        path,
+        f"a model folder without weights: it has no {SINGLE_FILE} and no {INDEX_FILE}",
+    )
 
 
 def _indexed_files(path: Path) -> list[Path]:
@@ -264,14 +327,20 @@ def _indexed_files(path: Path) -> list[Path]:
         raise InputError("model", index, "has no weight_map")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
-            raise InputError("model", index, f"{name} lies at {file!r}, which is no safetensors file of this folder")
+            raise InputError(
+                "model",
+                index,
+                f"{name} lies at {file!r}, which is no safetensors file of this folder",
+            )
     for file in sorted(set(weight_map.values())):
         if not (path / file).is_file():
             raise InputError("model", index, f"shard {file} is missing")
         inside = read_header(path / file).keys()
         said = {name for name, where in weight_map.items() if where == file}
         if inside != said:
-            raise InputError("model", path / file, f"{min(inside ^ said)} is not where the index says")
+            raise InputError(
+                "model", path / file, f"{min(inside ^ said)} is not where the index says"
+            )
     return [path / file for file in sorted(set(weight_map.values()))]
 
 

@@ -1,4 +1,5 @@
-"""Hugging Face folder → Megatron checkpoint, in the dtype the weights have, a few rows at a time."""
+"""Hugging Face folder → Megatron checkpoint, in the dtype the weights have, a few rows at a
+time."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints_tools.hf.folder import HfFolder, open_hf_folder
 from checkpoints_tools.common.rows import read_megatron_rows
 from checkpoints_tools.common.tensor_file import begin_writeback
 from checkpoints_tools.common.torch_dist_writer import (
@@ -33,7 +33,15 @@ from checkpoints_tools.common.units import (
     partial_folder,
     refuse_existing,
 )
-from checkpoints_tools.common.weight_map import WeightRule, bound_rules, hf_sizes, rule_of, tensor_parallel_share, to_megatron
+from checkpoints_tools.common.weight_map import (
+    WeightRule,
+    bound_rules,
+    hf_sizes,
+    rule_of,
+    tensor_parallel_share,
+    to_megatron,
+)
+from checkpoints_tools.hf.folder import HfFolder, open_hf_folder
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.checkpoints.checkpoint import (
@@ -51,14 +59,17 @@ from megatron_longrope.runtime import Runtime
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 CHUNK_BYTES = 64 << 20
-"""Rows are read, checked and written in blocks of at most this; a block is a chunk of the checkpoint."""
+"""Rows are read, checked and written in blocks of at most this; a block is a chunk of the
+checkpoint."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote. `left_out` names tensors not carried because they are computed or stored twice.
+    """What a conversion wrote. `left_out` names tensors not carried because they are computed or
+    stored twice.
 
-    `stayed_behind` names files and folders (with a slash) of the source that are neither weights nor carried.
+    `stayed_behind` names files and folders (with a slash) of the source that are neither weights
+    nor carried.
     """
 
     target: Path
@@ -91,19 +102,24 @@ def import_hf(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Writes the Megatron checkpoint of an HF folder; interrupted, the same call goes on where it was.
+    """Writes the Megatron checkpoint of an HF folder; interrupted, the same call goes on where it
+    was.
 
-    With a runtime every rank calls it, one converts and the others wait. `keep_windows=False` switches sliding windows
-    off, and exports say so. `dynamic_length` (tokens) fixes the factors of rope_type dynamic, which else follow the
-    input, at one length. A checkpoint already there is replaced when the new one is whole; `replace=False` refuses it.
-    Raises InputError for a folder that is damaged, of an architecture or with an option that is not supported.
+    With a runtime every rank calls it, one converts and the others wait. `keep_windows=False`
+    switches sliding windows off, and exports say so. `dynamic_length` (tokens) fixes the factors of
+    rope_type dynamic, which else follow the input, at one length. A checkpoint already there is
+    replaced when the new one is whole; `replace=False` refuses it. Raises InputError for a folder
+    that is damaged, of an architecture or with an option that is not supported.
     """
     options = ImportOptions(keep_windows, dynamic_length, replace, processes, progress)
     return _on_main_rank(runtime, lambda: _import(open_hf_folder(hf_dir), megatron_dir, options))
 
 
 def import_folder(
-    folder: HfFolder, megatron_dir: Path | str, runtime: Runtime | None = None, options: ImportOptions | None = None
+    folder: HfFolder,
+    megatron_dir: Path | str,
+    runtime: Runtime | None = None,
+    options: ImportOptions | None = None,
 ) -> Conversion:
     """As `import_hf`, of an opened folder, whose weights may lie in files of another kind."""
     return _on_main_rank(runtime, lambda: _import(folder, megatron_dir, options or ImportOptions()))
@@ -130,18 +146,28 @@ def _import(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) 
     if not options.replace:
         refuse_existing("megatron_dir", target)
     shape, dtype = check_folder(folder, keep_windows=options.keep_windows)
-    if options.dynamic_length is not None and not isinstance(method_from_hf(folder.config)[0], DynamicNtk):
+    if options.dynamic_length is not None and not isinstance(
+        method_from_hf(folder.config)[0], DynamicNtk
+    ):
         rule = "goes with rope_type dynamic; this model's factors do not follow the input"
         raise InputError("dynamic_length", options.dynamic_length, rule)
     description = CheckpointDescription(
-        shape=shape, factor_set=factor_set_from_hf(folder.config, options.dynamic_length), dtype=dtype_name(dtype)
+        shape=shape,
+        factor_set=factor_set_from_hf(folder.config, options.dynamic_length),
+        dtype=dtype_name(dtype),
     )
     refuse_foreign_folder(target)
     maker = _WeightFile(folder, shape, dtype)
     units = maker.units()
-    plan = {"import": folder.fingerprint(), "keep_windows": options.keep_windows, "chunk_bytes": CHUNK_BYTES}
+    plan = {
+        "import": folder.fingerprint(),
+        "keep_windows": options.keep_windows,
+        "chunk_bytes": CHUNK_BYTES,
+    }
     with partial_folder(target, plan, sum(unit.num_bytes for unit in units)) as partial:
-        records = make_units(partial, units, maker, processes=options.processes, progress=options.progress)
+        records = make_units(
+            partial, units, maker, processes=options.processes, progress=options.progress
+        )
         weights = partial / WEIGHTS_FOLDER
         write_metadata(weights, maker.stored_tensors(), _chunks_of(units, records))
         carry_hf_files(folder.path, partial / HF_FOLDER)
@@ -151,12 +177,20 @@ def _import(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) 
     names = hf_sizes(shape)
     left_out = tuple(sorted(folder.files.keys() - names.keys()))
     num_bytes = shape.num_parameters * dtype.itemsize
-    return Conversion(Path(megatron_dir), len(names), num_bytes, description.dtype, left_out, folder.stays_behind())
+    return Conversion(
+        Path(megatron_dir),
+        len(names),
+        num_bytes,
+        description.dtype,
+        left_out,
+        folder.stays_behind(),
+    )
 
 
 @dataclass(frozen=True)
 class _WeightFile:
-    """Makes the checkpoint's data files: one for what stands before the layers, one for each layer, one for the end."""
+    """Makes the checkpoint's data files: one for what stands before the layers, one for each layer,
+    one for the end."""
 
     folder: HfFolder
     shape: ModelShape
@@ -166,20 +200,28 @@ class _WeightFile:
         sizes = [0] * (self.shape.num_layers + 2)
         for _, layer, rule in bound_rules(self.shape):
             number = self._unit_of(rule, layer)
-            sizes[number] += torch.Size(rule.sizes_in_megatron(self.shape)).numel() * self.dtype.itemsize
-        return [Unit(f"{WEIGHTS_FOLDER}/__{number}_0.distcp", size) for number, size in enumerate(sizes)]
+            sizes[number] += (
+                torch.Size(rule.sizes_in_megatron(self.shape)).numel() * self.dtype.itemsize
+            )
+        return [
+            Unit(f"{WEIGHTS_FOLDER}/__{number}_0.distcp", size) for number, size in enumerate(sizes)
+        ]
 
     def stored_tensors(self) -> dict[str, StoredTensorInfo]:
         """Returns every tensor under the name and with the sizes it has for all layers together."""
         tensors = {}
         for rule, layer, bound in bound_rules(self.shape):
             layers = () if layer is None else (self.shape.num_layers,)
-            tensors[rule.stacked] = StoredTensorInfo(self.dtype, (*layers, *bound.sizes_in_megatron(self.shape)))
+            tensors[rule.stacked] = StoredTensorInfo(
+                self.dtype, (*layers, *bound.sizes_in_megatron(self.shape))
+            )
         return tensors
 
     def __call__(self, number: int, path: Path, report: Report) -> Record:
         chunks: list[list[Any]] = []
-        buffer = bytearray(min(self.units()[number].num_bytes, max(CHUNK_BYTES, self._longest_row())))
+        buffer = bytearray(
+            min(self.units()[number].num_bytes, max(CHUNK_BYTES, self._longest_row()))
+        )
         with path.open("wb") as stream:
             for rule, layer, bound in bound_rules(self.shape):
                 if self._unit_of(bound, layer) != number:
@@ -194,18 +236,22 @@ class _WeightFile:
                     report(block.nbytes)
             if 0 < number <= self.shape.num_layers:
                 for module in MODULES_WITH_EXTRA_STATE:
-                    name = f"decoder.layers.{module}.{EXTRA_STATE}/shard_{number - 1}_{self.shape.num_layers}"
+                    owner = f"decoder.layers.{module}.{EXTRA_STATE}"
+                    name = f"{owner}/shard_{number - 1}_{self.shape.num_layers}"
                     chunks.append([name, None, None, *write_object(stream, [None])])
         return {"chunks": chunks}
 
     def _blocks(self, rule: WeightRule, buffer: bytearray) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first row, rows) of a whole Megatron weight; all of them in the same buffer, one after the other."""
+        """Yields (first row, rows) of a whole Megatron weight; all of them in the same buffer, one
+        after the other."""
         sizes = rule.sizes_in_megatron(self.shape)
         row_numbers = torch.Size(sizes[1:]).numel()
         at_once = max(1, CHUNK_BYTES // (row_numbers * self.dtype.itemsize))
         for first in range(0, sizes[0], at_once):
             rows = min(at_once, sizes[0] - first)
-            block = torch.frombuffer(buffer, dtype=self.dtype, count=rows * row_numbers).view(rows, *sizes[1:])
+            block = torch.frombuffer(buffer, dtype=self.dtype, count=rows * row_numbers).view(
+                rows, *sizes[1:]
+            )
             read_megatron_rows(self.folder, rule, self.shape, first, block)
             yield first, block
 
@@ -227,7 +273,8 @@ def _chunks_of(units: list[Unit], records: list[Record]) -> Iterator[StoredChunk
 
 
 def check_folder(folder: HfFolder, *, keep_windows: bool = True) -> tuple[ModelShape, torch.dtype]:
-    """Returns shape and dtype of an HF folder whose weights are all there; raises InputError otherwise."""
+    """Returns shape and dtype of an HF folder whose weights are all there; raises InputError
+    otherwise."""
     shape = ModelShape.from_hf(folder.config, keep_windows=keep_windows)
     tied = TIED if shape.tie_embeddings else {}
     return shape, folder.check_weights(hf_sizes(shape), tied_to=tied)

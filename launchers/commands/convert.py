@@ -1,4 +1,5 @@
-"""`longrope convert import | export | verify`: Hugging Face folders, GGUF files, Megatron checkpoints, the proof."""
+"""`longrope convert import | export | verify`: Hugging Face folders, GGUF files, Megatron
+checkpoints, the proof."""
 
 from __future__ import annotations
 
@@ -18,24 +19,47 @@ if TYPE_CHECKING:  # these import torch, which `--help` does without
     from checkpoints_tools.verify import Comparison
 
 _FOLDER = click.Path(path_type=Path)
-_processes = click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-                          help="Processes that work on files of the target side by side.")  # fmt: skip
-_replace = click.option("--replace", is_flag=True, help="Put the new model in the place of one that is at the target.")
+_processes = click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that work on files of the target side by side.",
+)
+_replace = click.option(
+    "--replace", is_flag=True, help="Put the new model in the place of one that is at the target."
+)
 
 
 @click.group()
 def command() -> None:
-    """Convert between Hugging Face, GGUF and Megatron checkpoints without losing a bit, and prove it."""
+    """Convert between Hugging Face, GGUF and Megatron checkpoints without losing a bit, and prove
+    it."""
 
 
 @command.command("import")
 @click.argument("source", type=_FOLDER, metavar="HF_DIR|FILE.gguf")
 @click.argument("megatron_dir", type=_FOLDER)
-@click.option("--sliding-window", type=click.Choice(["keep", "off"]), default="keep", show_default=True,
-              help="off: every layer attends to everything before it, and exports say so.")  # fmt: skip
-@click.option("--dynamic-at", type=LENGTH, default=None, metavar="N",
-              help="rope_type dynamic only: fix its factors, which follow the input, at N tokens.")  # fmt: skip
-@click.option("--no-tokenizer", is_flag=True, help="GGUF files: leave the tokenizer out instead of refusing its kind.")
+@click.option(
+    "--sliding-window",
+    type=click.Choice(["keep", "off"]),
+    default="keep",
+    show_default=True,
+    help="off: every layer attends to everything before it, and exports say so.",
+)
+@click.option(
+    "--dynamic-at",
+    type=LENGTH,
+    default=None,
+    metavar="N",
+    help="rope_type dynamic only: fix its factors, which follow the input, at N tokens.",
+)
+@click.option(
+    "--no-tokenizer",
+    is_flag=True,
+    help="GGUF files: leave the tokenizer out instead of refusing its kind.",
+)
 @_replace
 @_processes
 @json_option
@@ -49,10 +73,11 @@ def import_command(
     processes: int,
     json_path: Path | None,
 ) -> None:
-    """Write the Megatron checkpoint MEGATRON_DIR of a Hugging Face folder, in the dtype it has, or of a GGUF file.
+    """Write the Megatron checkpoint MEGATRON_DIR of a Hugging Face folder, in the dtype it has, or
+    of a GGUF file.
 
-    Quantized blocks of a GGUF file become the float32 numbers they stand for. Interrupted, the same command goes on
-    where it was.
+    Quantized blocks of a GGUF file become the float32 numbers they stand for. Interrupted, the same
+    command goes on where it was.
     """
     from checkpoints_tools.gguf.header import is_gguf
     from checkpoints_tools.gguf.importing import import_gguf
@@ -65,31 +90,64 @@ def import_command(
         raise InputError("--no-tokenizer", source, "goes with GGUF files")
     if is_file and (sliding_window == "off" or dynamic_at):
         field = "--dynamic-at" if dynamic_at else "--sliding-window"
-        raise InputError(field, source, "goes with Hugging Face folders; GGUF files of Llamas have neither")
+        raise InputError(
+            field, source, "goes with Hugging Face folders; GGUF files of Llamas have neither"
+        )
     with start_runtime() as runtime:
         progress = ProgressLines(runtime.is_main).bytes_counter()
         if is_file:
-            done = import_gguf(source, megatron_dir, runtime, tokenizer=not no_tokenizer, replace=replace,
-                               processes=processes, progress=progress)  # fmt: skip
+            done = import_gguf(
+                source,
+                megatron_dir,
+                runtime,
+                tokenizer=not no_tokenizer,
+                replace=replace,
+                processes=processes,
+                progress=progress,
+            )
         else:
-            done = import_hf(source, megatron_dir, runtime, keep_windows=sliding_window == "keep",
-                             dynamic_length=dynamic_at, replace=replace, processes=processes,
-                             progress=progress)  # fmt: skip
+            done = import_hf(
+                source,
+                megatron_dir,
+                runtime,
+                keep_windows=sliding_window == "keep",
+                dynamic_length=dynamic_at,
+                replace=replace,
+                processes=processes,
+                progress=progress,
+            )
         _report(done, json_path)
 
 
 @command.command("export")
 @click.argument("megatron_dir", type=_FOLDER)
 @click.argument("target", type=_FOLDER, metavar="HF_DIR|FILE.gguf")
-@click.option("--factors", "factors_path", type=_FOLDER, metavar="FILE",
-              help="A factors JSON file to export with, instead of the factors the checkpoint holds.")  # fmt: skip
-@click.option("--serve", type=click.Choice(["transformers", "static", "gguf"]), default="transformers",
-              show_default=True, help="transformers: two factor sets, by the length of the input. static: one set, for "
-              "engines that choose once. gguf: a file for llama.cpp. See docs/serving.md.")  # fmt: skip
-@click.option("--length", type=LENGTH, default=None, metavar="N",
-              help="Tokens to serve: chooses among several factor sets the one for N.")  # fmt: skip
 @click.option(
-    "--no-tokenizer", is_flag=True, help="--serve gguf: leave the tokenizer out instead of refusing its kind."
+    "--factors",
+    "factors_path",
+    type=_FOLDER,
+    metavar="FILE",
+    help="A factors JSON file to export with, instead of the factors the checkpoint holds.",
+)
+@click.option(
+    "--serve",
+    type=click.Choice(["transformers", "static", "gguf"]),
+    default="transformers",
+    show_default=True,
+    help="transformers: two factor sets, by the length of the input. static: one set, for "
+    "engines that choose once. gguf: a file for llama.cpp. See docs/serving.md.",
+)
+@click.option(
+    "--length",
+    type=LENGTH,
+    default=None,
+    metavar="N",
+    help="Tokens to serve: chooses among several factor sets the one for N.",
+)
+@click.option(
+    "--no-tokenizer",
+    is_flag=True,
+    help="--serve gguf: leave the tokenizer out instead of refusing its kind.",
 )
 @_replace
 @_processes
@@ -105,13 +163,14 @@ def export_command(
     processes: int,
     json_path: Path | None,
 ) -> None:
-    """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it cannot carry.
+    """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it
+    cannot carry.
 
     MEGATRON_DIR may be Megatron-LM's own. Interrupted, the same command goes on where it was, or
     begins a GGUF file anew.
     """
-    from checkpoints_tools.hf.exporting import export_hf
     from checkpoints_tools.gguf.exporting import export_gguf
+    from checkpoints_tools.hf.exporting import export_hf
     from checkpoints_tools.serving import end_token_note, engine_notes, rounding_note, serving_set
     from megatron_longrope.model.checkpoints.checkpoint import hf_folder, read_description
     from megatron_longrope.rope import read_factors
@@ -121,18 +180,35 @@ def export_command(
         raise InputError("--no-tokenizer", serve, "goes with --serve gguf")
     if processes > 1 and serve == "gguf":
         raise InputError("--processes", processes, "a GGUF file is written by one")
-    given = read_factors(factors_path) if factors_path is not None else read_description(megatron_dir).factor_set
+    given = (
+        read_factors(factors_path)
+        if factors_path is not None
+        else read_description(megatron_dir).factor_set
+    )
     factors, left_out = serving_set(given, serve, length)
     for words in left_out:
         click.echo(f"left out: {words}")
     progress = ProgressLines(True).bytes_counter()
     if serve == "gguf":
-        done = export_gguf(megatron_dir, target, factors, tokenizer=not no_tokenizer, replace=replace,
-                           progress=progress)  # fmt: skip
+        done = export_gguf(
+            megatron_dir,
+            target,
+            factors,
+            tokenizer=not no_tokenizer,
+            replace=replace,
+            progress=progress,
+        )
         notes = rounding_note(factors) + end_token_note(hf_folder(megatron_dir))
     else:
-        done = export_hf(megatron_dir, target, factors, static=serve == "static", replace=replace,
-                         processes=processes, progress=progress)  # fmt: skip
+        done = export_hf(
+            megatron_dir,
+            target,
+            factors,
+            static=serve == "static",
+            replace=replace,
+            processes=processes,
+            progress=progress,
+        )
         notes = engine_notes(target)
     _report(done, json_path)
     for words in notes:
@@ -143,20 +219,34 @@ def export_command(
 @click.argument("a", type=_FOLDER)
 @click.argument("b", type=_FOLDER)
 @click.option("--logits", is_flag=True, help="Also run both on the same random tokens, in float32.")
-@click.option("--tokens", type=LENGTH, default=None, metavar="N", help="Tokens of --logits; by default 256.")
-@click.option("--all", "show_all", is_flag=True, help="Show every row of the table, not just those that differ.")
+@click.option(
+    "--tokens", type=LENGTH, default=None, metavar="N", help="Tokens of --logits; by default 256."
+)
+@click.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help="Show every row of the table, not just those that differ.",
+)
 @json_option
 @click.pass_context
 def verify_command(
-    ctx: click.Context, a: Path, b: Path, logits: bool, tokens: int | None, show_all: bool, json_path: Path | None
+    ctx: click.Context,
+    a: Path,
+    b: Path,
+    logits: bool,
+    tokens: int | None,
+    show_all: bool,
+    json_path: Path | None,
 ) -> None:
-    """Compare two models tensor by tensor; exit code 0: equal in every bit, 1: not, 2: no model or a damaged one.
+    """Compare two models tensor by tensor; exit code 0: equal in every bit, 1: not, 2: no model or
+    a damaged one.
 
-    Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory. Files beside the
-    weights are compared too; they do not count for the exit code.
+    Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory.
+    Files beside the weights are compared too; they do not count for the exit code.
     """
-    from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify
     from checkpoints_tools.common.verify_files import compare_files
+    from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify
     from megatron_longrope.runtime import start_runtime
 
     _check_json(json_path)
@@ -172,12 +262,24 @@ def verify_command(
     said = ", ".join(f"{number} {verdict}" for verdict, number in found.items() if number)
     click.echo(f"{'equal' if equal else 'not equal'}: {len(rows)} rows, {said}")
     if files:
-        others = [f"{verdict}: {', '.join(names)}" for verdict, names in files.items() if names and verdict != "equal"]
+        others = [
+            f"{verdict}: {', '.join(names)}"
+            for verdict, names in files.items()
+            if names and verdict != "equal"
+        ]
         click.echo("; ".join([f"beside the weights: {len(files['equal'])} files equal", *others]))
     if json_path is not None:
         listed = [asdict(row) | {"verdict": row.verdict} for row in rows]
         write_json(
-            json_path, {"equal": equal, "a": str(a), "b": str(b), "counts": found, "files": files, "rows": listed}
+            json_path,
+            {
+                "equal": equal,
+                "a": str(a),
+                "b": str(b),
+                "counts": found,
+                "files": files,
+                "rows": listed,
+            },
         )
     ctx.exit(0 if equal else EXIT_FAILED)
 
@@ -189,7 +291,9 @@ def _check_json(path: Path | None) -> None:
 
 
 def _report(done: Conversion, json_path: Path | None) -> None:
-    click.echo(f"{done.target}: {done.num_tensors} tensors, {done.num_bytes / 1e6:.1f} MB of {done.dtype}")
+    click.echo(
+        f"{done.target}: {done.num_tensors} tensors, {done.num_bytes / 1e6:.1f} MB of {done.dtype}"
+    )
     if done.left_out:
         click.echo(f"left out, as they are computed or stored twice: {', '.join(done.left_out)}")
     if done.stayed_behind:

@@ -32,10 +32,29 @@ def _source_options(function: CallableT) -> CallableT:
     """Adds the options that say where documents come from; `_read` reads them."""
     parts = click.Choice(["train", "search", "evaluation"])
     options = (
-        click.option("--text", "texts", multiple=True, metavar="FILE …", help="UTF-8 text, one document per file."),
-        click.option("--jsonl", "jsonls", multiple=True, metavar="FILE …", help="JSON Lines, one document per line."),
-        click.option("--text-field", default="text", metavar="NAME", help="Field of a JSON line with the text."),
-        click.option("--stdlib", type=parts, help="A part of the running Python's standard library."),
+        click.option(
+            "--text",
+            "texts",
+            multiple=True,
+            metavar="FILE …",
+            help="UTF-8 text, one document per file.",
+        ),
+        click.option(
+            "--jsonl",
+            "jsonls",
+            multiple=True,
+            metavar="FILE …",
+            help="JSON Lines, one document per line.",
+        ),
+        click.option(
+            "--text-field",
+            default="text",
+            metavar="NAME",
+            help="Field of a JSON line with the text.",
+        ),
+        click.option(
+            "--stdlib", type=parts, help="A part of the running Python's standard library."
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -44,14 +63,32 @@ def _source_options(function: CallableT) -> CallableT:
 
 @command.command(cls=ListOptionsCommand)
 @_source_options
-@click.option("--tokenizer", "tokenizer_path", required=True, metavar="PATH", help="A folder or a tokenizer.json.")
-@click.option("--sequence-length", type=LENGTH, metavar="LENGTH", help="Tokens per packed row, e.g. 2k.")
-@click.option("--whole-documents", is_flag=True, help="One row per document instead of packed rows.")
-@click.option("--min-piece", type=click.IntRange(1), default=1, help="Leave out pieces with fewer tokens.")
-@click.option("--add-bos", is_flag=True, help="Begin documents with a BOS where the tokenizer adds none.")
+@click.option(
+    "--tokenizer",
+    "tokenizer_path",
+    required=True,
+    metavar="PATH",
+    help="A folder or a tokenizer.json.",
+)
+@click.option(
+    "--sequence-length", type=LENGTH, metavar="LENGTH", help="Tokens per packed row, e.g. 2k."
+)
+@click.option(
+    "--whole-documents", is_flag=True, help="One row per document instead of packed rows."
+)
+@click.option(
+    "--min-piece", type=click.IntRange(1), default=1, help="Leave out pieces with fewer tokens."
+)
+@click.option(
+    "--add-bos", is_flag=True, help="Begin documents with a BOS where the tokenizer adds none."
+)
 @click.option("--append-eos", is_flag=True, help="End documents with the tokenizer's EOS.")
-@click.option("--drop-duplicates", is_flag=True, help="Keep the first of documents with equal text.")
-@click.option("--out", required=True, metavar="PREFIX", help="Writes PREFIX.bin, PREFIX.idx and PREFIX.json.")
+@click.option(
+    "--drop-duplicates", is_flag=True, help="Keep the first of documents with equal text."
+)
+@click.option(
+    "--out", required=True, metavar="PREFIX", help="Writes PREFIX.bin, PREFIX.idx and PREFIX.json."
+)
 @json_option
 def pack(
     texts: tuple[str, ...],
@@ -73,15 +110,21 @@ def pack(
     Packed: cut to rows of --sequence-length tokens, the pieces best-fit packed, every token once.
     """
     if whole_documents == (sequence_length is not None):
-        raise InputError("--sequence-length", sequence_length, "give either it or --whole-documents")
+        raise InputError(
+            "--sequence-length", sequence_length, "give either it or --whole-documents"
+        )
     if whole_documents and min_piece > 1:
-        raise InputError("--min-piece", min_piece, "whole documents are not cut; it goes with --sequence-length")
+        raise InputError(
+            "--min-piece", min_piece, "whole documents are not cut; it goes with --sequence-length"
+        )
     from data_prep.documents import filter_documents, tokenize
     from data_prep.writing import write_documents, write_packed
     from megatron_longrope.data import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_path)
-    documents, left_out = filter_documents(_read(texts, jsonls, text_field, stdlib), drop_duplicates)
+    documents, left_out = filter_documents(
+        _read(texts, jsonls, text_field, stdlib), drop_duplicates
+    )
     end_token = _end_token(tokenizer) if append_eos else None
     tokenized = tokenize(documents, tokenizer, add_bos, end_token, _progress(len(documents)))
     if sequence_length is None:
@@ -92,7 +135,10 @@ def pack(
     click.echo(_summary(out, manifest))
     for reason, names in (("empty", left_out.empty), ("duplicate", left_out.duplicates)):
         if names:
-            click.echo(f"left out    {len(names)} {reason} documents: {', '.join(names[:5])}{' …' * (len(names) > 5)}")
+            click.echo(
+                f"left out    {len(names)} {reason} documents: "
+                f"{', '.join(names[:5])}{' …' * (len(names) > 5)}"
+            )
     if json_path is not None:
         filtered = {"empty": left_out.empty, "duplicates": left_out.duplicates}
         write_json(json_path, {"prefix": out, "filtered": filtered, **manifest.model_dump()})
@@ -112,15 +158,23 @@ def inspect(prefix: str, verify: bool, json_path: Path | None) -> None:
     click.echo(_summary(prefix, dataset.manifest))
     click.echo(f"checksums   {'equal' if verify else 'not compared (--verify compares them)'}")
     if json_path is not None:
-        write_json(json_path, {"prefix": prefix, "verified": verify, **dataset.manifest.model_dump()})
+        write_json(
+            json_path, {"prefix": prefix, "verified": verify, **dataset.manifest.model_dump()}
+        )
 
 
 @command.command(cls=ListOptionsCommand)
 @_source_options
 @click.option(
-    "--vocab-size", type=click.IntRange(1), required=True, metavar="N", help="Entries, special ones included."
+    "--vocab-size",
+    type=click.IntRange(1),
+    required=True,
+    metavar="N",
+    help="Entries, special ones included.",
 )
-@click.option("--out", required=True, metavar="DIR", help="Folder for tokenizer.json and its two companions.")
+@click.option(
+    "--out", required=True, metavar="DIR", help="Folder for tokenizer.json and its two companions."
+)
 @json_option
 def tokenizer(
     texts: tuple[str, ...],
@@ -139,7 +193,10 @@ def tokenizer(
     trained = train_bpe((document.text for document in documents), vocab_size, out)
     click.echo(f"tokenizer {out}: {trained.vocab_size} entries, sha256 {trained.identity.sha256}")
     if json_path is not None:
-        write_json(json_path, {"out": out, "vocab_size": trained.vocab_size, **trained.identity.model_dump()})
+        write_json(
+            json_path,
+            {"out": out, "vocab_size": trained.vocab_size, **trained.identity.model_dump()},
+        )
 
 
 def _read(
@@ -158,7 +215,9 @@ def _read(
 
 def _end_token(tokenizer: TextTokenizer) -> int:
     if tokenizer.eos_id is None:
-        raise InputError("--append-eos", tokenizer.identity.name, "this tokenizer names no eos_token")
+        raise InputError(
+            "--append-eos", tokenizer.identity.name, "this tokenizer names no eos_token"
+        )
     return tokenizer.eos_id
 
 
@@ -173,7 +232,9 @@ def _progress(total: int) -> Callable[[int, int], None]:
             last = now
             rate, left = tokens / (now - started), (now - started) * (total - documents) / documents
             print(
-                f"{documents}/{total} documents, {rate:,.0f} tokens/s, {left:.0f} s left", file=sys.stderr, flush=True
+                f"{documents}/{total} documents, {rate:,.0f} tokens/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
             )
 
     return show
@@ -181,7 +242,10 @@ def _progress(total: int) -> Callable[[int, int], None]:
 
 def _summary(prefix: str, manifest: DatasetManifest) -> str:
     counts = manifest.counts
-    lines = [f"dataset     {prefix}", f"tokenizer   {manifest.tokenizer.name} {manifest.tokenizer.sha256[:12]}…"]
+    lines = [
+        f"dataset     {prefix}",
+        f"tokenizer   {manifest.tokenizer.name} {manifest.tokenizer.sha256[:12]}…",
+    ]
     lines[-1] += f", vocabulary {manifest.vocab_size}"
     if manifest.sequence_length is None:
         lines.append(f"documents   {counts.rows}, whole, {counts.tokens:,} tokens")
@@ -189,10 +253,15 @@ def _summary(prefix: str, manifest: DatasetManifest) -> str:
     space = counts.rows * manifest.sequence_length
     lines.append(f"rows        {counts.rows:,} of {format_length(manifest.sequence_length)} tokens")
     lines.append(
-        f"contents    {counts.pieces:,} pieces of {len(manifest.documents):,} documents, {counts.tokens:,} tokens"
+        f"contents    {counts.pieces:,} pieces of {len(manifest.documents):,} documents, "
+        f"{counts.tokens:,} tokens"
     )
-    lines.append(f"unused      {counts.unused:,} tokens of row space ({100 * counts.unused / space:.2f} %)")
+    lines.append(
+        f"unused      {counts.unused:,} tokens of row space ({100 * counts.unused / space:.2f} %)"
+    )
     if counts.left_out_pieces:
         rule = f"pieces under {manifest.min_piece} tokens"
-        lines.append(f"left out    {counts.left_out_pieces:,} {rule}, {counts.left_out:,} tokens in all")
+        lines.append(
+            f"left out    {counts.left_out_pieces:,} {rule}, {counts.left_out:,} tokens in all"
+        )
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""`longrope demo`: the whole method on the embedded model, or a real small model under every scaling method."""
+"""`longrope demo`: the whole method on the embedded model, or a real small model under every
+scaling method."""
 
 from __future__ import annotations
 
@@ -11,18 +12,40 @@ from launchers.options import LENGTH, json_option, set_option, write_json
 
 
 @click.command()
-@click.option("--model", type=click.Choice(["demo", "smollm2"]), default="demo",
-              help="demo: search, fine-tune, search further, recover, evaluate, export. "
-                   "smollm2: SmolLM2-135M from its PyPI package under every scaling method.")  # fmt: skip
-@click.option("--length", type=LENGTH, default="12k", metavar="LENGTH",
-              help="Of the document SmolLM2 is evaluated on, in tokens; its window is 8k.")  # fmt: skip
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where everything is kept  [default: runs/MODEL]")
-@click.option("--processes", type=click.IntRange(1), default=min(2, os.cpu_count() or 1),
-              help="Data-parallel processes the demo is spread over; SmolLM2 uses one, with all cores.")  # fmt: skip
+@click.option(
+    "--model",
+    type=click.Choice(["demo", "smollm2"]),
+    default="demo",
+    help="demo: search, fine-tune, search further, recover, evaluate, export. "
+    "smollm2: SmolLM2-135M from its PyPI package under every scaling method.",
+)
+@click.option(
+    "--length",
+    type=LENGTH,
+    default="12k",
+    metavar="LENGTH",
+    help="Of the document SmolLM2 is evaluated on, in tokens; its window is 8k.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Where everything is kept  [default: runs/MODEL]",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=min(2, os.cpu_count() or 1),
+    help="Data-parallel processes the demo is spread over; SmolLM2 uses one, with all cores.",
+)
 @set_option
 @json_option
 def command(
-    model: str, length: int, run_dir: Path | None, processes: int, overrides: tuple[str, ...], json_path: Path | None
+    model: str,
+    length: int,
+    run_dir: Path | None,
+    processes: int,
+    overrides: tuple[str, ...],
+    json_path: Path | None,
 ) -> None:
     """Show the whole method in minutes on a laptop's CPU. Interrupted, the same command goes on."""
     directory = run_dir or Path("runs") / model
@@ -40,7 +63,9 @@ def command(
         write_json(json_path, {"run_dir": str(result.directory), "result": str(result.result_file)})
 
 
-def _spread(directory: Path, processes: int, overrides: tuple[str, ...], json_path: Path | None) -> None:
+def _spread(
+    directory: Path, processes: int, overrides: tuple[str, ...], json_path: Path | None
+) -> None:
     """Becomes the same command on several processes."""
     from launchers.torchrun import TorchrunOptions, torchrun_job
 

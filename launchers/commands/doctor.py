@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def command(ctx: click.Context, json_path: Path | None) -> None:
     """Look at this machine: interpreter, packages, GPUs, launchers.
 
-    Exits with 0 if the main job, extending a model, can run here, with 1 if something essential is missing.
+    Exits with 0 if the main job, extending a model, can run here, with 1 if something essential is
+    missing.
     """
     try:
         from megatron_longrope.runtime import gpu_stack, machine_report
@@ -37,11 +38,19 @@ def command(ctx: click.Context, json_path: Path | None) -> None:
     choice = gpu_stack.choose_engine(gpu_stack.gpu_stack())
     click.echo(f"--engine auto takes {choice.engine} for a model in bfloat16: {choice.reason}.")
     click.echo(
-        "The main job can run here." if able else "The main job cannot run here: something essential is missing."
+        "The main job can run here."
+        if able
+        else "The main job cannot run here: something essential is missing."
     )
     if json_path is not None:
-        write_json(json_path, {"can_run": able, "engine": asdict(choice),
-                               "findings": [asdict(finding) for finding in findings]})  # fmt: skip
+        write_json(
+            json_path,
+            {
+                "can_run": able,
+                "engine": asdict(choice),
+                "findings": [asdict(finding) for finding in findings],
+            },
+        )
     ctx.exit(0 if able else 1)
 
 
@@ -49,7 +58,11 @@ def _table(findings: Sequence[Finding]) -> Table:
     """Returns one row per finding; what an absence costs stands where something is absent."""
     table = Table("", "what", "seen", "what its absence costs", show_lines=False)
     for finding in findings:
-        mark = Text("yes", "green") if finding.present else Text("NO" if finding.essential else "no", "red")
+        mark = (
+            Text("yes", "green")
+            if finding.present
+            else Text("NO" if finding.essential else "no", "red")
+        )
         cost = "" if finding.present else finding.cost_of_absence
         table.add_row(mark, Text(finding.name), Text(finding.detail), Text(cost))
     return table

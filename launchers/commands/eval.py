@@ -1,4 +1,5 @@
-"""`longrope eval ppl | passkey`: perplexity and passkey retrieval of a model under one or more scaling methods."""
+"""`longrope eval ppl | passkey`: perplexity and passkey retrieval of a model under one or more
+scaling methods."""
 
 from __future__ import annotations
 
@@ -42,14 +43,19 @@ class DepthsType(click.ParamType):
 
     name = "depths"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Returns the depths in the order given; raises InputError for a wrong one or one given twice."""
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Returns the depths in the order given; raises InputError for a wrong one or one given
+        twice."""
         if isinstance(value, tuple):
             return value
         try:
             depths = tuple(float(part) for part in str(value).split(","))
         except ValueError as error:
-            raise InputError("--depths", value, "numbers between 0 and 1, separated by commas") from error
+            raise InputError(
+                "--depths", value, "numbers between 0 and 1, separated by commas"
+            ) from error
         if not all(0 <= depth <= 1 for depth in depths) or len(set(depths)) < len(depths):
             raise InputError("--depths", value, "numbers between 0 and 1, none of them twice")
         return depths
@@ -64,42 +70,104 @@ def command() -> None:
 
 
 def _model_options(function: CallableT) -> CallableT:
-    """Adds what both evaluations take: the model, methods, precision, and how it is cut over processes."""
+    """Adds what both evaluations take: the model, methods, precision, and how it is cut over
+    processes."""
     options = (
-        click.option("--model", "model_path", required=True, type=click.Path(path_type=Path), metavar="DIR",
-                     help="A Hugging Face folder, a Megatron checkpoint or a run directory."),
-        click.option("--lengths", required=True, type=LENGTHS, metavar="LENGTHS", help="In tokens: 2k,8k,16k."),
-        click.option("--method", "methods", multiple=True, default=(AS_IT_IS,), metavar="NAME[:SCALE]",
-                     help="none, pi, ntk, dynamic-ntk, yarn, a factors JSON file, or model: as it is. Repeatable. "
-                          "Without SCALE: --target/window, else length/window."),
-        click.option("--target", type=LENGTH, metavar="LENGTH", help="Length in tokens that sets the scale."),
-        click.option("--original-window", type=LENGTH, metavar="LENGTH", help="Instead of the config's, in tokens."),
-        click.option("--add-bos", is_flag=True, help="Begin documents with a BOS where the tokenizer adds none."),
-        click.option("--angle-precision", type=click.Choice(["float64", "hf"]), default="float64",
-                     help="hf repeats transformers' float32 angles."),
-        click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float64"]), default="float32",
-                     help="Of weights and activations."),
-        click.option("--batch-tokens", type=click.IntRange(1), default=16384, metavar="TOKENS",
-                     help="Short documents share a forward pass up to this many."),
+        click.option(
+            "--model",
+            "model_path",
+            required=True,
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="A Hugging Face folder, a Megatron checkpoint or a run directory.",
+        ),
+        click.option(
+            "--lengths",
+            required=True,
+            type=LENGTHS,
+            metavar="LENGTHS",
+            help="In tokens: 2k,8k,16k.",
+        ),
+        click.option(
+            "--method",
+            "methods",
+            multiple=True,
+            default=(AS_IT_IS,),
+            metavar="NAME[:SCALE]",
+            help="none, pi, ntk, dynamic-ntk, yarn, a factors JSON file, or model: as it is. "
+            "Repeatable. "
+            "Without SCALE: --target/window, else length/window.",
+        ),
+        click.option(
+            "--target", type=LENGTH, metavar="LENGTH", help="Length in tokens that sets the scale."
+        ),
+        click.option(
+            "--original-window",
+            type=LENGTH,
+            metavar="LENGTH",
+            help="Instead of the config's, in tokens.",
+        ),
+        click.option(
+            "--add-bos",
+            is_flag=True,
+            help="Begin documents with a BOS where the tokenizer adds none.",
+        ),
+        click.option(
+            "--angle-precision",
+            type=click.Choice(["float64", "hf"]),
+            default="float64",
+            help="hf repeats transformers' float32 angles.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float64"]),
+            default="float32",
+            help="Of weights and activations.",
+        ),
+        click.option(
+            "--batch-tokens",
+            type=click.IntRange(1),
+            default=16384,
+            metavar="TOKENS",
+            help="Short documents share a forward pass up to this many.",
+        ),
         layout_options,
         engine_option,
         json_option,
-    )  # fmt: skip
+    )
     for option in reversed(options):
         function = option(function)
     return function
 
 
 @command.command("ppl", cls=ListOptionsCommand)
-@click.option("--text", "texts", multiple=True, metavar="FILE …", help="UTF-8 text, one document per file.")
+@click.option(
+    "--text", "texts", multiple=True, metavar="FILE …", help="UTF-8 text, one document per file."
+)
 @click.option("--data", "dataset", metavar="PREFIX", help="A token dataset of whole documents.")
-@click.option("--sliding", metavar="WINDOW:STRIDE", help="In tokens; by default one pass from the first token.")
-@click.option("--bucket", type=LENGTH, metavar="LENGTH", help="Width of a position bucket in tokens; 1/16 of a length.")
+@click.option(
+    "--sliding",
+    metavar="WINDOW:STRIDE",
+    help="In tokens; by default one pass from the first token.",
+)
+@click.option(
+    "--bucket",
+    type=LENGTH,
+    metavar="LENGTH",
+    help="Width of a position bucket in tokens; 1/16 of a length.",
+)
 @_model_options
 def ppl(
-    texts: tuple[str, ...], dataset: str | None, sliding: str | None, bucket: int | None, lengths: tuple[int, ...],
-    methods: tuple[str, ...], json_path: Path | None, batch_tokens: int, **settings: Any,
-) -> None:  # fmt: skip
+    texts: tuple[str, ...],
+    dataset: str | None,
+    sliding: str | None,
+    bucket: int | None,
+    lengths: tuple[int, ...],
+    methods: tuple[str, ...],
+    json_path: Path | None,
+    batch_tokens: int,
+    **settings: Any,
+) -> None:
     """Measure perplexity over the first tokens of documents.
 
     A length n means a document's first n tokens, n - 1 predictions; a shorter document is an error.
@@ -108,39 +176,80 @@ def ppl(
     _check_request(texts, dataset, methods, json_path, settings)
     sources = _read_texts(texts)
     with _loaded(settings) as (runtime, loaded):
-        from megatron_longrope.evaluation import EvaluationLabels, check_documents, documents_sha256, measure_perplexity
+        from megatron_longrope.evaluation import (
+            EvaluationLabels,
+            check_documents,
+            documents_sha256,
+            measure_perplexity,
+        )
 
         documents = _documents(loaded, sources, dataset, settings["add_bos"])
         check_documents(documents, lengths)
         contexts = {length: min(length, window.window) if window else length for length in lengths}
         runs = _factor_sets(loaded, methods, contexts, settings)
-        progress = Progress(sum(length for _, length, _ in runs) * len(documents), shown=runtime.is_main)
+        progress = Progress(
+            sum(length for _, length, _ in runs) * len(documents), shown=runtime.is_main
+        )
         rows, positions = [], []
         for method, length, factor_set in runs:
             loaded.model.set_factors(factor_set)
             labels = EvaluationLabels(loaded.name, method)
-            measured = measure_perplexity(loaded.model, documents, length, labels, sliding=window,
-                                          bucket_tokens=bucket, max_batch_tokens=batch_tokens)  # fmt: skip
+            measured = measure_perplexity(
+                loaded.model,
+                documents,
+                length,
+                labels,
+                sliding=window,
+                bucket_tokens=bucket,
+                max_batch_tokens=batch_tokens,
+            )
             rows += [row.to_json() for row in measured.rows]
             positions += [row.to_json() for row in measured.positions]
             progress.advance(length * len(documents), f"{method} at {length} tokens")
         if runtime.is_main:
             perplexity_table(rows)
             if json_path is not None:
-                write_json(json_path, {"documents_sha256": documents_sha256(documents), "rows": rows,
-                                       "positions": positions})  # fmt: skip
+                write_json(
+                    json_path,
+                    {
+                        "documents_sha256": documents_sha256(documents),
+                        "rows": rows,
+                        "positions": positions,
+                    },
+                )
 
 
 @command.command("passkey")
-@click.option("--depths", type=DepthsType(), default="0,0.25,0.5,0.75,1", metavar="DEPTHS", help="0 first … 1 last.")
-@click.option("--trials", type=click.IntRange(1), default=10, metavar="N", help="Documents per length and depth.")
-@click.option("--key-digits", type=click.IntRange(1), default=5, metavar="N", help="Digits of the key.")
+@click.option(
+    "--depths",
+    type=DepthsType(),
+    default="0,0.25,0.5,0.75,1",
+    metavar="DEPTHS",
+    help="0 first … 1 last.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=10,
+    metavar="N",
+    help="Documents per length and depth.",
+)
+@click.option(
+    "--key-digits", type=click.IntRange(1), default=5, metavar="N", help="Digits of the key."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Of the documents.")
 @_model_options
 def passkey(
-    depths: tuple[float, ...], trials: int, key_digits: int, seed: int, lengths: tuple[int, ...],
-    methods: tuple[str, ...], json_path: Path | None, batch_tokens: int, **settings: Any,
-) -> None:  # fmt: skip
+    depths: tuple[float, ...],
+    trials: int,
+    key_digits: int,
+    seed: int,
+    lengths: tuple[int, ...],
+    methods: tuple[str, ...],
+    json_path: Path | None,
+    batch_tokens: int,
+    **settings: Any,
+) -> None:
     """Count how often a key hidden in filler text is named at the end, digit by digit."""
     _check_request(("(built)",), None, methods, json_path, settings)
     with _loaded(settings) as (runtime, loaded):
@@ -148,16 +257,29 @@ def passkey(
 
         tokenizer = _tokenizer(loaded)
         prefix = [
-            token for token in tokenizer.encode_document("", settings["add_bos"])[:1] if token == tokenizer.bos_id
+            token
+            for token in tokenizer.encode_document("", settings["add_bos"])[:1]
+            if token == tokenizer.bos_id
         ]
         runs = _factor_sets(loaded, methods, {length: length for length in lengths}, settings)
-        progress = Progress(sum(length for _, length, _ in runs) * len(depths) * trials, shown=runtime.is_main)
+        progress = Progress(
+            sum(length for _, length, _ in runs) * len(depths) * trials, shown=runtime.is_main
+        )
         rows = []
         for method, length, factor_set in runs:
             loaded.model.set_factors(factor_set)
-            measured = measure_passkey(loaded.model, tokenizer, length, depths, trials,
-                                       EvaluationLabels(loaded.name, method), seed=seed, key_digits=key_digits,
-                                       prefix=prefix, max_batch_tokens=batch_tokens)  # fmt: skip
+            measured = measure_passkey(
+                loaded.model,
+                tokenizer,
+                length,
+                depths,
+                trials,
+                EvaluationLabels(loaded.name, method),
+                seed=seed,
+                key_digits=key_digits,
+                prefix=prefix,
+                max_batch_tokens=batch_tokens,
+            )
             rows += [row.to_json() for row in measured]
             progress.advance(length * len(depths) * trials, f"{method} at {length} tokens")
         if runtime.is_main:
@@ -176,20 +298,34 @@ def _loaded(settings: dict[str, Any]) -> Iterator[tuple[Runtime, LoadedModel]]:
     from megatron_longrope.runtime import start_runtime
 
     with start_runtime(layout_of(settings)) as runtime:
-        yield runtime, load_model(settings["model_path"], runtime, dtype=getattr(torch, settings["dtype"]),
-                                  angle_precision=settings["angle_precision"],
-                                  backend=BackendSettings(engine=settings["engine"]))  # fmt: skip
+        yield (
+            runtime,
+            load_model(
+                settings["model_path"],
+                runtime,
+                dtype=getattr(torch, settings["dtype"]),
+                angle_precision=settings["angle_precision"],
+                backend=BackendSettings(engine=settings["engine"]),
+            ),
+        )
 
 
 def _check_request(
-    texts: tuple[str, ...], dataset: str | None, methods: tuple[str, ...], json_path: Path | None,
+    texts: tuple[str, ...],
+    dataset: str | None,
+    methods: tuple[str, ...],
+    json_path: Path | None,
     settings: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Raises InputError for what is wrong whatever the model: before minutes go into loading it."""
     if bool(texts) == (dataset is not None):
-        raise InputError("--text", " ".join(texts) or "(nothing)", "give documents with either --text or --data")
+        raise InputError(
+            "--text", " ".join(texts) or "(nothing)", "give documents with either --text or --data"
+        )
     if dataset is not None and settings["add_bos"]:
-        raise InputError("--add-bos", dataset, "a dataset's tokens are what they are; use it with --text")
+        raise InputError(
+            "--add-bos", dataset, "a dataset's tokens are what they are; use it with --text"
+        )
     if len(set(methods)) < len(methods):
         raise InputError("--method", " ".join(methods), "a method is given twice")
     check_json_folder(json_path)
@@ -221,10 +357,17 @@ def _documents(
         from megatron_longrope.data import PackedDataset
 
         sha256 = _tokenizer(loaded).identity.sha256 if loaded.tokenizer_file else None
-        data = PackedDataset(dataset, vocab_size=loaded.model.shape.vocab_size, tokenizer_sha256=sha256)
-        return [EvaluationDocument(name, data.document(i)) for i, name in enumerate(data.document_names)]
+        data = PackedDataset(
+            dataset, vocab_size=loaded.model.shape.vocab_size, tokenizer_sha256=sha256
+        )
+        return [
+            EvaluationDocument(name, data.document(i)) for i, name in enumerate(data.document_names)
+        ]
     encoded = _tokenizer(loaded).encode_documents([source.text for source in sources], add_bos)
-    return [EvaluationDocument(source.name, tokens) for source, tokens in zip(sources, encoded, strict=True)]
+    return [
+        EvaluationDocument(source.name, tokens)
+        for source, tokens in zip(sources, encoded, strict=True)
+    ]
 
 
 def _tokenizer(loaded: LoadedModel) -> TextTokenizer:
@@ -236,9 +379,13 @@ def _tokenizer(loaded: LoadedModel) -> TextTokenizer:
 
 
 def _factor_sets(
-    loaded: LoadedModel, methods: tuple[str, ...], contexts: dict[int, int], settings: dict[str, Any]
+    loaded: LoadedModel,
+    methods: tuple[str, ...],
+    contexts: dict[int, int],
+    settings: dict[str, Any],
 ) -> list[tuple[str, int, FactorSet]]:
-    """Returns (method, length, factors) of every run; `contexts` says how much a pass sees at each length."""
+    """Returns (method, length, factors) of every run; `contexts` says how much a pass sees at each
+    length."""
     from megatron_longrope.rope import method_from_text
 
     geometry = loaded.model.geometry
@@ -246,7 +393,11 @@ def _factor_sets(
         geometry = geometry.model_copy(update={"original_length": settings["original_window"]})
     own, target = loaded.model.factor_set, settings["target"]
     return [
-        (method, length, own if method == AS_IT_IS else method_from_text(method, geometry, context, target))
+        (
+            method,
+            length,
+            own if method == AS_IT_IS else method_from_text(method, geometry, context, target),
+        )
         for method in methods
         for length, context in contexts.items()
     ]

@@ -11,13 +11,19 @@ from launchers.options import json_option, set_option, write_json
 
 @click.command()
 @click.argument("recipe")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where everything is kept  [default: runs/NAME]")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Where everything is kept  [default: runs/NAME]",
+)
 @set_option
 @json_option
-def command(recipe: str, run_dir: Path | None, overrides: tuple[str, ...], json_path: Path | None) -> None:
-    """Extend a model by RECIPE, a YAML file or the name of a shipped one: search, fine-tune, search further, recover,
-
-    evaluate, export. What is done is skipped; interrupted, the same command goes on.
+def command(
+    recipe: str, run_dir: Path | None, overrides: tuple[str, ...], json_path: Path | None
+) -> None:
+    """Extend a model by RECIPE, a YAML file or the name of a shipped one: search, fine-tune, search
+    further, recover, evaluate, export. What is done is skipped; interrupted, the same command goes
+    on.
     """
     from launchers.extension import run_extension
 

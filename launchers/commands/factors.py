@@ -36,18 +36,26 @@ def list_command(json_path: Path | None) -> None:
     rows = [_summary(entry, published_factors(entry.name)) for entry in published_sets()]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("name", "model", "fine-tuned", "target"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading in ("name", "model") else "right")
+        table.add_column(
+            heading, no_wrap=True, justify="left" if heading in ("name", "model") else "right"
+        )
     for heading in ("min λ", "max λ", "monotone"):
         table.add_column(heading, no_wrap=True, justify="right")
     table.add_column("source", no_wrap=True)
     for row in rows:
         lengths = (format_length(row["fine_tuned_length"]), format_length(row["target_length"]))
-        spread = (f"{row['min_rescale']:g}", f"{row['max_rescale']:g}", "yes" if row["is_monotone"] else "no")
+        spread = (
+            f"{row['min_rescale']:g}",
+            f"{row['max_rescale']:g}",
+            "yes" if row["is_monotone"] else "no",
+        )
         table.add_row(row["name"], row["model"], *lengths, *spread, _short_source(row["source"]))
     console = _console()
     console.print(table)
     for source in dict.fromkeys(row["source"] for row in rows):
-        console.print(f"{_short_source(source)}: {source}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"{_short_source(source)}: {source}", highlight=False, markup=False, soft_wrap=True
+        )
     if json_path is not None:
         write_json(json_path, {"rows": rows})
 
@@ -56,8 +64,12 @@ def list_command(json_path: Path | None) -> None:
 @click.argument("name_or_file")
 @json_option
 def show_command(name_or_file: str, json_path: Path | None) -> None:
-    """Show λ and wavelength in tokens of every pair of NAME_OR_FILE, a published name or a factors JSON file."""
-    ranges = [{"up_to": entry.up_to, **_details(entry.factors)} for entry in _load_factors(name_or_file).ranges]
+    """Show λ and wavelength in tokens of every pair of NAME_OR_FILE, a published name or a factors
+    JSON file."""
+    ranges = [
+        {"up_to": entry.up_to, **_details(entry.factors)}
+        for entry in _load_factors(name_or_file).ranges
+    ]
     console = _console()
     for entry in ranges:
         _print_range(console, name_or_file, entry)
@@ -72,7 +84,9 @@ def _load_factors(name_or_file: str) -> FactorSet:
         return FactorSet.single(published_factors(name_or_file))
     if Path(name_or_file).is_file():
         return read_factors(name_or_file)
-    raise InputError("NAME_OR_FILE", name_or_file, "neither a name that `longrope factors list` shows nor a file")
+    raise InputError(
+        "NAME_OR_FILE", name_or_file, "neither a name that `longrope factors list` shows nor a file"
+    )
 
 
 def _short_source(source: str) -> str:
@@ -95,31 +109,48 @@ def _summary(entry: PublishedSet, factors: RopeFactors) -> dict[str, Any]:
 
 
 def _details(factors: RopeFactors) -> dict[str, Any]:
-    """Returns everything about `factors` but λ as they are, and λ pair by pair with wavelengths in tokens."""
+    """Returns everything about `factors` but λ as they are, and λ pair by pair with wavelengths in
+    tokens."""
     pairs = []
     for pair, rescale in enumerate(factors.rescale):
         wavelength = 2 * math.pi * factors.base ** (2 * pair / factors.head_dim)
         pairs.append(
-            {"pair": pair, "rescale": rescale, "wavelength": wavelength, "rescaled_wavelength": wavelength * rescale}
+            {
+                "pair": pair,
+                "rescale": rescale,
+                "wavelength": wavelength,
+                "rescaled_wavelength": wavelength * rescale,
+            }
         )
     about = factors.model_dump(mode="json", exclude={"rescale", "hf_inverse_frequencies"})
     return {**about, "is_monotone": factors.is_monotone, "pairs": pairs}
 
 
 def _print_range(console: Console, name: str, entry: dict[str, Any]) -> None:
-    where = "every length" if entry["up_to"] is None else f"up to {format_length(entry['up_to'])} tokens"
+    where = (
+        "every length"
+        if entry["up_to"] is None
+        else f"up to {format_length(entry['up_to'])} tokens"
+    )
     origin = {key: value for key, value in entry["origin"].items() if value is not None}
     lengths = f"{format_length(entry['original_length'])} → {format_length(entry['target_length'])}"
     console.print(f"[bold]{name}[/bold] ({where}): {lengths} tokens", highlight=False)
     console.print(
-        f"base {entry['base']:g}, head_dim {entry['head_dim']}, attention factor {entry['attention_factor']:.6g}, "
+        f"base {entry['base']:g}, head_dim {entry['head_dim']}, attention factor "
+        f"{entry['attention_factor']:.6g}, "
         f"start tokens {entry['start_tokens']}, monotone {'yes' if entry['is_monotone'] else 'no'}",
         highlight=False,
     )
     for key, value in origin.items():
         console.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)
     table = Table()
-    for heading in ("pair", "λ", "wavelength (tokens)", "after rescaling (tokens)", "turns in the original window"):
+    for heading in (
+        "pair",
+        "λ",
+        "wavelength (tokens)",
+        "after rescaling (tokens)",
+        "turns in the original window",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in entry["pairs"]:
         wavelengths = (f"{row['wavelength']:.1f}", f"{row['rescaled_wavelength']:.1f}")

@@ -13,7 +13,8 @@ from launchers.options import json_option, write_json
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @json_option
 def command(run_dir: Path, json_path: Path | None) -> None:
-    """Write RUN_DIR/report/index.html, one self-contained page, from the files a run or a search left there."""
+    """Write RUN_DIR/report/index.html, one self-contained page, from the files a run or a search
+    left there."""
     from megatron_longrope.report import write_report  # matplotlib takes a second to import
 
     page = write_report(run_dir)

@@ -15,62 +15,152 @@ from megatron_longrope.search import SEARCHER_NAMES
 
 
 @click.command(cls=ListOptionsCommand)
-@click.option("--model", "model_path", required=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="A Hugging Face folder, a Megatron checkpoint or a run directory.")  # fmt: skip
-@click.option("--text", "texts", multiple=True, required=True, metavar="FILE …", help="UTF-8, one document per file.")
-@click.option("--target", required=True, type=LENGTH, metavar="LENGTH", help="Length to search for, in tokens.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="Gets factors/best.json, journals/, result.json and a plot of all searchers run there; run again, "
-                   "it goes on.")  # fmt: skip
-@click.option("--from-factors", type=click.Path(path_type=Path), metavar="FILE",
-              help="Fine-tuned factors: search beyond them (second stage).")  # fmt: skip
-@click.option("--searcher", type=click.Choice(SEARCHER_NAMES), default="hybrid",
-              help="hybrid: the ramp of the best start, then gradients; evolution: the paper's; piecewise: that with "
-                   "frozen ends; cma: CMA-ES on a curve; random: the control.")  # fmt: skip
-@click.option("--starts-from", "starts", multiple=True, type=click.Choice(["pi", "ntk", "yarn"]),
-              help="What the search starts from; may be repeated  [default: all three]")  # fmt: skip
-@click.option("--ramp-rounds", type=click.IntRange(0), metavar="N", help="Of hybrid: at most six evaluations each  "
-              "[default: at most 8]")  # fmt: skip
-@click.option("--passes", type=click.IntRange(0), metavar="N", help="Of the descent over the documents, hybrid or "
-              "gradient; one costs about three evaluations; 0, hybrid's alone: no descent  [default: 24]")  # fmt: skip
-@click.option("--population", type=click.IntRange(1), metavar="N",
-              help="First generation of an evolution  [default: the paper's, 64]")  # fmt: skip
-@click.option("--offspring", type=click.IntRange(1), metavar="N", help="Mutants, and as many crossovers, per iteration "
-              "of an evolution  [default: 16]")  # fmt: skip
-@click.option("--iterations", type=click.IntRange(0), metavar="N",
-              help="Generations of an evolution after the first  [default: 40]")  # fmt: skip
+@click.option(
+    "--model",
+    "model_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A Hugging Face folder, a Megatron checkpoint or a run directory.",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    required=True,
+    metavar="FILE …",
+    help="UTF-8, one document per file.",
+)
+@click.option(
+    "--target",
+    required=True,
+    type=LENGTH,
+    metavar="LENGTH",
+    help="Length to search for, in tokens.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Gets factors/best.json, journals/, result.json and a plot of all searchers run there; "
+    "run again, "
+    "it goes on.",
+)
+@click.option(
+    "--from-factors",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Fine-tuned factors: search beyond them (second stage).",
+)
+@click.option(
+    "--searcher",
+    type=click.Choice(SEARCHER_NAMES),
+    default="hybrid",
+    help="hybrid: the ramp of the best start, then gradients; evolution: the paper's; piecewise: "
+    "that with "
+    "frozen ends; cma: CMA-ES on a curve; random: the control.",
+)
+@click.option(
+    "--starts-from",
+    "starts",
+    multiple=True,
+    type=click.Choice(["pi", "ntk", "yarn"]),
+    help="What the search starts from; may be repeated  [default: all three]",
+)
+@click.option(
+    "--ramp-rounds",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Of hybrid: at most six evaluations each  [default: at most 8]",
+)
+@click.option(
+    "--passes",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Of the descent over the documents, hybrid or "
+    "gradient; one costs about three evaluations; 0, hybrid's alone: no descent  [default: 24]",
+)
+@click.option(
+    "--population",
+    type=click.IntRange(1),
+    metavar="N",
+    help="First generation of an evolution  [default: the paper's, 64]",
+)
+@click.option(
+    "--offspring",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Mutants, and as many crossovers, per iteration of an evolution  [default: 16]",
+)
+@click.option(
+    "--iterations",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Generations of an evolution after the first  [default: 40]",
+)
 @click.option(
     "--space",
     type=click.Choice(["longrope", "longrope2"]),
     default="longrope",
-    help="longrope: λ from 1 to 1.25·s. longrope2: from s to 2s above the critical pair, a closed form below.",
+    help="longrope: λ from 1 to 1.25·s. longrope2: from s to 2s above the critical pair, a closed "
+    "form below.",
 )
-@click.option("--critical-pair", type=click.IntRange(1), metavar="N", help="Of longrope2  [default: by theory]")
-@click.option("--early-stopping/--no-early-stopping", default=True,
-              help="Stop scoring candidates that are hopeless after some of the documents.")  # fmt: skip
-@click.option("--ladder", multiple=True, type=LENGTH, metavar="LENGTH", help="Of early stopping: score candidates at "
-              "this shorter length first, and the hopeless there only; may be repeated, ascending.")  # fmt: skip
-@click.option("--last-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, metavar="F",
-              help="Count predictions on this last part of each document only.")  # fmt: skip
+@click.option(
+    "--critical-pair",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of longrope2  [default: by theory]",
+)
+@click.option(
+    "--early-stopping/--no-early-stopping",
+    default=True,
+    help="Stop scoring candidates that are hopeless after some of the documents.",
+)
+@click.option(
+    "--ladder",
+    multiple=True,
+    type=LENGTH,
+    metavar="LENGTH",
+    help="Of early stopping: score candidates at "
+    "this shorter length first, and the hopeless there only; may be repeated, ascending.",
+)
+@click.option(
+    "--last-fraction",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    metavar="F",
+    help="Count predictions on this last part of each document only.",
+)
 @click.option(
     "--retrieval-documents",
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Also score the answers of N pass-key documents of the target length, at half the text's weight.",
+    help="Also score the answers of N passkey documents of the target length, at half the text's "
+    "weight.",
 )
-@click.option("--temperature", type=click.Choice(["searched", "fixed", "one"]), default="searched",
-              help="Attention factor: searched from 1 to 1.3, fixed to √(1 + ln s/ln L), or one.")  # fmt: skip
 @click.option(
-    "--start-tokens", is_flag=True, help="Search n̂, the start positions left as they were; HF cannot carry it."
+    "--attention-factor",
+    type=click.Choice(["searched", "fixed", "one"]),
+    default="searched",
+    help="Attention factor: searched from 1 to 1.3, fixed to √(1 + ln s/ln L), or one.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of weights.")
+@click.option(
+    "--start-tokens",
+    is_flag=True,
+    help="Search n̂, the start positions left as they were; HF cannot carry it.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of weights."
+)
 @click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Of the search.")
 @layout_options
 @engine_option
 @json_option
 def command(out: Path, json_path: Path | None, **settings: Any) -> None:
-    """Search the rescale factors, temperature included, that give the lowest perplexity on the documents.
+    """Search the rescale factors, temperature included, that give the lowest perplexity on the
+    documents.
 
     Under torchrun candidates are spread over the copies of the model that fit the processes.
     """
@@ -79,7 +169,10 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
 
     result = run_factor_search(out, **settings)
     if result is not None:
-        click.echo(f"best perplexity {result['perplexity']:.4f} at {format_length(settings['target'])} tokens")
+        click.echo(
+            f"best perplexity {result['perplexity']:.4f} at {format_length(settings['target'])} "
+            "tokens"
+        )
         for row in result["baselines"]:
             click.echo(_margin_line(row))
         click.echo(_cost_line(result))
@@ -95,18 +188,26 @@ def _margin_line(row: dict[str, Any]) -> str:
     name = f"{row['method']} ({row['temperature']} temperature)"
     if row["perplexity"] is None:
         return f"  {name:<38} no finite perplexity"
-    interval = f"  [{row['low'] - 1:+.2%}, {row['high'] - 1:+.2%}]" if row["low"] is not None else ""
+    interval = (
+        f"  [{row['low'] - 1:+.2%}, {row['high'] - 1:+.2%}]" if row["low"] is not None else ""
+    )
     return f"  {name:<38} {row['perplexity']:>10.4f}  {row['ratio'] - 1:+.2%}{interval}"
 
 
 def _baselines_cost_line(cost: dict[str, Any]) -> str:
-    return f"      {cost['evaluations']} more for the baselines, {cost['flops']:.3g} FLOP, {cost['seconds']:.0f} s"
+    return (
+        f"      {cost['evaluations']} more for the baselines, {cost['flops']:.3g} FLOP, "
+        f"{cost['seconds']:.0f} s"
+    )
 
 
 def _cost_line(result: dict[str, Any]) -> str:
     recovered = f", {result['recovered']} of them from the journal" if result["recovered"] else ""
     return (
-        f"cost: {result['evaluations']} evaluations ({result['stopped_early']} stopped early{recovered}), as much as "
-        f"{result['forward_equivalents']:.1f} of all documents: {result['tokens']:,} tokens forward, "
-        f"{result['backward_tokens']:,} backward, {result['flops']:.3g} FLOP, {result['seconds']:.0f} s"
+        f"cost: {result['evaluations']} evaluations ({result['stopped_early']} stopped "
+        f"early{recovered}), as much as "
+        f"{result['forward_equivalents']:.1f} of all documents: {result['tokens']:,} tokens "
+        "forward, "
+        f"{result['backward_tokens']:,} backward, {result['flops']:.3g} FLOP, "
+        f"{result['seconds']:.0f} s"
     )

@@ -11,13 +11,21 @@ from launchers.options import json_option, set_option, write_json
 
 @click.command()
 @click.argument("recipe")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where everything is kept  [default: runs/NAME]")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Where everything is kept  [default: runs/NAME]",
+)
 @set_option
 @json_option
-def command(recipe: str, run_dir: Path | None, overrides: tuple[str, ...], json_path: Path | None) -> None:
-    """Train by RECIPE, a YAML file or the name of a shipped one (demo-model), and leave an HF folder.
+def command(
+    recipe: str, run_dir: Path | None, overrides: tuple[str, ...], json_path: Path | None
+) -> None:
+    """Train by RECIPE, a YAML file or the name of a shipped one (demo-model), and leave an HF
+    folder.
 
-    Interrupted, the same command goes on after the last checkpoint. Under `longrope launch` all processes train.
+    Interrupted, the same command goes on after the last checkpoint. Under `longrope launch` all
+    processes train.
     """
     from launchers.progress import ProgressLines
     from megatron_longrope.config import apply_overrides, build_config, read_yaml
@@ -30,7 +38,11 @@ def command(recipe: str, run_dir: Path | None, overrides: tuple[str, ...], json_
     with start_runtime(config.parallel, seed=config.seed) as runtime:
         progress = ProgressLines(runtime.is_main)
         folder = train_from_recipe(
-            config, run_dir or Path("runs") / config.name, runtime, progress.stage, progress.counter()
+            config,
+            run_dir or Path("runs") / config.name,
+            runtime,
+            progress.stage,
+            progress.counter(),
         )
         if runtime.is_main:
             click.echo(f"model: {folder}")

@@ -13,7 +13,9 @@ from megatron_longrope.errors import InputError
 class StrictConfig(BaseModel):
     """A frozen pydantic model that refuses unknown keys and non-finite floats."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
@@ -29,7 +31,10 @@ def build_config(kind: type[ConfigT], values: Mapping[str, Any], source: str = "
         if isinstance(value, Mapping):  # a rule about several keys, which its message names
             value = "several keys"
         if first["type"] == "extra_forbidden":
-            rule = f"unknown key in {source}; known here: {', '.join(_known_keys(kind, first['loc'][:-1]))}"
+            rule = (
+                f"unknown key in {source}; known here: "
+                f"{', '.join(_known_keys(kind, first['loc'][:-1]))}"
+            )
         else:
             rule = f"{first['msg'].removeprefix('Value error, ')} (in {source})"
         more = len(error.errors()) - 1
@@ -50,6 +55,10 @@ def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
             continue  # an element of the sequence, whose kind is `current` already
         field = getattr(current, "model_fields", {}).get(part)
         annotation = field.annotation if field is not None else None
-        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        inner = [
+            a
+            for a in getattr(annotation, "__args__", ())
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
         current = inner[0] if inner else annotation
     return sorted(getattr(current, "model_fields", {}))

@@ -19,7 +19,9 @@ def parse_length(value: int | str, field: str = "length") -> int:
         return value
     match = _PATTERN.fullmatch(str(value).strip())
     if isinstance(value, bool) or match is None or int(match[1]) == 0:
-        raise InputError(field, value, "a length is a positive number of tokens such as 262144, 256k or 2M")
+        raise InputError(
+            field, value, "a length is a positive number of tokens such as 262144, 256k or 2M"
+        )
     return int(match[1]) * _MULTIPLES[match[2].lower()]
 
 

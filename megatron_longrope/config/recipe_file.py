@@ -26,9 +26,13 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         values = _yaml().load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise InputError("recipe", source, f"not valid YAML at line {line}: {error.problem}") from error
+        raise InputError(
+            "recipe", source, f"not valid YAML at line {line}: {error.problem}"
+        ) from error
     except YAMLError as error:
-        raise InputError("recipe", source, f"not valid YAML: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            "recipe", source, f"not valid YAML: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(values, dict):
         raise InputError("recipe", source, "a recipe is a mapping of keys to values")
     return values
@@ -70,9 +74,15 @@ def _scalar(text: str, override: str) -> Any:
         raise InputError("--set", override, "the value is not valid YAML") from error
 
 
-def _group(place: dict[str, Any] | list[Any], key: str, override: str) -> dict[str, Any] | list[Any]:
+def _group(
+    place: dict[str, Any] | list[Any], key: str, override: str
+) -> dict[str, Any] | list[Any]:
     """The group of keys or the list at `key`, made where a mapping has none yet."""
-    inner = place[_index(place, key, override)] if isinstance(place, list) else place.setdefault(key, {})
+    inner = (
+        place[_index(place, key, override)]
+        if isinstance(place, list)
+        else place.setdefault(key, {})
+    )
     if not isinstance(inner, dict | list):
         raise InputError("--set", override, f"{key} is a value, not a group of keys")
     return inner
@@ -80,7 +90,9 @@ def _group(place: dict[str, Any] | list[Any], key: str, override: str) -> dict[s
 
 def _index(place: list[Any], key: str, override: str) -> int:
     if not (key.isdecimal() and int(key) < len(place)):
-        raise InputError("--set", override, f"{key} is not one of the list's entries, 0 to {len(place) - 1}")
+        raise InputError(
+            "--set", override, f"{key} is not one of the list's entries, 0 to {len(place) - 1}"
+        )
     return int(key)
 
 

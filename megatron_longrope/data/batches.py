@@ -18,10 +18,11 @@ class DocumentBatch:
     """Documents laid end to end; attention and positions restart at each.
 
     tokens, labels, positions: [total] int64; loss_mask: [total] float32, 1 where a label counts;
-    cu_seqlens: [documents + 1] int32, where each document starts, padding included; max_length: tokens of the
-    longest document, padding included; longest: without padding, so that what depends on it is the same under any
-    layout. A label is the next token of the same document: its last position has none. `context_size`: 1 for a whole
-    batch; in a context-parallel share (data/zigzag.py) the first four are cut in so many, the rest is the whole's.
+    cu_seqlens: [documents + 1] int32, where each document starts, padding included; max_length:
+    tokens of the longest document, padding included; longest: without padding, so that what depends
+    on it is the same under any layout. A label is the next token of the same document: its last
+    position has none. `context_size`: 1 for a whole batch; in a context-parallel share
+    (data/zigzag.py) the first four are cut in so many, the rest is the whole's.
     """
 
     tokens: torch.Tensor
@@ -39,12 +40,15 @@ class DocumentBatch:
     ) -> DocumentBatch:
         """Returns `pieces`, each [tokens] of integers, as one batch.
 
-        Every piece is padded at its end, with masked zeros, to a multiple of `pad_to_multiple` of its own, so that
-        context parallelism can cut each in equal chunks. Labels are shifted before any such cut. `total` fills the
-        batch up to so many tokens with a masked document: batches of one size let kernels be prepared once.
+        Every piece is padded at its end, with masked zeros, to a multiple of `pad_to_multiple` of
+        its own, so that context parallelism can cut each in equal chunks. Labels are shifted before
+        any such cut. `total` fills the batch up to so many tokens with a masked document: batches
+        of one size let kernels be prepared once.
         """
         if not pieces or min(len(piece) for piece in pieces) == 0:
-            raise InputError("documents", len(pieces), "a batch needs one document or more, none of them empty")
+            raise InputError(
+                "documents", len(pieces), "a batch needs one document or more, none of them empty"
+            )
         if pad_to_multiple < 1:
             raise InputError("pad_to_multiple", pad_to_multiple, "must be 1 or more")
         lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
@@ -56,7 +60,9 @@ class DocumentBatch:
         starts = np.concatenate(([0], np.cumsum(padded)))
         size = int(starts[-1])
         if size > np.iinfo(np.int32).max:
-            raise InputError("documents", len(pieces), f"{size} tokens in one batch; cu_seqlens are 32-bit")
+            raise InputError(
+                "documents", len(pieces), f"{size} tokens in one batch; cu_seqlens are 32-bit"
+            )
         tokens, labels = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         loss_mask = np.zeros(size, dtype=np.float32)
         for piece, start, length in zip(pieces, starts, lengths, strict=False):
@@ -81,7 +87,9 @@ class DocumentBatch:
     def to(self, device: torch.device | str) -> DocumentBatch:
         """Returns the batch with its tensors on `device`."""
         names = ("tokens", "labels", "loss_mask", "positions", "cu_seqlens")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return replace(
+            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        )
 
 
 _BEFORE_IT_WAS_SAVED = {"balanced_steps": 1}
@@ -90,42 +98,55 @@ _BEFORE_IT_WAS_SAVED = {"balanced_steps": 1}
 class PackedBatches:
     """Endless training steps over the rows of a dataset, the same for any number of ranks.
 
-    Epochs follow each other without a gap; each is a permutation of all rows drawn from (seed, epoch). A step takes
-    the next `rows_per_step` rows of that stream over all ranks, and rank r of n gets those at r, r + n, r + 2n, …
-    of them, as micro-batches of `micro_batch_rows` rows. `next()` returns this rank's micro-batches of one step.
+    Epochs follow each other without a gap; each is a permutation of all rows drawn from (seed,
+    epoch). A step takes the next `global_batch_size` rows of that stream over all ranks, and rank r
+    of n gets those at r, r + n, r + 2n, … of them, as micro-batches of `micro_batch_size` rows.
+    `next()` returns this rank's micro-batches of one step.
 
-    A row of one long document takes longer than one of many short ones, and all ranks wait for the longest. With
-    `balanced_steps` above 1 the rows of so many steps are dealt out anew, those alike in cost to one step.
+    A row of one long document takes longer than one of many short ones, and all ranks wait for the
+    longest. With `balanced_steps` above 1 the rows of so many steps are dealt out anew, those alike
+    in cost to one step.
 
-    >>> batches = PackedBatches(dataset, rows_per_step=32, data_parallel_rank=0, data_parallel_size=4, seed=1)
+    >>> batches = PackedBatches(
+    ...     dataset, global_batch_size=32, data_parallel_rank=0, data_parallel_size=4, seed=1
+    ... )
     >>> micro_batches = next(batches)   # 8 DocumentBatch
     """
 
     def __init__(
         self,
         dataset: PackedDataset,
-        rows_per_step: int,
+        global_batch_size: int,
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
         seed: int = 0,
-        micro_batch_rows: int = 1,
+        micro_batch_size: int = 1,
         pad_to_multiple: int = 1,
         balanced_steps: int = 1,
     ) -> None:
-        if rows_per_step < 1 or micro_batch_rows < 1 or rows_per_step % (data_parallel_size * micro_batch_rows):
-            rule = f"must be a multiple of {data_parallel_size} ranks × {micro_batch_rows} rows per micro-batch"
-            raise InputError("rows_per_step", rows_per_step, rule)
+        if (
+            global_batch_size < 1
+            or micro_batch_size < 1
+            or global_batch_size % (data_parallel_size * micro_batch_size)
+        ):
+            rule = (
+                f"must be a multiple of {data_parallel_size} ranks × {micro_batch_size} rows per "
+                "micro-batch"
+            )
+            raise InputError("global_batch_size", global_batch_size, rule)
         if not 0 <= data_parallel_rank < data_parallel_size:
-            raise InputError("data_parallel_rank", data_parallel_rank, f"must be below {data_parallel_size}")
+            raise InputError(
+                "data_parallel_rank", data_parallel_rank, f"must be below {data_parallel_size}"
+            )
         if balanced_steps < 1:
             raise InputError("balanced_steps", balanced_steps, "must be 1 or more")
         if seed < 0:
             raise InputError("seed", seed, "must be 0 or more")
         self.dataset = dataset
-        self.rows_per_step = rows_per_step
+        self.global_batch_size = global_batch_size
         self.data_parallel_rank, self.data_parallel_size = data_parallel_rank, data_parallel_size
         self.seed = seed
-        self.micro_batch_rows = micro_batch_rows
+        self.micro_batch_size = micro_batch_size
         self.pad_to_multiple = pad_to_multiple
         self.balanced_steps = balanced_steps
         self.step = 0
@@ -137,34 +158,46 @@ class PackedBatches:
     def __next__(self) -> list[DocumentBatch]:
         rows = self.step_rows(self.step)[self.data_parallel_rank :: self.data_parallel_size]
         self.step += 1
-        groups = [rows[i : i + self.micro_batch_rows] for i in range(0, len(rows), self.micro_batch_rows)]
+        groups = [
+            rows[i : i + self.micro_batch_size] for i in range(0, len(rows), self.micro_batch_size)
+        ]
         return [self._batch(group) for group in groups]
 
     def step_rows(self, step: int) -> list[int]:
         """Returns the row numbers of one global step, over all ranks."""
-        first = step * self.rows_per_step
-        return [self._row_at(place) for place in range(first, first + self.rows_per_step)]
+        first = step * self.global_batch_size
+        return [self._row_at(place) for place in range(first, first + self.global_batch_size)]
 
     @property
     def epoch(self) -> float:
         """How often the dataset has been gone through so far."""
-        return self.step * self.rows_per_step / self.dataset.num_rows
+        return self.step * self.global_batch_size / self.dataset.num_rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what `load_state_dict` needs to go on exactly here; JSON-able, equal on all ranks."""
+        """Returns what `load_state_dict` needs to go on exactly here; JSON-able, equal on all
+        ranks."""
         return {"step": self.step, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the step in `state`; raises InputError where data, seed or step size were others."""
+        """Goes to the step in `state`; raises InputError where data, seed or step size were
+        others."""
+        if "rows_per_step" in state:  # in checkpoints written before it was renamed
+            state = {**state, "global_batch_size": state["rows_per_step"]}
         for name, value in self._identity().items():
             if state.get(name, _BEFORE_IT_WAS_SAVED.get(name)) != value:
-                raise InputError(name, value, f"this run's data position was saved with {state.get(name)}")
+                raise InputError(
+                    name, value, f"this run's data position was saved with {state.get(name)}"
+                )
         self.step = int(state["step"])
 
     def _identity(self) -> dict[str, Any]:
         checksum = self.dataset.manifest.bin_sha256
-        return {"seed": self.seed, "rows_per_step": self.rows_per_step, "balanced_steps": self.balanced_steps,
-                "dataset_sha256": checksum}  # fmt: skip
+        return {
+            "seed": self.seed,
+            "global_batch_size": self.global_batch_size,
+            "balanced_steps": self.balanced_steps,
+            "dataset_sha256": checksum,
+        }
 
     def _row_at(self, place: int) -> int:
         epoch, index = divmod(place, self.dataset.num_rows)
@@ -177,13 +210,15 @@ class PackedBatches:
         order = random.permutation(self.dataset.num_rows)
         if self.balanced_steps == 1:
             return order
-        begun = -epoch * self.dataset.num_rows % self.rows_per_step  # rows of a step that the last epoch began
-        size = self.rows_per_step * self.balanced_steps
-        for first in range(begun, len(order) - self.rows_per_step + 1, size):
-            steps = min(self.balanced_steps, (len(order) - first) // self.rows_per_step)
-            window = order[first : first + steps * self.rows_per_step]
+        begun = (
+            -epoch * self.dataset.num_rows % self.global_batch_size
+        )  # rows of a step that the last epoch began
+        size = self.global_batch_size * self.balanced_steps
+        for first in range(begun, len(order) - self.global_batch_size + 1, size):
+            steps = min(self.balanced_steps, (len(order) - first) // self.global_batch_size)
+            window = order[first : first + steps * self.global_batch_size]
             alike = window[np.argsort([self._cost(row) for row in window], kind="stable")]
-            window[:] = random.permutation(alike.reshape(steps, self.rows_per_step)).ravel()
+            window[:] = random.permutation(alike.reshape(steps, self.global_batch_size)).ravel()
         return order
 
     def _cost(self, row: int) -> int:

@@ -32,7 +32,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """Where each sequence lies: `lengths` [sequences] in tokens, `document_starts` [documents + 1] in sequences."""
+    """Where each sequence lies: `lengths` [sequences] in tokens, `document_starts` [documents + 1]
+    in sequences."""
 
     dtype: np.dtype
     lengths: np.ndarray
@@ -62,22 +63,31 @@ def write_index(stream: BinaryIO, index: TokenIndex) -> None:
 
 
 def read_index(path: Path) -> TokenIndex:
-    """Returns the index in `path`, every length, pointer and count checked; raises InputError for a damaged file."""
+    """Returns the index in `path`, every length, pointer and count checked; raises InputError for a
+    damaged file."""
     content = path.read_bytes()
     first = len(MAGIC) + HEADER.size
     if content[: len(MAGIC)] != MAGIC:
         raise InputError("dataset", path, "not a Megatron index (wrong magic bytes)")
     if len(content) < first:
-        raise InputError("dataset", path, f"truncated: {len(content)} bytes, the header alone has {first}")
+        raise InputError(
+            "dataset", path, f"truncated: {len(content)} bytes, the header alone has {first}"
+        )
     version, code, sequences, entries = HEADER.unpack_from(content, len(MAGIC))
     if version != VERSION:
-        raise InputError("dataset", path, f"index version {version}; this program reads version {VERSION}")
+        raise InputError(
+            "dataset", path, f"index version {version}; this program reads version {VERSION}"
+        )
     if code not in DTYPE_CODES:
-        raise InputError("dataset", path, f"token type code {code}; known are {', '.join(map(str, DTYPE_CODES))}")
+        raise InputError(
+            "dataset", path, f"token type code {code}; known are {', '.join(map(str, DTYPE_CODES))}"
+        )
     expected = first + 12 * sequences + 8 * entries
     if len(content) != expected:
         state = "truncated" if len(content) < expected else "too long"
-        raise InputError("dataset", path, f"{state}: {len(content)} bytes where its counts need {expected}")
+        raise InputError(
+            "dataset", path, f"{state}: {len(content)} bytes where its counts need {expected}"
+        )
     lengths = np.frombuffer(content, "<i4", sequences, first)
     pointers = np.frombuffer(content, "<i8", sequences, first + 4 * sequences)
     document_starts = np.frombuffer(content, "<i8", entries, first + 12 * sequences)
@@ -92,6 +102,13 @@ def _check(index: TokenIndex, pointers: np.ndarray, path: Path) -> None:
         raise InputError("dataset", path, "damaged: a sequence with no tokens")
     if not np.array_equal(pointers, index.starts()[:-1] * index.dtype.itemsize):
         raise InputError("dataset", path, "damaged: its pointers do not follow from its lengths")
-    whole = len(starts) and starts[0] == 0 and starts[-1] == len(index.lengths) and bool(np.all(np.diff(starts) >= 0))
+    whole = (
+        len(starts)
+        and starts[0] == 0
+        and starts[-1] == len(index.lengths)
+        and bool(np.all(np.diff(starts) >= 0))
+    )
     if not whole:
-        raise InputError("dataset", path, "damaged: its document index does not cover its sequences")
+        raise InputError(
+            "dataset", path, "damaged: its document index does not cover its sequences"
+        )

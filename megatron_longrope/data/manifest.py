@@ -1,4 +1,5 @@
-"""The `.json` beside `.bin` and `.idx`: what the tokens are, where they came from, and their checksums."""
+"""The `.json` beside `.bin` and `.idx`: what the tokens are, where they came from, and their
+checksums."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ class TokenizerIdentity(StrictConfig):
 
 
 class DocumentRecord(StrictConfig):
-    """One source document; `sha256` is of its UTF-8 text, for a generated one of its tokens as little-endian int64.
+    """One source document; `sha256` is of its UTF-8 text, for a generated one of its tokens as
+    little-endian int64.
 
-    `tokens` counts what the tokenizer made of it, before pieces shorter than `min_piece` were left out.
+    `tokens` counts what the tokenizer made of it, before pieces shorter than `min_piece` were left
+    out.
     """
 
     name: str
@@ -35,7 +38,8 @@ class DocumentRecord(StrictConfig):
 
 
 class DatasetCounts(StrictConfig):
-    """Sizes in tokens unless named otherwise; `unused` is row space without tokens, `left_out` short pieces."""
+    """Sizes in tokens unless named otherwise; `unused` is row space without tokens, `left_out`
+    short pieces."""
 
     rows: int = Field(gt=0)
     pieces: int = Field(gt=0)
@@ -61,9 +65,14 @@ class DatasetManifest(StrictConfig):
 
 
 def read_manifest(path: Path) -> DatasetManifest:
-    """Returns the manifest in `path`; raises InputError where it is missing, not JSON or not of this version."""
+    """Returns the manifest in `path`; raises InputError where it is missing, not JSON or not of
+    this version."""
     if not path.is_file():
-        raise InputError("dataset", path, "no such manifest: the dataset is absent or its writing was interrupted")
+        raise InputError(
+            "dataset",
+            path,
+            "no such manifest: the dataset is absent or its writing was interrupted",
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -72,10 +81,18 @@ def read_manifest(path: Path) -> DatasetManifest:
         raise InputError("dataset", path, "the manifest is not a JSON object")
     version = values.get("format_version")
     if version != FORMAT_VERSION:
-        raise InputError("dataset", path, f"manifest version {version}; this program reads version {FORMAT_VERSION}")
+        raise InputError(
+            "dataset",
+            path,
+            f"manifest version {version}; this program reads version {FORMAT_VERSION}",
+        )
     manifest = build_config(DatasetManifest, values, str(path))
     if (manifest.kind == "packed") != (manifest.sequence_length is not None):
-        raise InputError("dataset", path, "a packed dataset has a sequence_length, one of whole documents has none")
+        raise InputError(
+            "dataset",
+            path,
+            "a packed dataset has a sequence_length, one of whole documents has none",
+        )
     return manifest
 
 

@@ -16,19 +16,26 @@ _CHUNK = 1 << 24
 def dataset_files(prefix: str | Path) -> tuple[Path, Path, Path]:
     """Returns the `.bin`, `.idx` and `.json` of a dataset named `prefix`."""
     stem = Path(prefix)
-    return stem.with_name(stem.name + ".bin"), stem.with_name(stem.name + ".idx"), stem.with_name(stem.name + ".json")
+    return (
+        stem.with_name(stem.name + ".bin"),
+        stem.with_name(stem.name + ".idx"),
+        stem.with_name(stem.name + ".json"),
+    )
 
 
 class PackedDataset:
     """Rows of token pieces under `prefix` (`.bin`, `.idx`, `.json`).
 
-    A row is one Megatron "document", a piece one Megatron "sequence". Kind "packed": a row holds pieces of several
-    documents, at most `sequence_length` tokens in all. Kind "documents": a row is one whole document.
-    Opening reads the index and the manifest and checks them against each other and against the size of the `.bin`;
-    given `vocab_size` or `tokenizer_sha256`, also against those. Raises InputError for what does not fit.
+    A row is one Megatron "document", a piece one Megatron "sequence". Kind "packed": a row holds
+    pieces of several documents, at most `sequence_length` tokens in all. Kind "documents": a row is
+    one whole document. Opening reads the index and the manifest and checks them against each other
+    and against the size of the `.bin`; given `vocab_size` or `tokenizer_sha256`, also against
+    those. Raises InputError for what does not fit.
     """
 
-    def __init__(self, prefix: str | Path, vocab_size: int | None = None, tokenizer_sha256: str | None = None) -> None:
+    def __init__(
+        self, prefix: str | Path, vocab_size: int | None = None, tokenizer_sha256: str | None = None
+    ) -> None:
         self.prefix = Path(prefix)
         self.bin_path, self.idx_path, manifest_path = dataset_files(prefix)
         self.manifest: DatasetManifest = read_manifest(manifest_path)
@@ -49,10 +56,13 @@ class PackedDataset:
         """Returns the pieces of row `index`, each [tokens] int64, in their order in the file."""
         first, last = self._row_pieces(index)
         bounds = self._starts[first : last + 1]
-        return [self._tokens[a:b].astype(np.int64) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [
+            self._tokens[a:b].astype(np.int64) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
 
     def row_lengths(self, index: int) -> np.ndarray:
-        """Returns the lengths of the pieces of row `index`, [pieces] int32, without touching the tokens."""
+        """Returns the lengths of the pieces of row `index`, [pieces] int32, without touching the
+        tokens."""
         first, last = self._row_pieces(index)
         return self._index.lengths[first:last]
 
@@ -74,16 +84,26 @@ class PackedDataset:
         return self.row(index)[0]
 
     def verify(self) -> None:
-        """Reads everything: raises InputError where a checksum differs or a token is outside the vocabulary."""
-        expected = {self.bin_path: self.manifest.bin_sha256, self.idx_path: self.manifest.idx_sha256}
+        """Reads everything: raises InputError where a checksum differs or a token is outside the
+        vocabulary."""
+        expected = {
+            self.bin_path: self.manifest.bin_sha256,
+            self.idx_path: self.manifest.idx_sha256,
+        }
         for path, checksum in expected.items():
             found = file_sha256(path)
             if found != checksum:
-                raise InputError("dataset", path, f"its sha256 is {found[:12]}…, its manifest says {checksum[:12]}…")
+                raise InputError(
+                    "dataset",
+                    path,
+                    f"its sha256 is {found[:12]}…, its manifest says {checksum[:12]}…",
+                )
         for start in range(0, len(self._tokens), _CHUNK):
             part = self._tokens[start : start + _CHUNK]
             if int(part.max()) >= self.manifest.vocab_size or int(part.min()) < 0:
-                raise InputError("dataset", self.bin_path, f"a token is outside 0…{self.manifest.vocab_size - 1}")
+                raise InputError(
+                    "dataset", self.bin_path, f"a token is outside 0…{self.manifest.vocab_size - 1}"
+                )
 
     def _row_pieces(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self.num_rows:
@@ -93,29 +113,48 @@ class PackedDataset:
 
     def _need_documents(self) -> None:
         if self.manifest.kind != "documents":
-            raise InputError("dataset", self.prefix, "holds packed rows; this needs whole documents")
+            raise InputError(
+                "dataset", self.prefix, "holds packed rows; this needs whole documents"
+            )
 
 
 def _check_sizes(index: TokenIndex, manifest: DatasetManifest, bin_path: Path) -> None:
     found, needed = bin_path.stat().st_size, index.num_tokens * index.dtype.itemsize
     if found != needed:
         state = "truncated" if found < needed else "too long"
-        raise InputError("dataset", bin_path, f"{state}: {found} bytes where its index needs {needed}")
+        raise InputError(
+            "dataset", bin_path, f"{state}: {found} bytes where its index needs {needed}"
+        )
     if index.dtype != token_dtype(manifest.vocab_size):
-        rule = f"tokens are {index.dtype.name}, a vocabulary of {manifest.vocab_size} is stored otherwise"
+        rule = (
+            f"tokens are {index.dtype.name}, a vocabulary of {manifest.vocab_size} is stored "
+            "otherwise"
+        )
         raise InputError("dataset", bin_path, rule)
     counts = manifest.counts
-    if (counts.rows, counts.pieces, counts.tokens) != (index.num_documents, len(index.lengths), index.num_tokens):
-        raise InputError("dataset", bin_path, "rows, pieces or tokens differ between its index and its manifest")
+    if (counts.rows, counts.pieces, counts.tokens) != (
+        index.num_documents,
+        len(index.lengths),
+        index.num_tokens,
+    ):
+        raise InputError(
+            "dataset", bin_path, "rows, pieces or tokens differ between its index and its manifest"
+        )
     pieces_per_row = np.diff(index.document_starts)
     if int(pieces_per_row.min()) < 1:
         raise InputError("dataset", bin_path, "damaged: a row without pieces")
     if manifest.sequence_length is None:
         whole = bool(np.all(pieces_per_row == 1)) and len(manifest.documents) == counts.rows
         if not whole:
-            raise InputError("dataset", bin_path, "a dataset of whole documents has one sequence per document")
+            raise InputError(
+                "dataset", bin_path, "a dataset of whole documents has one sequence per document"
+            )
     elif int(np.diff(index.starts()[index.document_starts]).max()) > manifest.sequence_length:
-        raise InputError("dataset", bin_path, f"a row is longer than the sequence length {manifest.sequence_length}")
+        raise InputError(
+            "dataset",
+            bin_path,
+            f"a row is longer than the sequence length {manifest.sequence_length}",
+        )
 
 
 def _check_tokenizer(
@@ -125,5 +164,7 @@ def _check_tokenizer(
         rule = f"its vocabulary has {manifest.vocab_size} entries, the model's {vocab_size}"
         raise InputError("dataset", prefix, rule)
     if tokenizer_sha256 is not None and manifest.tokenizer.sha256 != tokenizer_sha256:
-        rule = f"was made by tokenizer {manifest.tokenizer.name} ({manifest.tokenizer.sha256[:12]}…), "
+        rule = (
+            f"was made by tokenizer {manifest.tokenizer.name} ({manifest.tokenizer.sha256[:12]}…), "
+        )
         raise InputError("dataset", prefix, rule + f"not by {tokenizer_sha256[:12]}…")

@@ -1,4 +1,5 @@
-"""Documents with a fact hidden in them and a question at their end, built to an exact number of tokens."""
+"""Documents with a fact hidden in them and a question at their end, built to an exact number of
+tokens."""
 
 from __future__ import annotations
 
@@ -17,33 +18,55 @@ CLASSIC_SENTENCES = (
     "Here we go. ",
     "There and back again. ",
 )
-_NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma")
+_NAMES = (
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "sigma",
+)
 
 
 class Encoder(Protocol):
-    """Anything that turns text into ids: TextTokenizer, a `tokenizers.Tokenizer`, a transformers tokenizer."""
+    """Anything that turns text into ids: TextTokenizer, a `tokenizers.Tokenizer`, a transformers
+    tokenizer."""
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Filler:
-    """Text that says nothing of the key: `tokens` [total] int64, and where its sentences begin, then the total."""
+    """Text that says nothing of the key: `tokens` [total] int64, and where its sentences begin,
+    then the total."""
 
     tokens: np.ndarray
     starts: np.ndarray
 
     def take(self, length: int, sentence: int) -> np.ndarray:
         """Returns [length] tokens from the beginning of `sentence` on, going round at the end."""
-        return np.resize(np.roll(self.tokens, -int(self.starts[sentence % self.num_sentences])), length)
+        return np.resize(
+            np.roll(self.tokens, -int(self.starts[sentence % self.num_sentences])), length
+        )
 
     def sentence_at(self, depth: float, length: int, sentence: int) -> int:
-        """Returns where, in `take(length, sentence)`, the sentence begins that holds the point at `depth` of it."""
+        """Returns where, in `take(length, sentence)`, the sentence begins that holds the point at
+        `depth` of it."""
         if depth == 1:
             return length
         rounds, place = divmod(int(depth * length), len(self.tokens))
-        starts = np.sort((self.starts[:-1] - self.starts[sentence % self.num_sentences]) % len(self.tokens))
-        return rounds * len(self.tokens) + int(starts[np.searchsorted(starts, place, side="right") - 1])
+        starts = np.sort(
+            (self.starts[:-1] - self.starts[sentence % self.num_sentences]) % len(self.tokens)
+        )
+        return rounds * len(self.tokens) + int(
+            starts[np.searchsorted(starts, place, side="right") - 1]
+        )
 
     @property
     def num_sentences(self) -> int:
@@ -52,7 +75,8 @@ class Filler:
 
 @dataclass(frozen=True)
 class PasskeyDocument:
-    """`tokens` [length] int64; its last `answer_length` tokens, from `answer_start` on, are the answer `key`."""
+    """`tokens` [length] int64; its last `answer_length` tokens, from `answer_start` on, are the
+    answer `key`."""
 
     tokens: np.ndarray
     answer_start: int
@@ -65,16 +89,20 @@ class PasskeyDocument:
 
 
 def classic_filler(tokenizer: Encoder) -> Filler:
-    """Returns the sentences about grass, sky and sun that passkey retrieval is usually hidden in."""
+    """Returns the sentences about grass, sky and sun that passkey retrieval is usually hidden
+    in."""
     return text_filler(tokenizer, CLASSIC_SENTENCES)
 
 
 def text_filler(tokenizer: Encoder, lines: Iterable[str]) -> Filler:
-    """Returns `lines` (each with its line end) as filler; raises InputError where they hold no token."""
+    """Returns `lines` (each with its line end) as filler; raises InputError where they hold no
+    token."""
     pieces = [piece for piece in (_ids(tokenizer, line) for line in lines) if len(piece)]
     if not pieces:
         raise InputError("filler", "(empty)", "the filler needs at least one line with text")
-    return Filler(np.concatenate(pieces), np.concatenate(([0], np.cumsum([len(piece) for piece in pieces]))))
+    return Filler(
+        np.concatenate(pieces), np.concatenate(([0], np.cumsum([len(piece) for piece in pieces])))
+    )
 
 
 def passkey_document(
@@ -86,29 +114,37 @@ def passkey_document(
     key_digits: int = 5,
     prefix: Sequence[int] = (),
 ) -> PasskeyDocument:
-    """Returns a document of exactly `length` tokens with a pass key at `depth` and the question at its end.
+    """Returns a document of exactly `length` tokens with a passkey at `depth` and the question at
+    its end.
 
-    `depth` 0 puts the statement first, 1 right before the question, between them at the beginning of a sentence of
-    the filler (the classic sentences by default), which is cut to fit by the token. `prefix` (a BOS, say) comes
-    before everything. The key and the place where the filler starts depend on `seed` alone. The answer, the
-    document's last tokens, is what a tokenizer adds for the key after "The pass key is". Raises InputError where
-    `length` is too short for statement and question.
+    `depth` 0 puts the statement first, 1 right before the question, between them at the beginning
+    of a sentence of the filler (the classic sentences by default), which is cut to fit by the
+    token. `prefix` (a BOS, say) comes before everything. The key and the place where the filler
+    starts depend on `seed` alone. The answer, the document's last tokens, is what a tokenizer adds
+    for the key after "The pass key is". Raises InputError where `length` is too short for statement
+    and question.
     """
     if not 0 <= depth <= 1:
         raise InputError("depth", depth, "must be between 0 (first) and 1 (last)")
     if key_digits < 1:
         raise InputError("key_digits", key_digits, "must be 1 or more")
     random = np.random.default_rng(seed)
-    key = "".join(str(digit) for digit in (random.integers(1, 10), *random.integers(0, 10, key_digits - 1)))
+    key = "".join(
+        str(digit) for digit in (random.integers(1, 10), *random.integers(0, 10, key_digits - 1))
+    )
     statement = _ids(tokenizer, f"The pass key is {key}. Remember it. {key} is the pass key.\n")
     question, answer = _question(tokenizer, "\nWhat is the pass key? The pass key is", key)
     room = length - len(prefix) - len(statement) - len(question) - len(answer)
     if room < 0:
-        raise InputError("length", length, f"too short for a pass key: needs {length - room} tokens or more")
+        raise InputError(
+            "length", length, f"too short for a passkey: needs {length - room} tokens or more"
+        )
     filler = filler or classic_filler(tokenizer)
     first = int(random.integers(filler.num_sentences))
     text, cut = filler.take(room, first), filler.sentence_at(depth, room, first)
-    tokens = np.concatenate((np.array(prefix, dtype=np.int64), text[:cut], statement, text[cut:], question, answer))
+    tokens = np.concatenate(
+        (np.array(prefix, dtype=np.int64), text[:cut], statement, text[cut:], question, answer)
+    )
     return PasskeyDocument(tokens, length - len(answer), len(answer), key)
 
 
@@ -120,16 +156,26 @@ def key_value_document(
     value_digits: int = 4,
     prefix: Sequence[int] = (),
 ) -> PasskeyDocument:
-    """Returns a list of exactly `length` tokens of lines like "alpha-7 = 4821", then questions like "alpha-7 ? 4821".
+    """Returns a list of exactly `length` tokens of lines like "alpha-7 = 4821", then questions like
+    "alpha-7 ? 4821".
 
-    No name stands twice, every question asks for a line that is whole, and the list's first line is cut to fit by
-    the token. The answer is the last question's. Raises InputError where `length` is too short for the questions.
+    No name stands twice, every question asks for a line that is whole, and the list's first line is
+    cut to fit by the token. The answer is the last question's. Raises InputError where `length` is
+    too short for the questions.
     """
     if num_questions < 1 or value_digits < 1:
-        raise InputError("num_questions, value_digits", (num_questions, value_digits), "must be 1 or more")
+        raise InputError(
+            "num_questions, value_digits", (num_questions, value_digits), "must be 1 or more"
+        )
     random = np.random.default_rng(seed)
-    names = (f"{_NAMES[i % len(_NAMES)]}-{i // len(_NAMES)}" for i in random.permutation(max(1000, length)))
-    pairs = ((name, "".join(str(digit) for digit in random.integers(0, 10, value_digits))) for name in names)
+    names = (
+        f"{_NAMES[i % len(_NAMES)]}-{i // len(_NAMES)}"
+        for i in random.permutation(max(1000, length))
+    )
+    pairs = (
+        (name, "".join(str(digit) for digit in random.integers(0, 10, value_digits)))
+        for name in names
+    )
     asked = [next(pairs) for _ in range(num_questions)]
     questions = [_question(tokenizer, f"{name} ?", value) for name, value in asked]
     newline = _ids(tokenizer, "\n")
@@ -138,7 +184,11 @@ def key_value_document(
     room = length - len(prefix) - sum(map(len, ending))
     missing = room - sum(map(len, lines))
     if missing < 0:
-        raise InputError("length", length, f"too short for {num_questions} questions: needs {length - missing} tokens")
+        raise InputError(
+            "length",
+            length,
+            f"too short for {num_questions} questions: needs {length - missing} tokens",
+        )
     first = np.zeros(0, dtype=np.int64)
     while missing > 0:
         line = _ids(tokenizer, "{} = {}\n".format(*next(pairs)))
@@ -156,7 +206,8 @@ def key_value_document(
 def _question(tokenizer: Encoder, prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
     """Ids of `prompt`, a space and `answer`, cut where the answer begins.
 
-    The space belongs to the prompt where the tokenizer gives it a token of its own, to the answer where it does not.
+    The space belongs to the prompt where the tokenizer gives it a token of its own, to the answer
+    where it does not.
     """
     whole, before = _ids(tokenizer, f"{prompt} {answer}"), _ids(tokenizer, f"{prompt} ")
     shared = min(len(before), len(whole) - 1)

@@ -17,9 +17,11 @@ from megatron_longrope.errors import InputError
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer and its identity. Which special tokens it adds by itself stands in `tokenizer.json`.
+    """A tokenizer and its identity. Which special tokens it adds by itself stands in
+    `tokenizer.json`.
 
-    `add_bos_token` of a `tokenizer_config.json` has no say, as in transformers where there is a `tokenizer.json`.
+    `add_bos_token` of a `tokenizer_config.json` has no say, as in transformers where there is a
+    `tokenizer.json`.
     """
 
     backend: Tokenizer
@@ -29,13 +31,18 @@ class TextTokenizer:
     eos_id: int | None = None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
-        """Returns [tokens] int64: with the special tokens this tokenizer adds by itself, or without any."""
-        return np.array(self.backend.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int64)
+        """Returns [tokens] int64: with the special tokens this tokenizer adds by itself, or without
+        any."""
+        return np.array(
+            self.backend.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int64
+        )
 
     def encode_documents(self, texts: Sequence[str], add_bos: bool = False) -> list[np.ndarray]:
-        """Returns whole documents, each [tokens] int64; `add_bos` puts a BOS first where the tokenizer did not.
+        """Returns whole documents, each [tokens] int64; `add_bos` puts a BOS first where the
+        tokenizer did not.
 
-        Texts are spread over the cores. Raises InputError where a BOS is asked of a tokenizer that has none.
+        Texts are spread over the cores. Raises InputError where a BOS is asked of a tokenizer that
+        has none.
         """
         if add_bos and self.bos_id is None:
             raise InputError("--add-bos", self.identity.name, "this tokenizer names no bos_token")
@@ -43,7 +50,9 @@ class TextTokenizer:
         documents = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         if add_bos:
             bos = np.array([self.bos_id], dtype=np.int64)
-            documents = [d if len(d) and d[0] == bos[0] else np.concatenate((bos, d)) for d in documents]
+            documents = [
+                d if len(d) and d[0] == bos[0] else np.concatenate((bos, d)) for d in documents
+            ]
         return documents
 
     def encode_document(self, text: str, add_bos: bool = False) -> np.ndarray:
@@ -56,7 +65,8 @@ class TextTokenizer:
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
-    """Returns the tokenizer in a folder, or in a `tokenizer.json` itself; no code from the folder is ever run.
+    """Returns the tokenizer in a folder, or in a `tokenizer.json` itself; no code from the folder
+    is ever run.
 
     Raises InputError where there is none, or where it cannot be read.
     """
@@ -67,13 +77,17 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     try:
         backend = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for every kind of malformed file
-        raise InputError("tokenizer", file, f"cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            "tokenizer", file, f"cannot be read: {str(error).splitlines()[0]}"
+        ) from error
     backend.no_truncation()
     backend.no_padding()
     config = _read_config(file.with_name("tokenizer_config.json"))
     return TextTokenizer(
         backend=backend,
-        identity=TokenizerIdentity(name=file.resolve().parent.name or file.name, sha256=file_sha256(file)),
+        identity=TokenizerIdentity(
+            name=file.resolve().parent.name or file.name, sha256=file_sha256(file)
+        ),
         vocab_size=1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1),
         bos_id=_token_id(backend, config.get("bos_token")),
         eos_id=_token_id(backend, config.get("eos_token")),

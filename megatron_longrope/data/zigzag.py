@@ -1,8 +1,9 @@
-"""Which tokens of a packed batch a context-parallel rank holds, and how shares become the whole again.
+"""Which tokens of a packed batch a context-parallel rank holds, and how shares become the whole
+again.
 
-Each document is cut in 2·size chunks and rank r holds chunks r and 2·size − 1 − r, in this order: under causal
-attention an early and a late chunk cost together the same on every rank. Transformer Engine cuts packed documents the
-same way, so one slicing serves both engines.
+Each document is cut in 2·size chunks and rank r holds chunks r and 2·size − 1 − r, in this order:
+under causal attention an early and a late chunk cost together the same on every rank. Transformer
+Engine cuts packed documents the same way, so one slicing serves both engines.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from megatron_longrope.errors import InputError
 
 
 def context_share(batch: DocumentBatch, rank: int, size: int) -> DocumentBatch:
-    """Returns rank `rank` of `size`'s share: tokens, labels, loss_mask and positions are cut, the rest still describes
-    the whole batch (`cu_seqlens`, `max_length`, `longest`).
+    """Returns rank `rank` of `size`'s share: tokens, labels, loss_mask and positions are cut, the
+    rest still describes the whole batch (`cu_seqlens`, `max_length`, `longest`).
 
-    Labels were shifted and positions counted before the cut. Raises InputError where a document's padded length is no
-    multiple of 2·size.
+    Labels were shifted and positions counted before the cut. Raises InputError where a document's
+    padded length is no multiple of 2·size.
     """
     if size == 1:
         return batch
     assert batch.context_size == 1, "a share is not cut again"
     index = share_index(batch.cu_seqlens, rank, size).to(batch.tokens.device)
-    cut = {name: getattr(batch, name)[index] for name in ("tokens", "labels", "loss_mask", "positions")}
+    cut = {
+        name: getattr(batch, name)[index] for name in ("tokens", "labels", "loss_mask", "positions")
+    }
     return replace(batch, **cut, context_size=size)
 
 
@@ -39,17 +42,24 @@ def share_index(cu_seqlens: Tensor, rank: int, size: int) -> Tensor:
     for start, stop in zip(bounds, bounds[1:], strict=False):
         chunk, rest = divmod(stop - start, 2 * size)
         if rest:
-            raise InputError("document length", stop - start, f"context_parallel={size} cuts documents in {2 * size}")
+            raise InputError(
+                "document length",
+                stop - start,
+                f"context_parallel={size} cuts documents in {2 * size}",
+            )
         for place in (rank, 2 * size - 1 - rank):
             parts.append(torch.arange(start + place * chunk, start + (place + 1) * chunk))
     return torch.cat(parts)
 
 
 def whole_from_shares(shares: Sequence[Tensor], cu_seqlens: Tensor, dim: int = -1) -> Tensor:
-    """Returns the whole from every rank's share, in rank order: the inverse of `context_share` along `dim`."""
+    """Returns the whole from every rank's share, in rank order: the inverse of `context_share`
+    along `dim`."""
     if len(shares) == 1:
         return shares[0]
     size = len(shares)
-    index = torch.cat([share_index(cu_seqlens, rank, size) for rank in range(size)]).to(shares[0].device)
+    index = torch.cat([share_index(cu_seqlens, rank, size) for rank in range(size)]).to(
+        shares[0].device
+    )
     joined = torch.cat(list(shares), dim=dim)
     return torch.empty_like(joined).index_copy_(dim, index, joined)

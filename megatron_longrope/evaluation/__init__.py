@@ -1,7 +1,17 @@
-"""Perplexity, passkey retrieval, the search objective, the methods every table compares, and result files."""
+"""Perplexity, passkey retrieval, the search objective, the methods every table compares, and result
+files."""
 
-from megatron_longrope.evaluation.baselines import ComparedMethod, baseline_methods, with_attention_factor
-from megatron_longrope.evaluation.documents import EvaluationDocument, Tokens, check_documents, documents_sha256
+from megatron_longrope.evaluation.baselines import (
+    ComparedMethod,
+    baseline_methods,
+    with_attention_factor,
+)
+from megatron_longrope.evaluation.documents import (
+    EvaluationDocument,
+    Tokens,
+    check_documents,
+    documents_sha256,
+)
 from megatron_longrope.evaluation.objective import ObjectivePart, PerplexityObjective, factors_of
 from megatron_longrope.evaluation.passkey import answers_retrieved, greedy_decode, measure_passkey
 from megatron_longrope.evaluation.perplexity import (

@@ -1,4 +1,5 @@
-"""The scaling methods every table compares: each with its own temperature, and once more with the searched one."""
+"""The scaling methods every table compares: each with its own temperature, and once more with the
+searched one."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from megatron_longrope.rope import (
 
 @dataclass(frozen=True)
 class ComparedMethod:
-    """One line of a comparison: its name, whose temperature it uses, and its factors for inputs of a given length."""
+    """One line of a comparison: its name, whose temperature it uses, and its factors for inputs of
+    a given length."""
 
     name: str
     factors_at: Callable[[int], FactorSet]
@@ -35,7 +37,9 @@ class ComparedMethod:
     def with_temperature(self, attention_factor: float) -> ComparedMethod:
         """Returns the same λ and n̂ with another attention factor, labelled "searched"."""
         own = self.factors_at
-        return ComparedMethod(self.name, lambda n: with_attention_factor(own(n), attention_factor), "searched")
+        return ComparedMethod(
+            self.name, lambda n: with_attention_factor(own(n), attention_factor), "searched"
+        )
 
 
 def baseline_methods(
@@ -45,31 +49,46 @@ def baseline_methods(
     attention_factor: float | None = None,
     dynamic_factors: Sequence[float] | None = None,
 ) -> list[ComparedMethod]:
-    """Returns none, pi, ntk, dynamic-ntk and yarn scaled to `target_length`, each with its own temperature.
+    """Returns none, pi, ntk, dynamic-ntk and yarn scaled to `target_length`, each with its own
+    temperature.
 
-    With `attention_factor`, a searched one, each comes a second time with that. Dynamic NTK follows the length of the
-    input; it is there once per factor in `dynamic_factors` (transformers' `factor`), by default the scale
-    target/window. Raises InputError for a target below the window.
+    With `attention_factor`, a searched one, each comes a second time with that. Dynamic NTK follows
+    the length of the input; it is there once per factor in `dynamic_factors` (transformers'
+    `factor`), by default the scale target/window. Raises InputError for a target below the window.
     """
     scale = target_length / geometry.original_length
     if scale < 1:
-        raise InputError("target_length", target_length, f"at least the window, {geometry.original_length} tokens")
+        raise InputError(
+            "target_length",
+            target_length,
+            f"at least the window, {geometry.original_length} tokens",
+        )
     named: list[tuple[str, RopeMethod]] = [
         ("none", NoScaling()),
         ("pi", PositionInterpolation(scale=scale)),
         ("ntk", NtkAware(scale=scale)),
-        *((f"dynamic-ntk:{factor:g}", DynamicNtk(factor=factor)) for factor in dynamic_factors or (scale,)),
+        *(
+            (f"dynamic-ntk:{factor:g}", DynamicNtk(factor=factor))
+            for factor in dynamic_factors or (scale,)
+        ),
         ("yarn", Yarn(scale=scale)),
     ]
     own = [_compared(name, method, geometry) for name, method in named]
-    searched = [] if attention_factor is None else [method.with_temperature(attention_factor) for method in own]
+    searched = (
+        []
+        if attention_factor is None
+        else [method.with_temperature(attention_factor) for method in own]
+    )
     return own + searched
 
 
 def with_attention_factor(factor_set: FactorSet, attention_factor: float) -> FactorSet:
     """Returns the same factors with another temperature t in every range."""
     ranges = (
-        FactorRange(up_to=entry.up_to, factors=entry.factors.model_copy(update={"attention_factor": attention_factor}))
+        FactorRange(
+            up_to=entry.up_to,
+            factors=entry.factors.model_copy(update={"attention_factor": attention_factor}),
+        )
         for entry in factor_set.ranges
     )
     return FactorSet(ranges=tuple(ranges))

@@ -1,4 +1,5 @@
-"""Work handed out to data-parallel groups as they become free, its results on every rank in the order asked."""
+"""Work handed out to data-parallel groups as they become free, its results on every rank in the
+order asked."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import Any
 from megatron_longrope.runtime import Runtime
 
 Work = Callable[[int], dict[str, Any]]
-"""Does item i on this rank's own model-parallel group; returns JSON values, the same on every rank of the group."""
+"""Does item i on this rank's own model-parallel group; returns JSON values, the same on every rank
+of the group."""
 _CALLS = itertools.count()
 """Over all dispatchers of a process: what one call has written must not be taken for another's."""
 _POLL_SECONDS = (0.002, 0.1)
@@ -20,15 +22,17 @@ _POLL_SECONDS = (0.002, 0.1)
 class Dispatcher:
     """Hands out numbered items: each group takes the next one as soon as it has finished its last.
 
-    Which group does which item depends on timing, what an item yields must not. All ranks call `in_order` together,
-    with the same items, and get every result as soon as it and all before it are there.
+    Which group does which item depends on timing, what an item yields must not. All ranks call
+    `in_order` together, with the same items, and get every result as soon as it and all before it
+    are there.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
 
     def in_order(self, num_items: int, work: Work) -> Iterator[dict[str, Any]]:
-        """Yields the results of items 0 … num_items − 1; a group of several ranks calls `work` on all of them."""
+        """Yields the results of items 0 … num_items − 1; a group of several ranks calls `work` on
+        all of them."""
         call = next(_CALLS)
         if self.runtime.data_parallel_size == 1:
             yield from (work(item) for item in range(num_items))
@@ -60,7 +64,8 @@ class _Board:
     def next_item(self, wanted: int, num_items: int) -> int | None:
         """The item this group is to do next; None once the result of `wanted` is there instead.
 
-        The leader decides for its group and writes it down for the others: they might see results at other moments.
+        The leader decides for its group and writes it down for the others: they might see results
+        at other moments.
         """
         plan = self._decide(wanted, num_items) if self._leads else None
         if self._is_shared:

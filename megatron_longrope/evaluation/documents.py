@@ -18,36 +18,49 @@ Tokens = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, eq=False)
 class EvaluationDocument:
-    """One document: its name in result rows and its `tokens` [total] of integers, as its tokenizer encodes it."""
+    """One document: its name in result rows and its `tokens` [total] of integers, as its tokenizer
+    encodes it."""
 
     name: str
     tokens: Tokens
 
     def prefix(self, length: int) -> Tokens:
-        """Returns the first `length` tokens; raises InputError where there are fewer: nothing is dropped or padded."""
+        """Returns the first `length` tokens; raises InputError where there are fewer: nothing is
+        dropped or padded."""
         if length < 2:
-            raise InputError("length", length, "needs at least 2 tokens: the first one is not predicted")
+            raise InputError(
+                "length", length, "needs at least 2 tokens: the first one is not predicted"
+            )
         if len(self.tokens) < length:
-            rule = f"has {len(self.tokens)} tokens, fewer than the length {format_length(length)} asked for"
+            rule = (
+                f"has {len(self.tokens)} tokens, fewer than the length {format_length(length)} "
+                "asked for"
+            )
             raise InputError("document", self.name, rule)
         return self.tokens[:length]
 
 
 def check_documents(documents: Sequence[EvaluationDocument], lengths: Iterable[int]) -> None:
-    """Raises InputError where there is no document, two share a name, or one is shorter than a length."""
+    """Raises InputError where there is no document, two share a name, or one is shorter than a
+    length."""
     if not documents:
         raise InputError("documents", 0, "at least one document is needed")
     names = [document.name for document in documents]
     for name in names:
         if names.count(name) > 1:
-            raise InputError("document", name, "two documents have this name; result rows could not tell them apart")
+            raise InputError(
+                "document",
+                name,
+                "two documents have this name; result rows could not tell them apart",
+            )
     for length in lengths:
         for document in documents:
             document.prefix(length)
 
 
 def documents_sha256(documents: Iterable[EvaluationDocument]) -> str:
-    """Returns one hexadecimal digest of the documents' tokens (as little-endian int64) and lengths, in order."""
+    """Returns one hexadecimal digest of the documents' tokens (as little-endian int64) and lengths,
+    in order."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(len(document.tokens).to_bytes(8, "little"))

@@ -1,4 +1,5 @@
-"""The search objective: candidates in, perplexity on long documents out, spread over the data-parallel groups."""
+"""The search objective: candidates in, perplexity on long documents out, spread over the
+data-parallel groups."""
 
 from __future__ import annotations
 
@@ -33,10 +34,12 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ObjectivePart:
-    """Documents that are scored together, which of their predictions count, and their share of the loss.
+    """Documents that are scored together, which of their predictions count, and their share of the
+    loss.
 
-    `counted[d]` [tokens − 1] marks the counted predictions of document d (entry i is of token i + 1). Raises
-    InputError for an empty part, a mask of another size or without a prediction, and a weight that is not above 0.
+    `counted[d]` [tokens − 1] marks the counted predictions of document d (entry i is of token i +
+    1). Raises InputError for an empty part, a mask of another size or without a prediction, and a
+    weight that is not above 0.
     """
 
     documents: tuple[Tokens, ...]
@@ -45,17 +48,28 @@ class ObjectivePart:
 
     def __post_init__(self) -> None:
         if not self.documents or len(self.counted) != len(self.documents):
-            raise InputError("objective documents", len(self.documents), f"one or more, got {len(self.counted)} masks")
+            raise InputError(
+                "objective documents",
+                len(self.documents),
+                f"one or more, got {len(self.counted)} masks",
+            )
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise InputError("objective weight", self.weight, "must be finite and above 0")
         for index, (tokens, mask) in enumerate(zip(self.documents, self.counted, strict=True)):
             if len(tokens) < 2 or mask.shape != (len(tokens) - 1,) or not mask.any():
                 rule = f"needs 1 counted prediction or more, marked by [{len(tokens) - 1}] booleans"
-                raise InputError(f"objective documents[{index}]", f"{len(tokens)} tokens, mask {mask.shape}", rule)
+                raise InputError(
+                    f"objective documents[{index}]",
+                    f"{len(tokens)} tokens, mask {mask.shape}",
+                    rule,
+                )
 
     @classmethod
-    def last_part(cls, documents: Sequence[Tokens], fraction: float = 1.0, weight: float = 1.0) -> ObjectivePart:
-        """Returns a part that counts the predictions on the last `fraction` of each document; 1: all of them."""
+    def last_part(
+        cls, documents: Sequence[Tokens], fraction: float = 1.0, weight: float = 1.0
+    ) -> ObjectivePart:
+        """Returns a part that counts the predictions on the last `fraction` of each document; 1:
+        all of them."""
         if not 0 < fraction <= 1:
             raise InputError("last_fraction", fraction, "must be above 0 and at most 1")
         masks = []
@@ -67,24 +81,30 @@ class ObjectivePart:
     @classmethod
     def answers(cls, documents: Sequence[PasskeyDocument], weight: float = 1.0) -> ObjectivePart:
         """Returns a part that counts the answer tokens of retrieval documents only."""
-        masks = tuple(np.arange(1, len(document.tokens)) >= document.answer_start for document in documents)
+        masks = tuple(
+            np.arange(1, len(document.tokens)) >= document.answer_start for document in documents
+        )
         return cls(tuple(document.tokens for document in documents), masks, weight)
 
 
 class PerplexityObjective:
-    """Scores candidates on a model: called with candidates, it returns their evaluations, the same on every rank.
+    """Scores candidates on a model: called with candidates, it returns their evaluations, the same
+    on every rank.
 
-    Each data-parallel group evaluates candidates with its own TP×PP×CP, and takes the next as soon as it is free;
-    where there are fewer candidates than groups, they share the passes of each. After a call the model has the factors
-    of the last candidate asked, on every rank: whoever goes on with the model sets the factors wanted.
+    Each data-parallel group evaluates candidates with its own TP×PP×CP, and takes the next as soon
+    as it is free; where there are fewer candidates than groups, they share the passes of each.
+    After a call the model has the factors of the last candidate asked, on every rank: whoever goes
+    on with the model sets the factors wanted.
 
-    An evaluation has an entry per document, parts in order. Token counts are those of the counted predictions. Its
-    loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end each part's sums are multiplied by a constant,
-    `scales[p]`, which is exactly 1 where there is one part. So with one part the sums are plain nats. The gradient of a
-    sample is of its share of that loss, times documents over sampled documents: on average the gradient of all.
+    An evaluation has an entry per document, parts in order. Token counts are those of the counted
+    predictions. Its loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end each part's
+    sums are multiplied by a constant, `scales[p]`, which is exactly 1 where there is one part. So
+    with one part the sums are plain nats. The gradient of a sample is of its share of that loss,
+    times documents over sampled documents: on average the gradient of all.
 
-    `ladder`: documents of shorter lengths, a list per length, scored before all others for early stopping's sake. They
-    count nothing, and are left out where nothing can be stopped: for gradients and samples.
+    `ladder`: documents of shorter lengths, a list per length, scored before all others for early
+    stopping's sake. They count nothing, and are left out where nothing can be stopped: for
+    gradients and samples.
 
     >>> objective = PerplexityObjective(model, documents, target_length=4096)
     >>> outcome = run_search(searcher, objective.stream, journal)
@@ -110,9 +130,13 @@ class PerplexityObjective:
         self.scales = _part_scales(self.parts)
         self._documents = [tokens for part in self.parts for tokens in part.documents]
         self._masks = [mask for part in self.parts for mask in part.counted]
-        self._scale_of = [s for part, s in zip(self.parts, self.scales, strict=True) for _ in part.documents]
+        self._scale_of = [
+            s for part, s in zip(self.parts, self.scales, strict=True) for _ in part.documents
+        ]
         self._ladder = [list(rung) for rung in ladder]
-        self._passes = [Pass(list(range(len(rung))), number) for number, rung in enumerate(self._ladder)]
+        self._passes = [
+            Pass(list(range(len(rung))), number) for number, rung in enumerate(self._ladder)
+        ]
         self._passes += _passes([len(tokens) for tokens in self._documents], max_batch_tokens)
         self._dispatcher = Dispatcher(model.runtime)
 
@@ -131,18 +155,26 @@ class PerplexityObjective:
         """Tokens that go through the model for one candidate that is not stopped early."""
         return sum(len(tokens) for texts in (*self._ladder, self._documents) for tokens in texts)
 
-    def __call__(self, candidates: Sequence[Candidate], terms: Terms | None = None) -> list[Evaluation]:
-        """Returns the evaluation of each candidate, in the order asked; all ranks come with the same candidates."""
+    def __call__(
+        self, candidates: Sequence[Candidate], terms: Terms | None = None
+    ) -> list[Evaluation]:
+        """Returns the evaluation of each candidate, in the order asked; all ranks come with the
+        same candidates."""
         return list(self.stream(candidates, terms or Terms()))
 
     def stream(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
-        """Yields what `__call__` returns, each evaluation as soon as it and all before it are there."""
+        """Yields what `__call__` returns, each evaluation as soon as it and all before it are
+        there."""
         if len(candidates) >= self.model.runtime.data_parallel_size:
-            whole = self._dispatcher.in_order(len(candidates), lambda i: self._to_json(candidates[i], terms))
+            whole = self._dispatcher.in_order(
+                len(candidates), lambda i: self._to_json(candidates[i], terms)
+            )
             yield from (Evaluation.from_json(result) for result in whole)
         else:
             yield from self._stream_passes(candidates, terms)
-        if candidates:  # groups ended with different ones; ranks that disagree about factors would go unnoticed
+        if (
+            candidates
+        ):  # groups ended with different ones; ranks that disagree about factors would go unnoticed
             self._set_factors(candidates[-1])
 
     def without_ladder(self) -> PerplexityObjective:
@@ -155,7 +187,9 @@ class PerplexityObjective:
         """Returns the evaluation of one candidate by this rank's own model-parallel group alone."""
         asked = terms or Terms()
         passes = self._passes_of(asked)
-        return self._joined((self._pass(candidate, one, asked) for one in passes), len(passes), asked)
+        return self._joined(
+            (self._pass(candidate, one, asked) for one in passes), len(passes), asked
+        )
 
     def _to_json(self, candidate: Candidate, terms: Terms) -> dict[str, Any]:
         return self.evaluate(candidate, terms).to_json()
@@ -183,7 +217,8 @@ class PerplexityObjective:
         return [one for one in self._passes if one.rung is None or not terms.gradient]
 
     def _pass(self, candidate: Candidate, one: Pass, terms: Terms) -> Evaluation:
-        """One forward pass, and a backward pass where gradients are asked for, over documents that share it."""
+        """One forward pass, and a backward pass where gradients are asked for, over documents that
+        share it."""
         self._set_factors(candidate)
         if one.rung is not None:
             return self._on_rung(self._ladder[one.rung])
@@ -194,8 +229,13 @@ class PerplexityObjective:
         if terms.gradient:
             share = 1.0 if terms.sample is None else len(terms.sample) / self.num_documents
             by_token = [self._scale_of[d] / (share * self._num_counted) for d in documents]
-            weights = [self._masks[d].astype(np.float64) * by for d, by in zip(documents, by_token, strict=True)]
-            nats, by_factors = score_with_gradient(self.model, texts, weights, max_batch_tokens=self.max_batch_tokens)
+            weights = [
+                self._masks[d].astype(np.float64) * by
+                for d, by in zip(documents, by_token, strict=True)
+            ]
+            nats, by_factors = score_with_gradient(
+                self.model, texts, weights, max_batch_tokens=self.max_batch_tokens
+            )
             gradient = Gradient(by_factors.rescale, by_factors.attention_factor)
         else:
             scores = score_documents(self.model, texts, max_batch_tokens=self.max_batch_tokens)
@@ -205,7 +245,9 @@ class PerplexityObjective:
             for nll, d in zip(nats, documents, strict=True)
         ]
         counts = tuple(int(self._masks[d].sum()) for d in documents)
-        return Evaluation(tuple(sums), counts, gradient=gradient, cost_tokens=sum(len(text) for text in texts))
+        return Evaluation(
+            tuple(sums), counts, gradient=gradient, cost_tokens=sum(len(text) for text in texts)
+        )
 
     def _on_rung(self, texts: Sequence[Tokens]) -> Evaluation:
         scores = score_documents(self.model, texts, max_batch_tokens=self.max_batch_tokens)
@@ -218,7 +260,8 @@ class PerplexityObjective:
         return sum(int(mask.sum()) for mask in self._masks)
 
     def _joined(self, passes: Iterable[Evaluation], num_passes: int, terms: Terms) -> Evaluation:
-        """All passes as one evaluation, or those up to where the rule stops it: the same whoever did how many."""
+        """All passes as one evaluation, or those up to where the rule stops it: the same whoever
+        did how many."""
         done: list[Evaluation] = []
         for one in passes:
             done.append(one)
@@ -229,7 +272,9 @@ class PerplexityObjective:
         return so_far
 
     def _set_factors(self, candidate: Candidate) -> None:
-        self.model.set_factors(factors_of(candidate, self.model.geometry, self.target_length, self.origin))
+        self.model.set_factors(
+            factors_of(candidate, self.model.geometry, self.target_length, self.origin)
+        )
 
     def part_losses(self, evaluation: Evaluation) -> list[float]:
         """Returns nats per counted token of each part, from an evaluation this objective made."""
@@ -242,9 +287,8 @@ class PerplexityObjective:
         return losses
 
     def identity(self) -> dict[str, Any]:
-        """Returns JSON values that say what is measured, for fingerprints: sizes, weights, target, batching. What it is
-
-        measured on is `model_identity`'s and `documents_sha256`'s to say.
+        """Returns JSON values that say what is measured, for fingerprints: sizes, weights, target,
+        batching. What it is measured on is `model_identity`'s and `documents_sha256`'s to say.
         """
         return {
             "target_length": self.target_length,
@@ -252,7 +296,11 @@ class PerplexityObjective:
             "lengths": [len(tokens) for tokens in self._documents],
             "counted": [int(mask.sum()) for mask in self._masks],
             "max_batch_tokens": self.max_batch_tokens,
-            **({"ladder": [[len(text) for text in rung] for rung in self._ladder]} if self._ladder else {}),
+            **(
+                {"ladder": [[len(text) for text in rung] for rung in self._ladder]}
+                if self._ladder
+                else {}
+            ),
         }
 
 
@@ -262,9 +310,12 @@ def factors_of(
     target_length: int,
     origin: FactorOrigin | None = None,
 ) -> RopeFactors:
-    """Returns a candidate's λ, n̂ and t as factors of `geometry` for `target_length` tokens; origin: method "search"."""
+    """Returns a candidate's λ, n̂ and t as factors of `geometry` for `target_length` tokens;
+    origin: method "search"."""
     if len(candidate.rescale) != geometry.num_pairs:
-        raise InputError("rescale", len(candidate.rescale), f"one factor per rotary pair ({geometry.num_pairs})")
+        raise InputError(
+            "rescale", len(candidate.rescale), f"one factor per rotary pair ({geometry.num_pairs})"
+        )
     return RopeFactors(
         rescale=candidate.rescale,
         start_tokens=candidate.start_tokens,
@@ -278,7 +329,8 @@ def factors_of(
 
 
 def _passes(lengths: Sequence[int], max_tokens: int) -> list[Pass]:
-    """Which documents share a forward pass: neighbours, up to `max_tokens` a pass (a longer one goes alone)."""
+    """Which documents share a forward pass: neighbours, up to `max_tokens` a pass (a longer one
+    goes alone)."""
     passes: list[Pass] = []
     room = 0
     for document, length in enumerate(lengths):
@@ -290,7 +342,9 @@ def _passes(lengths: Sequence[int], max_tokens: int) -> list[Pass]:
     return passes
 
 
-def _sum_of(passes: Sequence[Evaluation], is_whole: bool, sample: tuple[int, ...] | None) -> Evaluation:
+def _sum_of(
+    passes: Sequence[Evaluation], is_whole: bool, sample: tuple[int, ...] | None
+) -> Evaluation:
     sums = tuple(nats for one in passes for nats in one.nll_sums)
     counts = tuple(count for one in passes for count in one.token_counts)
     gradient = None
@@ -303,19 +357,27 @@ def _sum_of(passes: Sequence[Evaluation], is_whole: bool, sample: tuple[int, ...
     return Evaluation(sums, counts, is_whole and sample is None, gradient, cost, sample, rungs)
 
 
-def _as_parts(documents: Sequence[Tokens] | Sequence[ObjectivePart], last_fraction: float) -> tuple[ObjectivePart, ...]:
+def _as_parts(
+    documents: Sequence[Tokens] | Sequence[ObjectivePart], last_fraction: float
+) -> tuple[ObjectivePart, ...]:
     parts = [item for item in documents if isinstance(item, ObjectivePart)]
     if not parts:
         return (ObjectivePart.last_part([np.asarray(item) for item in documents], last_fraction),)
     if len(parts) != len(documents):
-        raise InputError("objective documents", len(documents), "either documents or parts, not both")
+        raise InputError(
+            "objective documents", len(documents), "either documents or parts, not both"
+        )
     if last_fraction != 1:
         raise InputError("last_fraction", last_fraction, "with parts, each says itself what counts")
     return tuple(parts)
 
 
 def _part_scales(parts: Sequence[ObjectivePart]) -> tuple[float, ...]:
-    """c_p with Σ_p c_p·nll_p / Σ_p tokens_p = Σ_p w_p·(nll_p / tokens_p) / Σ_p w_p; exactly 1 for a single part."""
+    """c_p with Σ_p c_p·nll_p / Σ_p tokens_p = Σ_p w_p·(nll_p / tokens_p) / Σ_p w_p; exactly 1 for a
+    single part."""
     counts = [sum(int(mask.sum()) for mask in part.counted) for part in parts]
     weights = math.fsum(part.weight for part in parts)
-    return tuple(part.weight / weights * (sum(counts) / count) for part, count in zip(parts, counts, strict=True))
+    return tuple(
+        part.weight / weights * (sum(counts) / count)
+        for part, count in zip(parts, counts, strict=True)
+    )

@@ -31,50 +31,71 @@ def measure_passkey(
     filler: Filler | None = None,
     max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> list[PasskeyRow]:
-    """Returns one row per depth at `length` tokens, under the factors in force; the same on every rank.
+    """Returns one row per depth at `length` tokens, under the factors in force; the same on every
+    rank.
 
-    Documents depend on seed, length, depth and trial alone: every method and model gets the same ones. Raises
-    InputError where `length` is too short for key and question.
+    Documents depend on seed, length, depth and trial alone: every method and model gets the same
+    ones. Raises InputError where `length` is too short for key and question.
     """
     if trials < 1 or not depths:
         raise InputError("trials", trials, "needs 1 trial or more, at 1 depth or more")
     documents = [
-        passkey_document(tokenizer, length, depth, trial_seed(seed, length, depth, trial), filler, key_digits, prefix)
+        passkey_document(
+            tokenizer,
+            length,
+            depth,
+            trial_seed(seed, length, depth, trial),
+            filler,
+            key_digits,
+            prefix,
+        )
         for depth in depths
         for trial in range(trials)
     ]
     correct = answers_retrieved(model, documents, max_batch_tokens).reshape(len(depths), trials)
     return [
-        PasskeyRow(labels, length, depth, trials, int(hits.sum())) for depth, hits in zip(depths, correct, strict=True)
+        PasskeyRow(labels, length, depth, trials, int(hits.sum()))
+        for depth, hits in zip(depths, correct, strict=True)
     ]
 
 
 def answers_retrieved(
-    model: LongRopeModel, documents: Sequence[PasskeyDocument], max_batch_tokens: int = DEFAULT_BATCH_TOKENS
+    model: LongRopeModel,
+    documents: Sequence[PasskeyDocument],
+    max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> NDArray[np.bool_]:
-    """Returns [documents]: whether each answer token is the arg-max given the true tokens before it (ties: lowest id).
+    """Returns [documents]: whether each answer token is the arg-max given the true tokens before it
+    (ties: lowest id).
 
-    This holds exactly when greedy decoding gives the answer: up to the first wrong token both see the same prefix,
-    and after one neither counts as correct.
+    This holds exactly when greedy decoding gives the answer: up to the first wrong token both see
+    the same prefix, and after one neither counts as correct.
     """
-    per_unit = max(1, max_batch_tokens // max((len(document.tokens) for document in documents), default=1))
+    per_unit = max(
+        1, max_batch_tokens // max((len(document.tokens) for document in documents), default=1)
+    )
     units = [documents[start : start + per_unit] for start in range(0, len(documents), per_unit)]
 
     def retrieved(unit: Sequence[PasskeyDocument]) -> list[bool]:
-        scores = score_documents(model, [document.tokens for document in unit], max_batch_tokens=max_batch_tokens)
+        scores = score_documents(
+            model, [document.tokens for document in unit], max_batch_tokens=max_batch_tokens
+        )
         return [
-            bool(score.correct[document.answer_start - 1 :].all()) for document, score in zip(unit, scores, strict=True)
+            bool(score.correct[document.answer_start - 1 :].all())
+            for document, score in zip(unit, scores, strict=True)
         ]
 
-    return np.array([hit for unit in spread(model.runtime, units, retrieved) for hit in unit], dtype=np.bool_)
+    return np.array(
+        [hit for unit in spread(model.runtime, units, retrieved) for hit in unit], dtype=np.bool_
+    )
 
 
 def greedy_decode(model: LongRopeModel, prompt: Tokens, num_tokens: int) -> NDArray[np.int64]:
-    """Returns [num_tokens] tokens after `prompt`, each the arg-max (ties: lowest id) of a pass over all before it.
+    """Returns [num_tokens] tokens after `prompt`, each the arg-max (ties: lowest id) of a pass over
+    all before it.
 
-    Every pass uses the factors that serve the final length: rotations of two factor sets must not meet in one answer.
-    It holds whole logits and repeats the prompt for each token: for tests and short inputs. The model's factor set is
-    the same afterwards as before.
+    Every pass uses the factors that serve the final length: rotations of two factor sets must not
+    meet in one answer. It holds whole logits and repeats the prompt for each token: for tests and
+    short inputs. The model's factor set is the same afterwards as before.
     """
     before = model.factor_set
     model.set_factors(FactorSet.single(before.for_length(len(prompt) + num_tokens)))
@@ -89,6 +110,9 @@ def greedy_decode(model: LongRopeModel, prompt: Tokens, num_tokens: int) -> NDAr
 
 
 def trial_seed(seed: int, length: int, depth: float, trial: int) -> int:
-    """Returns the seed of one document, whichever other lengths, depths and trials are asked for beside it."""
-    words = np.random.SeedSequence([seed, length, round(depth * 1_000_000), trial]).generate_state(1, np.uint64)
+    """Returns the seed of one document, whichever other lengths, depths and trials are asked for
+    beside it."""
+    words = np.random.SeedSequence([seed, length, round(depth * 1_000_000), trial]).generate_state(
+        1, np.uint64
+    )
     return int(words[0])

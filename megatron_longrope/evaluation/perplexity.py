@@ -1,6 +1,8 @@
-"""Perplexity from the first token and by sliding window; by position in the context, and over its last quarter.
+"""Perplexity from the first token and by sliding window; by position in the context, and over its
+last quarter.
 
-Sums of negative log-likelihood and counts of predictions are kept apart and divided once, at the very end.
+Sums of negative log-likelihood and counts of predictions are kept apart and divided once, at the
+very end.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ DEFAULT_BATCH_TOKENS = 16384
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Windows of `window` tokens that start every `stride` tokens; the last one ends with the document.
+    """Windows of `window` tokens that start every `stride` tokens; the last one ends with the
+    document.
 
-    Each token is scored once, by the first window that holds it: with all before it in the first window, later with
-    window − stride to window − 1 tokens of context. Raises InputError unless 1 ≤ stride < window.
+    Each token is scored once, by the first window that holds it: with all before it in the first
+    window, later with window − stride to window − 1 tokens of context. Raises InputError unless 1 ≤
+    stride < window.
     """
 
     window: int
@@ -34,10 +38,15 @@ class SlidingWindow:
 
     def __post_init__(self) -> None:
         if not 1 <= self.stride < self.window:
-            raise InputError("sliding", f"{self.window}:{self.stride}", "WINDOW:STRIDE needs 1 <= stride < window")
+            raise InputError(
+                "sliding",
+                f"{self.window}:{self.stride}",
+                "WINDOW:STRIDE needs 1 <= stride < window",
+            )
 
     def spans(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """Yields (start, stop, new) in tokens: the window tokens[start:stop] scores tokens[new:stop]."""
+        """Yields (start, stop, new) in tokens: the window tokens[start:stop] scores
+        tokens[new:stop]."""
         new = 1  # the first token of a document is never predicted
         for start in range(0, length, self.stride):
             stop = min(start + self.window, length)
@@ -49,7 +58,8 @@ class SlidingWindow:
 
 @dataclass(frozen=True)
 class PerplexityMeasurement:
-    """Rows of one method at one length: per document, and per position bucket over all documents."""
+    """Rows of one method at one length: per document, and per position bucket over all
+    documents."""
 
     rows: list[PerplexityRow]
     positions: list[PositionRow]
@@ -65,14 +75,21 @@ def measure_perplexity(
     bucket_tokens: int | None = None,
     max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> PerplexityMeasurement:
-    """Returns the rows over each document's first `length` tokens (length − 1 predictions), under the factors in force.
+    """Returns the rows over each document's first `length` tokens (length − 1 predictions), under
+    the factors in force.
 
-    Documents are spread over the data-parallel groups; every rank returns the same. Position buckets are
-    `bucket_tokens` wide (by default a sixteenth of `length`). Raises InputError for a document shorter than `length`.
+    Documents are spread over the data-parallel groups; every rank returns the same. Position
+    buckets are `bucket_tokens` wide (by default a sixteenth of `length`). Raises InputError for a
+    document shorter than `length`.
     """
     check_documents(documents, [length])
-    losses = token_losses(model, [document.prefix(length) for document in documents], sliding, max_batch_tokens)
-    rows = [_row(document, nll, length, labels, sliding) for document, nll in zip(documents, losses, strict=True)]
+    losses = token_losses(
+        model, [document.prefix(length) for document in documents], sliding, max_batch_tokens
+    )
+    rows = [
+        _row(document, nll, length, labels, sliding)
+        for document, nll in zip(documents, losses, strict=True)
+    ]
     width = bucket_tokens if bucket_tokens is not None else max(1, length // 16)
     return PerplexityMeasurement(rows, _position_rows(losses, length, labels, width))
 
@@ -88,7 +105,11 @@ def token_losses(
     The units of work do not depend on the number of ranks, so neither does any bit of the result.
     """
     protocol = sliding or SlidingWindow(max(map(len, documents), default=2) + 1, 1)
-    pieces = [(index, span) for index, tokens in enumerate(documents) for span in protocol.spans(len(tokens))]
+    pieces = [
+        (index, span)
+        for index, tokens in enumerate(documents)
+        for span in protocol.spans(len(tokens))
+    ]
     inputs = [documents[index][start:stop] for index, (start, stop, _) in pieces]
     units = _units(inputs, max_batch_tokens)
     scored = spread(model.runtime, units, lambda unit: _score(model, unit, max_batch_tokens))
@@ -100,7 +121,8 @@ def token_losses(
 
 
 def last_quarter(length: int) -> slice:
-    """Returns which of the length − 1 predictions fall on the last quarter of the context (at least one)."""
+    """Returns which of the length − 1 predictions fall on the last quarter of the context (at least
+    one)."""
     return slice(length - 1 - max(1, length // 4), length - 1)
 
 
@@ -117,7 +139,9 @@ def _units(inputs: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
     return units
 
 
-def _score(model: LongRopeModel, unit: Sequence[Tokens], max_batch_tokens: int) -> list[NDArray[np.float64]]:
+def _score(
+    model: LongRopeModel, unit: Sequence[Tokens], max_batch_tokens: int
+) -> list[NDArray[np.float64]]:
     scores = score_documents(model, unit, max_batch_tokens=max_batch_tokens)
     return [score.nll.astype(np.float64) for score in scores]
 
@@ -146,7 +170,8 @@ def _row(
 def _position_rows(
     losses: Sequence[NDArray[np.float64]], length: int, labels: EvaluationLabels, width: int
 ) -> list[PositionRow]:
-    """Sums over all documents per bucket of the predicted token's position; position 0 is never predicted."""
+    """Sums over all documents per bucket of the predicted token's position; position 0 is never
+    predicted."""
     if width < 1:
         raise InputError("bucket_tokens", width, "must be 1 token or more")
     total = np.sum(losses, axis=0)
@@ -155,5 +180,7 @@ def _position_rows(
         stop = min(start + width, length)
         part = total[max(start, 1) - 1 : stop - 1]
         if len(part):
-            rows.append(PositionRow(labels, length, start, stop, len(part) * len(losses), float(part.sum())))
+            rows.append(
+                PositionRow(labels, length, start, stop, len(part) * len(losses), float(part.sum()))
+            )
     return rows

@@ -1,4 +1,5 @@
-"""Result files of evaluations: written atomically, read strictly, added up before anything is divided."""
+"""Result files of evaluations: written atomically, read strictly, added up before anything is
+divided."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Row(Protocol):
 
 
 def write_rows(path: Path, rows: Iterable[Row | Mapping[str, Any]], **more: Any) -> None:
-    """Writes {"rows": […], **more} to `path`, atomically; numbers that are not finite become null."""
+    """Writes {"rows": […], **more} to `path`, atomically; numbers that are not finite become
+    null."""
     plain = [dict(row) if isinstance(row, Mapping) else row.to_json() for row in rows]
     text = json.dumps(_finite({"rows": plain, **more}), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,8 @@ def write_rows(path: Path, rows: Iterable[Row | Mapping[str, Any]], **more: Any)
 
 
 def read_rows(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Returns the rows in `path`; raises InputError where it is no such file or a row lacks a `required` key."""
+    """Returns the rows in `path`; raises InputError where it is no such file or a row lacks a
+    `required` key."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -49,11 +52,16 @@ def read_rows(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 
 def aggregate(
-    rows: Iterable[Mapping[str, Any]], by: Sequence[str] = ("method", "length"), *, last_quarter: bool = False
+    rows: Iterable[Mapping[str, Any]],
+    by: Sequence[str] = ("method", "length"),
+    *,
+    last_quarter: bool = False,
 ) -> dict[tuple[Any, ...], float]:
-    """Returns perplexity exp(Σ nll / Σ tokens) over all documents per value of `by`, in order of appearance.
+    """Returns perplexity exp(Σ nll / Σ tokens) over all documents per value of `by`, in order of
+    appearance.
 
-    `last_quarter` takes the sums over the last quarter of the context. A sum that is not a number (null) gives NaN.
+    `last_quarter` takes the sums over the last quarter of the context. A sum that is not a number
+    (null) gives NaN.
     """
     prefix = "last_quarter_" if last_quarter else ""
     sums: dict[tuple[Any, ...], list[float]] = {}

@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EvaluationLabels:
-    """Whose numbers these are: the model, the scaling method, and whether its temperature is its own or searched."""
+    """Whose numbers these are: the model, the scaling method, and whether its temperature is its
+    own or searched."""
 
     model: str
     method: str
@@ -18,7 +19,8 @@ class EvaluationLabels:
 
 @dataclass(frozen=True)
 class PerplexityRow:
-    """One document under one method at one length: sums in nats over `tokens` predictions, and the last quarter's."""
+    """One document under one method at one length: sums in nats over `tokens` predictions, and the
+    last quarter's."""
 
     labels: EvaluationLabels
     length: int
@@ -62,7 +64,8 @@ class PerplexityRow:
 
 @dataclass(frozen=True)
 class PositionRow:
-    """All documents' predictions of the tokens at positions [bucket_start, bucket_end) of a context of `length`."""
+    """All documents' predictions of the tokens at positions [bucket_start, bucket_end) of a context
+    of `length`."""
 
     labels: EvaluationLabels
     length: int
@@ -88,7 +91,8 @@ class PositionRow:
 
 @dataclass(frozen=True)
 class PasskeyRow:
-    """Exact matches among `trials` documents of one length with the key at one depth (0 first, 1 last)."""
+    """Exact matches among `trials` documents of one length with the key at one depth (0 first, 1
+    last)."""
 
     labels: EvaluationLabels
     length: int
@@ -110,7 +114,8 @@ class PasskeyRow:
 
 
 def perplexity_of(nll_sum: float, tokens: int) -> float:
-    """Returns exp(nll_sum / tokens); infinite where that leaves the range of a float, NaN for a NaN sum."""
+    """Returns exp(nll_sum / tokens); infinite where that leaves the range of a float, NaN for a NaN
+    sum."""
     try:
         return math.exp(nll_sum / tokens)
     except OverflowError:

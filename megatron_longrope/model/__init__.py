@@ -1,4 +1,5 @@
-"""The megatron-core GPT: shape, builder, rotary angles per batch, attention, loss, forward passes."""
+"""The megatron-core GPT: shape, builder, rotary angles per batch, attention, loss, forward
+passes."""
 
 from megatron_longrope.runtime import cpu_platform
 

@@ -14,17 +14,17 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.engine.choice import Backend, resolve_backend
-from megatron_longrope.model.engine.settings import BackendSettings, Purpose, Recompute
 from megatron_longrope.model.attention.core import DocumentAttention
 from megatron_longrope.model.attention.flash import FlashDocumentAttention
+from megatron_longrope.model.engine.choice import Backend, resolve_backend
+from megatron_longrope.model.engine.settings import BackendSettings, Purpose, Recompute
 from megatron_longrope.model.gpt import LongRopeGPT
 from megatron_longrope.model.layers.lean_layer import LeanLayer
-from megatron_longrope.model.longrope_model import LongRopeModel
 from megatron_longrope.model.layers.norm import RMSNorm
 from megatron_longrope.model.layers.offload import offload_inputs_of
-from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.model.layers.swiglu import swiglu_mlp
+from megatron_longrope.model.longrope_model import LongRopeModel
+from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, NoScaling, RopeGeometry
 from megatron_longrope.runtime import ParallelLayout, Runtime
 from megatron_longrope.runtime.te_environment import switches_kept
@@ -43,28 +43,56 @@ def build_model(
     purpose: Purpose = "training",
     sequence_length: int | None = None,
 ) -> LongRopeModel:
-    """Returns this process's share on its device, unscaled; `initialize=False` leaves weights for a checkpoint to fill.
+    """Returns this process's share on its device, unscaled; `initialize=False` leaves weights for a
+    checkpoint to fill.
 
-    `offload` keeps the inputs of recomputed layers in host memory. A model built for `purpose="training"` scores as
-    well; `sequence_length` is the longest row's over all processes, where it is known already. Raises InputError where
-    the layout cannot cut this shape, for offload without full recomputation, and where backend, layout, shape and
-    machine do not go together.
+    `offload` keeps the inputs of recomputed layers in host memory. A model built for
+    `purpose="training"` scores as well; `sequence_length` is the longest row's over all processes,
+    where it is known already. Raises InputError where the layout cannot cut this shape, for offload
+    without full recomputation, and where backend, layout, shape and machine do not go together.
     """
     if offload and recompute != "full":
-        raise InputError("offload", offload, f"moves the inputs of recomputed layers: recompute=full, not {recompute}")
+        raise InputError(
+            "offload",
+            offload,
+            f"moves the inputs of recomputed layers: recompute=full, not {recompute}",
+        )
     layout = runtime.layout
-    layout.check_model(num_layers=shape.num_layers, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
-                       ffn_hidden_size=shape.ffn_hidden_size)  # fmt: skip
+    layout.check_model(
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        ffn_hidden_size=shape.ffn_hidden_size,
+    )
     if layout.context_parallel > 1 and shape.attention_windows:
-        rule = "sliding windows are not cut by context parallelism: import with --sliding-window off"
+        rule = (
+            "sliding windows are not cut by context parallelism: import with --sliding-window off"
+        )
         raise InputError("context_parallel", layout.context_parallel, rule)
-    resolved = resolve_backend(backend or BackendSettings(), shape, layout, dtype=dtype, recompute=recompute,
-                               purpose=purpose, sliding_window=bool(shape.attention_windows),
-                               sequence_length=sequence_length)  # fmt: skip
-    config = transformer_config(shape, layout, resolved, dtype=dtype, recompute=recompute, initialize=initialize,
-                                on_cpu=runtime.device.type == "cpu")  # fmt: skip
+    resolved = resolve_backend(
+        backend or BackendSettings(),
+        shape,
+        layout,
+        dtype=dtype,
+        recompute=recompute,
+        purpose=purpose,
+        sliding_window=bool(shape.attention_windows),
+        sequence_length=sequence_length,
+    )
+    config = transformer_config(
+        shape,
+        layout,
+        resolved,
+        dtype=dtype,
+        recompute=recompute,
+        initialize=initialize,
+        on_cpu=runtime.device.type == "cpu",
+    )
     with switches_kept():
-        chunks = [_build_chunk(shape, runtime, resolved, config, number) for number in range(layout.virtual_pipeline)]
+        chunks = [
+            _build_chunk(shape, runtime, resolved, config, number)
+            for number in range(layout.virtual_pipeline)
+        ]
     resolved.prepare()
     for chunk in chunks:
         chunk.to(runtime.device)
@@ -76,13 +104,15 @@ def build_model(
 def _build_chunk(
     shape: ModelShape, runtime: Runtime, backend: Backend, config: TransformerConfig, number: int
 ) -> LongRopeGPT:
-    """Returns chunk `number` of this process's; the first on the first rank has the embedding, the last on the last
-    the output layer.
+    """Returns chunk `number` of this process's; the first on the first rank has the embedding, the
+    last on the last the output layer.
     """
     layout = runtime.layout
     return LongRopeGPT(
         config=config,
-        transformer_layer_spec=block_spec(shape, _layers_of_chunk(shape, runtime, number), backend, runtime.groups.tp),
+        transformer_layer_spec=block_spec(
+            shape, _layers_of_chunk(shape, runtime, number), backend, runtime.groups.tp
+        ),
         vocab_size=shape.padded_vocab_size,
         max_sequence_length=shape.context_length,
         pre_process=runtime.is_first_stage and number == 0,
@@ -98,15 +128,18 @@ def _build_chunk(
 def block_spec(
     shape: ModelShape, layers: range, backend: Backend, tp_group: dist.ProcessGroup
 ) -> TransformerBlockSubmodules:
-    """Returns megatron-core's specification of `layers` (from 0): Transformer Engine's, or its own with our parts."""
+    """Returns megatron-core's specification of `layers` (from 0): Transformer Engine's, or its own
+    with our parts."""
     if backend.engine == "transformer-engine":
         from megatron_longrope.model.engine.transformer_engine import FINAL_NORM
 
         return TransformerBlockSubmodules(
-            layer_specs=[_te_layer(shape, layer, backend) for layer in layers], layer_norm=FINAL_NORM
+            layer_specs=[_te_layer(shape, layer, backend) for layer in layers],
+            layer_norm=FINAL_NORM,
         )
     return TransformerBlockSubmodules(
-        layer_specs=[_local_layer(shape, layer, backend, tp_group) for layer in layers], layer_norm=RMSNorm
+        layer_specs=[_local_layer(shape, layer, backend, tp_group) for layer in layers],
+        layer_norm=RMSNorm,
     )
 
 
@@ -114,11 +147,18 @@ def _te_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
     from megatron_longrope.model.engine.transformer_engine import te_layer_spec
 
     settings = backend.settings
-    return te_layer_spec(fused_rope=settings.fused_rope, is_lean=settings.fp8 == "off", qk_norm=shape.traits.qk_norm,
-                         window=shape.window(layer), is_rotated=layer not in shape.rope_free_layers)  # fmt: skip
+    return te_layer_spec(
+        fused_rope=settings.fused_rope,
+        is_lean=settings.fp8 == "off",
+        qk_norm=shape.traits.qk_norm,
+        window=shape.window(layer),
+        is_rotated=layer not in shape.rope_free_layers,
+    )
 
 
-def _local_layer(shape: ModelShape, layer: int, backend: Backend, tp_group: dist.ProcessGroup) -> ModuleSpec:
+def _local_layer(
+    shape: ModelShape, layer: int, backend: Backend, tp_group: dist.ProcessGroup
+) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.traits.qk_norm)
     spec.module = LeanLayer
     spec.submodules.input_layernorm = RMSNorm
@@ -134,7 +174,8 @@ def _local_layer(shape: ModelShape, layer: int, backend: Backend, tp_group: dist
 
 
 def _layers_of_chunk(shape: ModelShape, runtime: Runtime, number: int) -> range:
-    """Returns the layers, from 0, of this process's chunk `number`: chunks are dealt to the pipeline ranks in turn."""
+    """Returns the layers, from 0, of this process's chunk `number`: chunks are dealt to the
+    pipeline ranks in turn."""
     num_layers = shape.num_layers // runtime.layout.model_chunks
     first = (number * runtime.layout.pipeline_parallel + runtime.groups.pp.rank()) * num_layers
     return range(first, first + num_layers)
@@ -172,9 +213,11 @@ def transformer_config(
         tensor_model_parallel_size=layout.tensor_parallel,
         sequence_parallel=layout.sequence_parallel,
         pipeline_model_parallel_size=layout.pipeline_parallel,
-        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.is_interleaved else None,
-        # The interleaved schedule sends activations and gradients both ways around a ring. Between two ranks these
-        # are one pair's messages: in one batch they would be taken for each other.
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline
+        if layout.is_interleaved
+        else None,
+        # The interleaved schedule sends activations and gradients both ways around a ring. Between
+        # two ranks these are one pair's messages: in one batch they would be taken for each other.
         overlap_p2p_comm=layout.is_interleaved,
         batch_p2p_comm=not layout.is_interleaved,
         context_parallel_size=layout.context_parallel,
@@ -183,7 +226,8 @@ def transformer_config(
         bf16=dtype == torch.bfloat16,
         fp16=False,
         variable_seq_lengths=True,
-        moe_token_dispatcher_type="alltoall",  # no experts here, but its default refuses variable lengths
+        # no experts here, but its default refuses variable lengths
+        moe_token_dispatcher_type="alltoall",
         calculate_per_token_loss=True,
         use_cpu_initialization=on_cpu,
         perform_initialization=initialize,
@@ -200,16 +244,24 @@ def transformer_config(
 def _skipped_rotations(shape: ModelShape) -> list[int] | None:
     """Returns megatron-core's 1 for each layer that does not rotate; None where all do."""
     return (
-        [int(layer in shape.rope_free_layers) for layer in range(shape.num_layers)] if shape.rope_free_layers else None
+        [int(layer in shape.rope_free_layers) for layer in range(shape.num_layers)]
+        if shape.rope_free_layers
+        else None
     )
 
 
 def _recompute_settings(recompute: Recompute) -> dict[str, Any]:
     if recompute == "full":
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
     return {"recompute_granularity": "selective"} if recompute == "selective" else {}
 
 
 def _unscaled(shape: ModelShape) -> FactorSet:
-    geometry = RopeGeometry(base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length)
+    geometry = RopeGeometry(
+        base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length
+    )
     return FactorSet.single(NoScaling().factors(geometry))

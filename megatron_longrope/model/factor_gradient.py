@@ -1,8 +1,10 @@
-"""The gradient of a loss with respect to rescale factors and attention temperature, weights untouched.
+"""The gradient of a loss with respect to rescale factors and attention temperature, weights
+untouched.
 
-The angles of a batch are the leaf of a backward pass: ∂loss/∂λ_i = Σ_n ∂loss/∂angle_{n,i} · ∂angle_{n,i}/∂λ_i, summed
-over positions, heads and layers, with the last factor known exactly. The softmax scale s = t²/√d multiplies every q·k,
-so s · ∂loss/∂s = Σ q · ∂loss/∂q: read off the query on its way back, with no change to what is computed forward.
+The angles of a batch are the leaf of a backward pass: ∂loss/∂λ_i = Σ_n ∂loss/∂angle_{n,i} ·
+∂angle_{n,i}/∂λ_i, summed over positions, heads and layers, with the last factor known exactly. The
+softmax scale s = t²/√d multiplies every q·k, so s · ∂loss/∂s = Σ q · ∂loss/∂q: read off the query
+on its way back, with no change to what is computed forward.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor
 from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.data.zigzag import share_index
 from megatron_longrope.errors import InputError
+from megatron_longrope.model.attention.packed import LongRopePackedParams, packed_params
 from megatron_longrope.model.forward import (
     FILLER,
     Tokens,
@@ -35,7 +38,6 @@ from megatron_longrope.model.forward import (
     whole_output,
 )
 from megatron_longrope.model.longrope_model import LongRopeModel
-from megatron_longrope.model.attention.packed import LongRopePackedParams, packed_params
 from megatron_longrope.model.schedule import filled_up, run_schedule
 from megatron_longrope.rope import RopeFactors, angle_derivatives
 
@@ -66,11 +68,12 @@ def score_with_gradient(
     *,
     max_batch_tokens: int = 16384,
 ) -> tuple[list[NDArray[np.floating[Any]]], FactorGradient]:
-    """Returns the nats [tokens − 1] of each document's predictions, and the gradient of Σ weights · nats.
+    """Returns the nats [tokens − 1] of each document's predictions, and the gradient of Σ weights ·
+    nats.
 
-    `weights[d]` [tokens − 1] are those of document d. The nats are `score_documents`' own, in float64 for a float64
-    model; the result is the same on
-    every rank of the model-parallel group. Model weights get no gradient. Raises InputError as `score_documents` does.
+    `weights[d]` [tokens − 1] are those of document d. The nats are `score_documents`' own, in
+    float64 for a float64 model; the result is the same on every rank of the model-parallel group.
+    Model weights get no gradient. Raises InputError as `score_documents` does.
     """
     if model.angle_precision != "float64":
         raise InputError("angle_precision", model.angle_precision, "gradients need float64 angles")
@@ -82,37 +85,58 @@ def score_with_gradient(
         start += len(group)
     outputs = _forward_backward(model, passes)
     nats: list[NDArray[np.floating[Any]]] = []
-    for group, output in zip(share_passes(model, documents, max_batch_tokens), outputs, strict=True):
+    for group, output in zip(
+        share_passes(model, documents, max_batch_tokens), outputs, strict=True
+    ):
         nats += split_by_document(model, group, output)
     return nats, _collect(model, passes)
 
 
-def _prepare(model: LongRopeModel, documents: Sequence[Tokens], weights: Sequence[NDArray[np.float64]]) -> _Pass:
+def _prepare(
+    model: LongRopeModel, documents: Sequence[Tokens], weights: Sequence[NDArray[np.float64]]
+) -> _Pass:
     batch = to_batch(model, documents)
     group = model.runtime.groups.cp
     share = share_of(model, batch)
-    packed = packed_params(share, model.factor_set, model.angle_precision, model.runtime.device, model.dtype)
+    packed = packed_params(
+        share, model.factor_set, model.angle_precision, model.runtime.device, model.dtype
+    )
     assert packed.rotary_table is not None
     packed.rotary_table.requires_grad_()
-    packed.scale_gradient = torch.zeros((), dtype=torch.float64, device=model.runtime.device, requires_grad=True)
+    packed.scale_gradient = torch.zeros(
+        (), dtype=torch.float64, device=model.runtime.device, requires_grad=True
+    )
     placed = torch.zeros(batch.tokens.numel(), dtype=torch.float64)
     for start, weight in zip(batch.cu_seqlens.tolist(), weights, strict=False):
         placed[start : start + len(weight)] = torch.from_numpy(np.asarray(weight, dtype=np.float64))
     if group.size() > 1:
         placed = placed[share_index(batch.cu_seqlens, group.rank(), group.size())]
-    return _Pass(batch, share, placed.to(model.runtime.device), model.factor_set.for_length(batch.longest), packed)
+    return _Pass(
+        batch,
+        share,
+        placed.to(model.runtime.device),
+        model.factor_set.for_length(batch.longest),
+        packed,
+    )
 
 
-def _forward_backward(model: LongRopeModel, passes: Sequence[_Pass]) -> list[NDArray[np.floating[Any]]]:
-    """Runs all passes there and back; returns the last stage's nats of each, on every pipeline stage."""
-    filled = filled_up(model, passes, lambda: _prepare(model, [FILLER], [np.zeros(len(FILLER) - 1)]))
+def _forward_backward(
+    model: LongRopeModel, passes: Sequence[_Pass]
+) -> list[NDArray[np.floating[Any]]]:
+    """Runs all passes there and back; returns the last stage's nats of each, on every pipeline
+    stage."""
+    filled = filled_up(
+        model, passes, lambda: _prepare(model, [FILLER], [np.zeros(len(FILLER) - 1)])
+    )
     # recomputation is done in training mode only
     with model.running(training=True, output="losses"), _frozen(model):
         logs = run_schedule(model, functools.partial(_step, model), filled)
     return from_last_stage(model, [log["nats"] for log in logs])[: len(passes)]
 
 
-def _step(model: LongRopeModel, passes: Iterator[_Pass], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+def _step(
+    model: LongRopeModel, passes: Iterator[_Pass], stage: torch.nn.Module
+) -> tuple[Tensor, Callable[..., Any]]:
     current = next(passes)
     output = forward_stage(model, stage, current.share, current.packed)
 
@@ -120,7 +144,11 @@ def _step(model: LongRopeModel, passes: Iterator[_Pass], stage: torch.nn.Module)
         total = (losses.double() * current.weights).sum()
         nats = whole_output(model, current.batch, losses.detach(), dim=-1)
         # one token, so that megatron-core has nothing to divide by
-        return total, torch.ones((), dtype=torch.int, device=total.device), {"nats": nats.cpu().numpy()}
+        return (
+            total,
+            torch.ones((), dtype=torch.int, device=total.device),
+            {"nats": nats.cpu().numpy()},
+        )
 
     return output, weighted
 
@@ -142,10 +170,17 @@ def _frozen(model: LongRopeModel) -> Iterator[None]:
 
 
 def _collect(model: LongRopeModel, passes: Sequence[_Pass]) -> FactorGradient:
-    """Adds up what lies in the leaves, over passes and over all ranks that hold a part of the model."""
-    total = torch.zeros(model.shape.head_dim // 2 + 1, dtype=torch.float64, device=model.runtime.device)
+    """Adds up what lies in the leaves, over passes and over all ranks that hold a part of the
+    model."""
+    total = torch.zeros(
+        model.shape.head_dim // 2 + 1, dtype=torch.float64, device=model.runtime.device
+    )
     for current in passes:
-        table, scale, positions = current.packed.rotary_table, current.packed.scale_gradient, current.packed.positions
+        table, scale, positions = (
+            current.packed.rotary_table,
+            current.packed.scale_gradient,
+            current.packed.positions,
+        )
         assert table is not None and scale is not None and positions is not None
         if table.grad is not None:
             by_angle = table.grad.double()

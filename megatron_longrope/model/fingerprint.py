@@ -1,4 +1,5 @@
-"""What a model is, in a few characters: any other weights, any other precision of the arithmetic give others."""
+"""What a model is, in a few characters: any other weights, any other precision of the arithmetic
+give others."""
 
 from __future__ import annotations
 
@@ -15,9 +16,8 @@ from megatron_longrope.model.longrope_model import LongRopeModel
 
 
 def model_identity(model: LongRopeModel) -> dict[str, Any]:
-    """Returns JSON values that differ where another model's scores would: weights, geometry, types, engine. The same
-
-    under every parallel layout; all ranks come here together.
+    """Returns JSON values that differ where another model's scores would: weights, geometry, types,
+    engine. The same under every parallel layout; all ranks come here together.
     """
     dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
     settings = model.backend.settings
@@ -32,9 +32,8 @@ def model_identity(model: LongRopeModel) -> dict[str, Any]:
 
 
 def weights_fingerprint(model: LongRopeModel) -> str:
-    """Returns a digest of all weights, whole: of each the sum of its numbers' bits, which knows no order and so none
-
-    of how a layout cuts it up. Rows that pad the vocabulary do not count.
+    """Returns a digest of all weights, whole: of each the sum of its numbers' bits, which knows no
+    order and so none of how a layout cuts it up. Rows that pad the vocabulary do not count.
     """
     sums: dict[str, int] = {}
     state = sharded_weights(model)
@@ -42,7 +41,9 @@ def weights_fingerprint(model: LongRopeModel) -> str:
     for shard in nested_values(state):
         if isinstance(shard, ShardedTensor) and is_main_replica(shard.replica_id):
             name = f"{shard.key}{list(shard.global_offset[: shard.prepend_axis_num])}"
-            sums[name] = sums.get(name, 0) + _sum_of_bits(_without_padding(shard, model.shape.vocab_size))
+            sums[name] = sums.get(name, 0) + _sum_of_bits(
+                _without_padding(shard, model.shape.vocab_size)
+            )
     total: dict[str, int] = {}
     for part in model.runtime.gather(sums):
         for name, bits in part.items():

@@ -1,4 +1,5 @@
-"""Running a model through megatron-core's schedules: one step for training, scores for evaluation."""
+"""Running a model through megatron-core's schedules: one step for training, scores for
+evaluation."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from megatron_longrope.data.batches import DocumentBatch
 from megatron_longrope.data.zigzag import context_share, whole_from_shares
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.attention.context_exchange import choose_exchange
+from megatron_longrope.model.attention.packed import LongRopePackedParams, packed_params
 from megatron_longrope.model.gpt import OutputKind
 from megatron_longrope.model.longrope_model import LongRopeModel
-from megatron_longrope.model.attention.packed import LongRopePackedParams, packed_params
 from megatron_longrope.model.schedule import filled_up, run_schedule
 
 Tokens = NDArray[np.integer[Any]]
@@ -38,17 +39,20 @@ class DocumentScores:
 
 
 def share_of(model: LongRopeModel, batch: DocumentBatch) -> DocumentBatch:
-    """Returns what of a whole `batch` this context-parallel rank holds: the batch itself where there is one rank."""
+    """Returns what of a whole `batch` this context-parallel rank holds: the batch itself where
+    there is one rank."""
     group = model.runtime.groups.cp
     return context_share(batch, group.rank(), group.size())
 
 
 def run_stage(model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch) -> Tensor:
-    """Runs this rank's share of one micro-batch (`share_of`) through `stage`, one of the model's chunks, bare or
-    wrapped for data parallelism, under the factors in force. The last chunk returns what `set_output` chose, over the
-    tokens of the share.
+    """Runs this rank's share of one micro-batch (`share_of`) through `stage`, one of the model's
+    chunks, bare or wrapped for data parallelism, under the factors in force. The last chunk returns
+    what `set_output` chose, over the tokens of the share.
     """
-    packed = packed_params(batch, model.factor_set, model.angle_precision, model.runtime.device, model.dtype)
+    packed = packed_params(
+        batch, model.factor_set, model.angle_precision, model.runtime.device, model.dtype
+    )
     return forward_stage(model, stage, batch, packed)
 
 
@@ -59,7 +63,9 @@ def forward_stage(
     size, device = model.runtime.groups.cp.size(), model.runtime.device
     assert batch.context_size == size, "a whole batch is cut by share_of(model, batch) first"
     model.backend.check_batch(batch)
-    packed.context_exchange = choose_exchange(model.runtime.layout.context_exchange, batch.tokens.numel(), size)
+    packed.context_exchange = choose_exchange(
+        model.runtime.layout.context_exchange, batch.tokens.numel(), size
+    )
     output: Tensor = stage(
         input_ids=batch.tokens[None].to(device),
         position_ids=batch.positions[None].to(device),
@@ -75,8 +81,9 @@ def score_documents(
 ) -> list[DocumentScores]:
     """Returns each document's scores, the same on every rank of the model-parallel group.
 
-    Neighbouring documents share a forward pass up to `max_batch_tokens` (a longer one goes alone) if the same factors
-    serve them. Raises InputError for a document of fewer than two tokens or with a token the model has no row for.
+    Neighbouring documents share a forward pass up to `max_batch_tokens` (a longer one goes alone)
+    if the same factors serve them. Raises InputError for a document of fewer than two tokens or
+    with a token the model has no row for.
     """
     for index, document in enumerate(documents):
         check_document(model, document, index)
@@ -97,13 +104,20 @@ def document_logits(model: LongRopeModel, document: Tokens) -> NDArray[np.float3
 
 def check_document(model: LongRopeModel, document: Tokens, index: int) -> None:
     if len(document) < 2:
-        raise InputError(f"documents[{index}]", f"{len(document)} tokens", "a document needs at least 2 tokens")
+        raise InputError(
+            f"documents[{index}]", f"{len(document)} tokens", "a document needs at least 2 tokens"
+        )
     if int(document.max()) >= model.shape.vocab_size or int(document.min()) < 0:
-        raise InputError(f"documents[{index}]", f"token {int(document.max())}",
-                         f"the model's vocabulary has {model.shape.vocab_size} entries: wrong tokenizer?")  # fmt: skip
+        raise InputError(
+            f"documents[{index}]",
+            f"token {int(document.max())}",
+            f"the model's vocabulary has {model.shape.vocab_size} entries: wrong tokenizer?",
+        )
 
 
-def share_passes(model: LongRopeModel, documents: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
+def share_passes(
+    model: LongRopeModel, documents: Sequence[Tokens], max_tokens: int
+) -> list[list[Tokens]]:
     """Groups neighbours that the same factors serve, up to `max_tokens` a group."""
     batches: list[list[Tokens]] = []
     room, serving = 0, None
@@ -118,15 +132,19 @@ def share_passes(model: LongRopeModel, documents: Sequence[Tokens], max_tokens: 
 
 
 def to_batch(model: LongRopeModel, documents: Sequence[Tokens]) -> DocumentBatch:
-    """Returns the documents as one batch, each padded to what the layout cuts, all together to what the engine takes.
+    """Returns the documents as one batch, each padded to what the layout cuts, all together to what
+    the engine takes.
 
-    A document alone is padded itself, so that it stays the only one; several get a masked one after them.
+    A document alone is padded itself, so that it stays the only one; several get a masked one after
+    them.
     """
     layout, multiple = model.runtime.layout.sequence_divisor, model.backend.token_multiple
     if len(documents) == 1 or multiple == 1:
         return DocumentBatch.from_documents(documents, pad_to_multiple=math.lcm(layout, multiple))
     padded = sum(-(-len(document) // layout) * layout for document in documents)
-    return DocumentBatch.from_documents(documents, pad_to_multiple=layout, total=model.backend.padded_total(padded))
+    return DocumentBatch.from_documents(
+        documents, pad_to_multiple=layout, total=model.backend.padded_total(padded)
+    )
 
 
 @torch.no_grad()
@@ -141,17 +159,25 @@ def _forward_only(
 
 
 def _scoring_step(model: LongRopeModel) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
-    def step(batches: Iterator[DocumentBatch], stage: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+    def step(
+        batches: Iterator[DocumentBatch], stage: torch.nn.Module
+    ) -> tuple[Tensor, Callable[..., Any]]:
         batch = next(batches)
         output = run_stage(model, stage, share_of(model, batch))
         dim = 0 if model.output_kind == "logits" else -1
-        return output, lambda result, non_loss_data: whole_output(model, batch, result.float(), dim).cpu().numpy()
+        return (
+            output,
+            lambda result, non_loss_data: (
+                whole_output(model, batch, result.float(), dim).cpu().numpy()
+            ),
+        )
 
     return step
 
 
 def whole_output(model: LongRopeModel, batch: DocumentBatch, share: Tensor, dim: int) -> Tensor:
-    """Returns an output over the whole batch on every context-parallel rank; `dim` is the tokens'."""
+    """Returns an output over the whole batch on every context-parallel rank; `dim` is the
+    tokens'."""
     group = model.runtime.groups.cp
     if group.size() == 1:
         return share
@@ -180,7 +206,8 @@ def _split_scores(
 def split_by_document(
     model: LongRopeModel, documents: Sequence[Tokens], output: NDArray[np.floating[Any]]
 ) -> list[NDArray[np.floating[Any]]]:
-    """Cuts one pass's [total] back into its documents; padding and each last position have no label."""
+    """Cuts one pass's [total] back into its documents; padding and each last position have no
+    label."""
     divisor = model.runtime.layout.sequence_divisor
     parts, start = [], 0
     for document in documents:

@@ -1,4 +1,5 @@
-"""megatron-core's GPT with angles that ride with the batch and a loss that never holds whole logits."""
+"""megatron-core's GPT with angles that ride with the batch and a loss that never holds whole
+logits."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ OutputKind = Literal["losses", "scores", "logits"]
 
 
 class LongRopeGPT(GPTModel):
-    """One chunk of a model: a pipeline stage, or a part of one. The last chunk returns, by `output_kind`:
+    """One chunk of a model: a pipeline stage, or a part of one. The last chunk returns, by
+    `output_kind`:
 
     - `losses`: nats per token [total], differentiable;
     - `scores`: nats and arg-max hits [2, total];
@@ -39,7 +41,9 @@ class LongRopeGPT(GPTModel):
             parts[2] = str(self.decoder.layers[int(parts[2])].layer_number - 1)
         return ".".join(parts)
 
-    def _postprocess(self, hidden_states: Tensor, *_: Any, labels: Tensor | None = None, **__: Any) -> Tensor:
+    def _postprocess(
+        self, hidden_states: Tensor, *_: Any, labels: Tensor | None = None, **__: Any
+    ) -> Tensor:
         """Called by GPTModel.forward with the decoder's output [seq share, 1, hidden_size]."""
         if not self.post_process:
             return hidden_states

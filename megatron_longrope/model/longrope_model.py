@@ -1,4 +1,5 @@
-"""This process's share of a model: chunks of consecutive layers, and the factors in force over all of them."""
+"""This process's share of a model: chunks of consecutive layers, and the factors in force over all
+of them."""
 
 from __future__ import annotations
 
@@ -30,13 +31,20 @@ class LongRopeModel:
     angle_precision: AnglePrecision = "float64"
 
     def set_factors(self, factors: FactorSet | RopeFactors) -> None:
-        """Puts λ, n̂ and temperature in force together, from the next batch on; refuses another geometry."""
+        """Puts λ, n̂ and temperature in force together, from the next batch on; refuses another
+        geometry."""
         factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
         for part in factor_set.ranges:
             if part.factors.head_dim != self.shape.head_dim:
-                raise InputError("factors.head_dim", part.factors.head_dim, f"the model's is {self.shape.head_dim}")
+                raise InputError(
+                    "factors.head_dim",
+                    part.factors.head_dim,
+                    f"the model's is {self.shape.head_dim}",
+                )
             if part.factors.base != self.shape.rope_base:
-                raise InputError("factors.base", part.factors.base, f"the model's is {self.shape.rope_base}")
+                raise InputError(
+                    "factors.base", part.factors.base, f"the model's is {self.shape.rope_base}"
+                )
         self.factor_set = factor_set
 
     def set_output(self, kind: OutputKind) -> None:
@@ -67,7 +75,8 @@ class LongRopeModel:
             yield from chunk.parameters()
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Yields this process's weights by their names in the whole model, layers counted from its first."""
+        """Yields this process's weights by their names in the whole model, layers counted from its
+        first."""
         for chunk in self.chunks:
             for name, parameter in chunk.named_parameters():
                 yield chunk.global_name(name), parameter
@@ -96,5 +105,7 @@ class LongRopeModel:
     @property
     def geometry(self) -> RopeGeometry:
         return RopeGeometry(
-            base=self.shape.rope_base, head_dim=self.shape.head_dim, original_length=self.shape.context_length
+            base=self.shape.rope_base,
+            head_dim=self.shape.head_dim,
+            original_length=self.shape.context_length,
         )

@@ -12,10 +12,11 @@ CHUNK_TOKENS = 1024
 
 
 def rotate(x: Tensor, angles: Tensor, *, overwrite: bool = False) -> Tensor:
-    """Returns x [tokens, heads, head_dim] with pair (i, i + head_dim/2) turned by `angles` [tokens, head_dim/2].
+    """Returns x [tokens, heads, head_dim] with pair (i, i + head_dim/2) turned by `angles` [tokens,
+    head_dim/2].
 
-    Differentiable in both, unless `overwrite`, which turns x itself and returns it. cos and sin are taken in the
-    angles' float32 and rounded to x's dtype, as Hugging Face does.
+    Differentiable in both, unless `overwrite`, which turns x itself and returns it. cos and sin are
+    taken in the angles' float32 and rounded to x's dtype, as Hugging Face does.
     """
     if overwrite:
         return _turn(x, angles, x)
@@ -33,7 +34,12 @@ class _Rotation(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         angles, turned = ctx.saved_tensors
-        grad_x = _turn(grad, angles, torch.empty_like(grad, memory_format=torch.contiguous_format), inverse=True)
+        grad_x = _turn(
+            grad,
+            angles,
+            torch.empty_like(grad, memory_format=torch.contiguous_format),
+            inverse=True,
+        )
         return grad_x, None if turned is None else _angle_gradients(grad, turned, angles)
 
 

@@ -24,7 +24,8 @@ VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this under every layout, so that any layout loads any checkpoint."""
 
 _MAX_LAYERS = 10_000
-"""More than any model has; a damaged config may say anything, and tables of weights are made from it."""
+"""More than any model has; a damaged config may say anything, and tables of weights are made from
+it."""
 
 
 class ModelShape(StrictConfig):
@@ -44,7 +45,8 @@ class ModelShape(StrictConfig):
     initializer_range: PositiveFloat = 0.02
     architecture: ArchitectureName = "llama"
     attention_windows: tuple[PositiveInt | None, ...] = ()
-    """Tokens each layer's attention reaches back, itself included; None: all of them. Empty: None everywhere."""
+    """Tokens each layer's attention reaches back, itself included; None: all of them. Empty: None
+    everywhere."""
     rope_free_layers: tuple[NonNegativeInt, ...] = ()
     """Layers, counted from 0, whose queries and keys are not rotated."""
 
@@ -52,10 +54,13 @@ class ModelShape(StrictConfig):
     def _check_layers(self) -> Self:
         if len(self.attention_windows) not in (0, self.num_layers):
             raise ValueError(
-                f"attention_windows has {len(self.attention_windows)} entries for {self.num_layers} layers"
+                f"attention_windows has {len(self.attention_windows)} entries for "
+                f"{self.num_layers} layers"
             )
         if any(layer >= self.num_layers for layer in self.rope_free_layers):
-            raise ValueError(f"rope_free_layers {self.rope_free_layers} are not all of {self.num_layers} layers")
+            raise ValueError(
+                f"rope_free_layers {self.rope_free_layers} are not all of {self.num_layers} layers"
+            )
         return self
 
     @property
@@ -69,7 +74,8 @@ class ModelShape(StrictConfig):
 
     @property
     def padded_vocab_size(self) -> int:
-        """Embedding rows with padding; the padding is masked out of every loss and cut on export."""
+        """Embedding rows with padding; the padding is masked out of every loss and cut on
+        export."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     @property
@@ -83,27 +89,45 @@ class ModelShape(StrictConfig):
         return self.num_layers * layer + embeddings + self.hidden_size
 
     def forward_flops(self, length: int) -> float:
-        """Floating-point operations of one forward pass over `length` tokens, causal attention counted by half."""
-        projections = self.num_parameters - self.vocab_size * self.hidden_size * (0 if self.tie_embeddings else 1)
+        """Floating-point operations of one forward pass over `length` tokens, causal attention
+        counted by half."""
+        projections = self.num_parameters - self.vocab_size * self.hidden_size * (
+            0 if self.tie_embeddings else 1
+        )
         reach = sum(_mean_reach(length, self.window(layer)) for layer in range(self.num_layers))
         return length * (2.0 * projections + 4 * self.num_heads * self.head_dim * reach)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, keep_windows: bool = True) -> Self:
-        """Returns the shape in an HF `config.json`; raises InputError for an architecture or option we do not carry.
+        """Returns the shape in an HF `config.json`; raises InputError for an architecture or option
+        we do not carry.
 
-        `keep_windows=False` switches sliding windows off: every layer attends to everything before it.
+        `keep_windows=False` switches sliding windows off: every layer attends to everything before
+        it.
         """
         kind = config.get("model_type")
         if kind not in ARCHITECTURES:
-            raise InputError("model_type", kind, f"supported here: {', '.join(sorted(ARCHITECTURES))}")
+            raise InputError(
+                "model_type", kind, f"supported here: {', '.join(sorted(ARCHITECTURES))}"
+            )
         traits = ARCHITECTURES[kind]
         _check_options(kind, traits, config)
-        layers, heads = _need(config, "num_hidden_layers", _MAX_LAYERS), _need(config, "num_attention_heads")
+        layers, heads = (
+            _need(config, "num_hidden_layers", _MAX_LAYERS),
+            _need(config, "num_attention_heads"),
+        )
         geometry = geometry_from_hf(config)
-        kv_heads = heads if config.get("num_key_value_heads") is None else _need(config, "num_key_value_heads")
+        kv_heads = (
+            heads
+            if config.get("num_key_value_heads") is None
+            else _need(config, "num_key_value_heads")
+        )
         if heads % kv_heads:
-            raise InputError("config.num_attention_heads", heads, f"a multiple of num_key_value_heads ({kv_heads})")
+            raise InputError(
+                "config.num_attention_heads",
+                heads,
+                f"a multiple of num_key_value_heads ({kv_heads})",
+            )
         return cls(
             num_layers=layers,
             hidden_size=_need(config, "hidden_size"),
@@ -140,14 +164,22 @@ class ModelShape(StrictConfig):
             "tie_word_embeddings": self.tie_embeddings,
             "initializer_range": self.initializer_range,
             "use_cache": True,
-            **{key: value for key, value in must_be.items() if value is not None and key != "pretraining_tp"},
+            **{
+                key: value
+                for key, value in must_be.items()
+                if value is not None and key != "pretraining_tp"
+            },
             **self.hf_attention(),
         }
 
     def hf_attention(self) -> dict[str, Any]:
-        """Returns the HF config keys for windows and layers without RoPE; InputError for what the family cannot say."""
-        return dict(attention_settings(self.architecture, self.attention_windows, self.rope_free_layers,
-                                       self.num_layers))  # fmt: skip
+        """Returns the HF config keys for windows and layers without RoPE; InputError for what the
+        family cannot say."""
+        return dict(
+            attention_settings(
+                self.architecture, self.attention_windows, self.rope_free_layers, self.num_layers
+            )
+        )
 
 
 def _mean_reach(length: int, window: int | None) -> float:
@@ -164,9 +196,17 @@ def _check_options(kind: str, traits: Architecture, config: Mapping[str, Any]) -
         if config.get(key) is None:
             raise InputError(f"config.{key}", None, f"a {kind} config must say it")
     said = config.get("rope_parameters") or config.get("rope_scaling")
-    rope_type = (said.get("rope_type") or said.get("type") or "default") if isinstance(said, Mapping) else "default"
+    rope_type = (
+        (said.get("rope_type") or said.get("type") or "default")
+        if isinstance(said, Mapping)
+        else "default"
+    )
     if traits.rope_types is not None and rope_type not in traits.rope_types:
-        raise InputError("rope_type", rope_type, f"transformers' {kind} knows {', '.join(sorted(traits.rope_types))}")
+        raise InputError(
+            "rope_type",
+            rope_type,
+            f"transformers' {kind} knows {', '.join(sorted(traits.rope_types))}",
+        )
 
 
 def _need(config: Mapping[str, Any], key: str, at_most: int = 1 << 40) -> int:

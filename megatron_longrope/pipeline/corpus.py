@@ -39,26 +39,33 @@ class Corpus:
 
 
 def load_corpus(config: CorpusConfig, tokenizer: TextTokenizer, target_length: int) -> Corpus:
-    """Returns the documents of `config`, tokenized; raises InputError where too few reach `target_length`."""
+    """Returns the documents of `config`, tokenized; raises InputError where too few reach
+    `target_length`."""
     train, search, held_out = _texts(config, tokenizer, target_length)
     for name, documents in (("train", train), ("search", search), ("evaluation", held_out)):
         if not documents:
             raise InputError(f"corpus.{name}", "none", "at least one document is needed")
-    corpus = Corpus(tokenize(train, tokenizer), _whole(search, tokenizer), _whole(held_out, tokenizer))
+    corpus = Corpus(
+        tokenize(train, tokenizer), _whole(search, tokenizer), _whole(held_out, tokenizer)
+    )
     for part, whole in (("search", corpus.search), ("evaluation", corpus.held_out)):
         for document in whole:
             if len(document.tokens) < target_length:
                 raise InputError(
-                    f"corpus.{part}", document.name,
-                    f"has {len(document.tokens)} tokens, fewer than the target length {format_length(target_length)}",
-                )  # fmt: skip
+                    f"corpus.{part}",
+                    document.name,
+                    f"has {len(document.tokens)} tokens, fewer than the target length "
+                    f"{format_length(target_length)}",
+                )
     return corpus
 
 
 Texts = Sequence[TextDocument]
 
 
-def _texts(config: CorpusConfig, tokenizer: TextTokenizer, target_length: int) -> tuple[Texts, Texts, Texts]:
+def _texts(
+    config: CorpusConfig, tokenizer: TextTokenizer, target_length: int
+) -> tuple[Texts, Texts, Texts]:
     if config.standard_library:
         split = split_standard_library()
         return split.train, split.search, split.evaluation
@@ -76,18 +83,30 @@ def _divide(
 ) -> tuple[Texts, Texts, Texts]:
     """The first long documents are searched and evaluated on, the rest is trained on."""
     needed = config.num_search + config.num_evaluation
-    lengths = [len(tokens) for tokens in tokenizer.encode_documents([document.text for document in documents])]
-    long = [document for document, length in zip(documents, lengths, strict=True) if length >= target_length]
+    lengths = [
+        len(tokens)
+        for tokens in tokenizer.encode_documents([document.text for document in documents])
+    ]
+    long = [
+        document
+        for document, length in zip(documents, lengths, strict=True)
+        if length >= target_length
+    ]
     if len(long) < needed or len(documents) <= needed:
         raise InputError(
-            "corpus.documents", f"{len(long)} of {len(documents)}",
-            f"reach {format_length(target_length)} tokens; {needed} are needed (num_search + num_evaluation), "
+            "corpus.documents",
+            f"{len(long)} of {len(documents)}",
+            f"reach {format_length(target_length)} tokens; {needed} are needed (num_search + "
+            "num_evaluation), "
             "and others to train on",
-        )  # fmt: skip
+        )
     search, held_out = long[: config.num_search], long[config.num_search : needed]
     taken = {id(document) for document in (*search, *held_out)}
     return [document for document in documents if id(document) not in taken], search, held_out
 
 
 def _whole(documents: Texts, tokenizer: TextTokenizer) -> list[EvaluationDocument]:
-    return [EvaluationDocument(document.name, document.tokens) for document in tokenize(documents, tokenizer)]
+    return [
+        EvaluationDocument(document.name, document.tokens)
+        for document in tokenize(documents, tokenizer)
+    ]

@@ -55,26 +55,38 @@ class Evaluator:
     def window(self) -> int:
         return self.model.shape.context_length
 
-    def perplexity(self, method: str, factors: FactorSet | RopeFactors, length: int, temperature: str = "own") -> None:
+    def perplexity(
+        self, method: str, factors: FactorSet | RopeFactors, length: int, temperature: str = "own"
+    ) -> None:
         """Adds a method's rows at one length, from the first token on."""
         self.model.set_factors(factors)
         labels = EvaluationLabels(self.name, method, temperature)
         bucket = max(1, min(length // 8, self.window))
-        measured = measure_perplexity(self.model, self._documents(length), length, labels, bucket_tokens=bucket,
-                                      max_batch_tokens=PASS_TOKENS)  # fmt: skip
+        measured = measure_perplexity(
+            self.model,
+            self._documents(length),
+            length,
+            labels,
+            bucket_tokens=bucket,
+            max_batch_tokens=PASS_TOKENS,
+        )
         self.rows.perplexity += measured.rows
         self.rows.positions += measured.positions
 
     def inside_own_window(self, length: int) -> None:
-        """Adds the unscaled model's rows over `length` tokens, seen through a sliding window of its own size."""
+        """Adds the unscaled model's rows over `length` tokens, seen through a sliding window of its
+        own size."""
         self.model.set_factors(self._unscaled())
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
         labels = EvaluationLabels(self.name, "none", "own")
         documents = self.documents[: self.config.num_documents]
-        self.rows.perplexity += measure_perplexity(self.model, documents, length, labels, sliding=sliding,
-                                                   max_batch_tokens=PASS_TOKENS).rows  # fmt: skip
+        self.rows.perplexity += measure_perplexity(
+            self.model, documents, length, labels, sliding=sliding, max_batch_tokens=PASS_TOKENS
+        ).rows
 
-    def passkey(self, method: str, factors: FactorSet | RopeFactors, up_to: int | None = None) -> None:
+    def passkey(
+        self, method: str, factors: FactorSet | RopeFactors, up_to: int | None = None
+    ) -> None:
         """Adds a method's rows at every passkey length (of at most `up_to` tokens) and depth."""
         self.model.set_factors(factors)
         labels = EvaluationLabels(self.name, method)
@@ -84,22 +96,33 @@ class Evaluator:
             self.announce(f"passkey {self.name} {method} at {length}")
             depths = [round(depth, _DEPTH_DIGITS) for depth in self.config.passkey_depths]
             self.rows.passkey += measure_passkey(
-                self.model, self.tokenizer, length, depths, self.config.passkey_trials, labels,
+                self.model,
+                self.tokenizer,
+                length,
+                depths,
+                self.config.passkey_trials,
+                labels,
                 max_batch_tokens=PASS_TOKENS,
-            )  # fmt: skip
+            )
 
     def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:
-        """Adds every method scaled to `target`, with its own temperature and, at the target, with the searched one."""
-        methods = baseline_methods(self.model.geometry, target, attention_factor=searched.attention_factor)
+        """Adds every method scaled to `target`, with its own temperature and, at the target, with
+        the searched one."""
+        methods = baseline_methods(
+            self.model.geometry, target, attention_factor=searched.attention_factor
+        )
         for method in methods:
             for length in lengths if method.temperature == "own" else [target]:
-                self.announce(f"perplexity {self.name} {method.name} ({method.temperature}) at {length}")
+                self.announce(
+                    f"perplexity {self.name} {method.name} ({method.temperature}) at {length}"
+                )
                 self.perplexity(method.name, method.factors_at(length), length, method.temperature)
         for length in lengths:
             self.perplexity("longrope", searched, length, "searched")
 
     def second_interpolations(self, tuned: RopeFactors, searched: RopeFactors, length: int) -> None:
-        """Adds the config's methods on top of the fine-tuned factors, with their own temperature and the searched."""
+        """Adds the config's methods on top of the fine-tuned factors, with their own temperature
+        and the searched."""
         for method in self.config.second_interpolations:
             factors = second_interpolation(method, tuned, length)
             self.announce(f"perplexity {self.name} second {method} at {length}")
@@ -108,27 +131,38 @@ class Evaluator:
             self.perplexity(f"second-{method}", other, length, "searched")
 
     def _documents(self, length: int) -> Sequence[EvaluationDocument]:
-        """Consecutive stretches of `length` tokens, so that all lengths are measured on much the same text.
+        """Consecutive stretches of `length` tokens, so that all lengths are measured on much the
+        same text.
 
         The first few hundred tokens of a document are not like the rest of it.
         """
         return [
-            EvaluationDocument(f"{document.name}[{start}:{start + length}]", document.tokens[start : start + length])
+            EvaluationDocument(
+                f"{document.name}[{start}:{start + length}]",
+                document.tokens[start : start + length],
+            )
             for document in self.documents[: self.config.num_documents]
-            for start in range(0, max(length, min(_SHORT_TOKENS, len(document.tokens)) // length * length), length)
+            for start in range(
+                0, max(length, min(_SHORT_TOKENS, len(document.tokens)) // length * length), length
+            )
         ]
 
     def _unscaled(self) -> RopeFactors:
         return NoScaling().factors(self.model.geometry)
 
 
-def extended_factor_set(steps: Sequence[RopeFactors], recovered: Sequence[tuple[int, RopeFactors]]) -> FactorSet:
-    """Returns what serves every input length: recovered sets up to their lengths, then each step's up to its own.
+def extended_factor_set(
+    steps: Sequence[RopeFactors], recovered: Sequence[tuple[int, RopeFactors]]
+) -> FactorSet:
+    """Returns what serves every input length: recovered sets up to their lengths, then each step's
+    up to its own.
 
-    `steps` are the last fine-tuned factors and those searched beyond, ascending; the last one serves all that is
-    longer.
+    `steps` are the last fine-tuned factors and those searched beyond, ascending; the last one
+    serves all that is longer.
     """
-    ranges: list[dict[str, Any]] = [{"up_to": length, "factors": factors} for length, factors in recovered]
+    ranges: list[dict[str, Any]] = [
+        {"up_to": length, "factors": factors} for length, factors in recovered
+    ]
     ranges += [{"up_to": factors.target_length, "factors": factors} for factors in steps[:-1]]
     ranges.append({"up_to": None, "factors": steps[-1]})
     return FactorSet.model_validate({"ranges": ranges})

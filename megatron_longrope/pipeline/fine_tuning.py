@@ -1,4 +1,5 @@
-"""Fine-tuning under searched factors, and the control that trains as long at the pretrained window."""
+"""Fine-tuning under searched factors, and the control that trains as long at the pretrained
+window."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class TrainingStage:
 
 
 def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorSet:
-    """Returns what each row is trained under: by the longest piece in it, as inputs are served later."""
+    """Returns what each row is trained under: by the longest piece in it, as inputs are served
+    later."""
     if short_inputs == "extended":
         return FactorSet.single(factors)
     unscaled = NoScaling().factors(factors.geometry)
@@ -56,21 +58,22 @@ def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorS
 def train_model(
     stage: TrainingStage, model: LongRopeModel, factors: FactorSet | RopeFactors, show: ShowSteps
 ) -> dict[str, Any]:
-    """Trains `model` to the end of its stage, from its last checkpoint where there is one, and merges the result with
-    what it began with.
+    """Trains `model` to the end of its stage, from its last checkpoint where there is one, and
+    merges the result with what it began with.
 
-    Leaves `checkpoints/<name>` (weights without optimizer) and returns steps, tokens and the last loss.
+    Leaves `checkpoints/<name>` (weights without optimizer) and returns steps, tokens and the last
+    loss.
     """
     model.set_factors(factors)
     runtime = model.runtime
     dataset = PackedDataset(stage.data, vocab_size=model.shape.vocab_size)
     batches = PackedBatches(
         dataset,
-        stage.config.rows_per_step,
+        stage.config.global_batch_size,
         runtime.data_parallel_rank,
         runtime.data_parallel_size,
         seed=stage.config.seed,
-        micro_batch_rows=stage.config.micro_batch_rows,
+        micro_batch_size=stage.config.micro_batch_size,
         pad_to_multiple=runtime.layout.sequence_divisor,
         balanced_steps=stage.config.balanced_steps,
     )
@@ -82,13 +85,27 @@ def train_model(
     trainer = Trainer(model, batches, stage.config)
     merge = WeightMerge(model, stage.merge)
     resume_training(trainer, unfinished)
-    metrics = MetricsFile(stage.directory.metrics, stage.name, trainer.state.step) if runtime.is_main else None
+    metrics = (
+        MetricsFile(stage.directory.metrics, stage.name, trainer.state.step)
+        if runtime.is_main
+        else None
+    )
     with StopOnSignal(save) as stop:
-        trainer.callbacks = [WriteMetrics(metrics), ReportProgress(show), SaveCheckpoints(save), stop]
+        trainer.callbacks = [
+            WriteMetrics(metrics),
+            ReportProgress(show),
+            SaveCheckpoints(save),
+            stop,
+        ]
         state = trainer.train()
     merge.apply()
-    save_checkpoint(model, stage.directory.checkpoint(stage.name), iteration=state.step,
-                    consumed_tokens=state.tokens, hf_files=stage.hf_files)  # fmt: skip
+    save_checkpoint(
+        model,
+        stage.directory.checkpoint(stage.name),
+        iteration=state.step,
+        consumed_tokens=state.tokens,
+        hf_files=stage.hf_files,
+    )
     if runtime.is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
     runtime.barrier()

@@ -10,7 +10,8 @@ from megatron_longrope.runtime import Runtime
 
 
 def on_main(runtime: Runtime, work: Callable[[], Any]) -> Any:
-    """Returns on every rank what `work` returns on the main one; an error of ours there is raised on all."""
+    """Returns on every rank what `work` returns on the main one; an error of ours there is raised
+    on all."""
     outcome: Any = None
     if runtime.is_main:
         try:

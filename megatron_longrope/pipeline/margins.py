@@ -35,35 +35,50 @@ def baseline_margins(
     documents_sha256: str,
     show: Count | None = None,
 ) -> tuple[list[dict[str, Any]], SearchCost]:
-    """Returns a row per baseline, each with its own temperature and with the one found: perplexity, and by which
-
-    factor it exceeds the best one's, with a 95 % interval over documents; and what that took. Baselines that the search
-    evaluated itself are taken from it, and what is evaluated here is journalled: nothing is twice. All ranks come here
-    together.
+    """Returns a row per baseline, each with its own temperature and with the one found: perplexity,
+    and by which factor it exceeds the best one's, with a 95 % interval over documents; and what
+    that took. Baselines that the search evaluated itself are taken from it, and what is evaluated
+    here is journalled: nothing is twice. All ranks come here together.
     """
     own = list(problem.baselines)
     methods = [*own, *(method.with_temperature(outcome.best.attention_factor) for method in own)]
     length = problem.length
     candidates = [candidate_of(method.factors_at(length).for_length(length)) for method in methods]
-    found = {entry.candidate: entry.evaluation for entry in outcome.entries if entry.evaluation.completed}
+    found = {
+        entry.candidate: entry.evaluation for entry in outcome.entries if entry.evaluation.completed
+    }
     scored = objective.without_ladder()
     judged_by = judged_on(scored, documents_sha256)
     digest = hashlib.sha256(json.dumps(judged_by, sort_keys=True).encode()).hexdigest()[:8]
     path = directory.journal(f"baselines/{length}-{digest}")
-    with shared_journal(objective.model.runtime, path, {"searcher": "baselines"}, judged_by) as journal:
+    with shared_journal(
+        objective.model.runtime, path, {"searcher": "baselines"}, judged_by
+    ) as journal:
         found |= {entry.candidate: entry.evaluation for entry in journal.entries}
         missing = [candidate for candidate in dict.fromkeys(candidates) if candidate not in found]
         num_wanted, before = len(journal.entries) + len(missing), time.monotonic()
         for evaluation, candidate in zip(scored.stream(missing, Terms()), missing, strict=True):
             now, index = time.monotonic(), len(journal.entries)
-            journal.append(JournalEntry(index, candidate, Provenance(0, "baseline"), evaluation, now - before,
-                                        evaluation.cost_tokens))  # fmt: skip
+            journal.append(
+                JournalEntry(
+                    index,
+                    candidate,
+                    Provenance(0, "baseline"),
+                    evaluation,
+                    now - before,
+                    evaluation.cost_tokens,
+                )
+            )
             found[candidate], before = evaluation, now
             if show is not None:
                 show(index + 1, num_wanted, "baselines")
         cost = SearchCost.of(journal.entries)
     return [
-        {"method": method.name, "temperature": method.temperature, **_row(outcome.evaluation, found[candidate])}
+        {
+            "method": method.name,
+            "temperature": method.temperature,
+            **_row(outcome.evaluation, found[candidate]),
+        }
         for method, candidate in zip(methods, candidates, strict=True)
     ], cost
 
@@ -75,5 +90,10 @@ def candidate_of(factors: RopeFactors) -> Candidate:
 
 def _row(ours: Evaluation, other: Evaluation) -> dict[str, Any]:
     margin = paired_margin(ours, other)
-    numbers = {"perplexity": other.perplexity, "ratio": margin.ratio, "low": margin.low, "high": margin.high}
+    numbers = {
+        "perplexity": other.perplexity,
+        "ratio": margin.ratio,
+        "low": margin.low,
+        "high": margin.high,
+    }
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -47,11 +47,14 @@ def measure_run(
     announce: Callable[[str], None],
     is_main: bool,
 ) -> dict[str, Any]:
-    """Writes evals/{perplexity,positions,passkey}.json on the main rank; returns how many rows each has."""
+    """Writes evals/{perplexity,positions,passkey}.json on the main rank; returns how many rows each
+    has."""
     rows = Measurements()
 
     def evaluator(name: str, checkpoint: str) -> Evaluator:
-        return Evaluator(load(checkpoint), name, documents, tokenizer, recipe.evaluation, rows, announce)
+        return Evaluator(
+            load(checkpoint), name, documents, tokenizer, recipe.evaluation, rows, announce
+        )
 
     _measure_base(evaluator("base", models.base), models, recipe)
     _measure_extended(evaluator("extended", models.extended), models, recipe)
@@ -63,13 +66,17 @@ def measure_run(
         write_rows(directory.evaluation("perplexity"), rows.perplexity)
         write_rows(directory.evaluation("positions"), rows.positions)
         write_rows(directory.evaluation("passkey"), rows.passkey)
-    return {"perplexity": len(rows.perplexity), "positions": len(rows.positions), "passkey": len(rows.passkey)}
+    return {
+        "perplexity": len(rows.perplexity),
+        "positions": len(rows.positions),
+        "passkey": len(rows.passkey),
+    }
 
 
 def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
     """The pretrained model: every method scaled to the first target, and itself inside its window.
 
-    Pass keys too up to the first target only: what it finds from twice its window on is seen there.
+    Passkeys too up to the first target only: what it finds from twice its window on is seen there.
     """
     unscaled = NoScaling().factors(evaluator.model.geometry)
     target = models.first.target_length
@@ -100,10 +107,14 @@ def _short_lengths(recipe: Recipe, window: int) -> list[int]:
 
 
 def write_baselines(models: RunModels, geometry: RopeGeometry, directory: RunDirectory) -> None:
-    """Writes the other methods' factors for every length of the run, for reports and for `--method FILE`."""
+    """Writes the other methods' factors for every length of the run, for reports and for `--method
+    FILE`."""
     scale = models.first.target_length / geometry.original_length
     for name, kind in STARTS.items():
-        write_factors(directory.factors(f"{name}-{models.first.target_length}"), kind(scale=scale).factors(geometry))
+        write_factors(
+            directory.factors(f"{name}-{models.first.target_length}"),
+            kind(scale=scale).factors(geometry),
+        )
         if models.tuned is not None:
             for step in models.steps[1:]:
                 factors = second_interpolation(name, models.tuned, step.target_length)

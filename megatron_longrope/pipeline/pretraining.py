@@ -1,4 +1,5 @@
-"""`longrope train`: tokenizer, fresh or given model, packed rows, training, and the result as a Hugging Face folder."""
+"""`longrope train`: tokenizer, fresh or given model, packed rows, training, and the result as a
+Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -32,14 +33,16 @@ from megatron_longrope.training import TrainingConfig
 
 
 class InitializeConfig(StrictConfig):
-    """A fresh model and its tokenizer: a byte-level BPE of `shape.vocab_size` entries, trained on the documents."""
+    """A fresh model and its tokenizer: a byte-level BPE of `shape.vocab_size` entries, trained on
+    the documents."""
 
     shape: ModelShape
     scheme: Scheme = "normal"
 
 
 class TrainRecipe(StrictConfig):
-    """One training from scratch (`initialize`) or of a given model (`model`, an HF folder or Megatron checkpoint)."""
+    """One training from scratch (`initialize`) or of a given model (`model`, an HF folder or
+    Megatron checkpoint)."""
 
     name: str
     initialize: InitializeConfig | None = None
@@ -63,22 +66,32 @@ class TrainRecipe(StrictConfig):
 
 
 def train_from_recipe(
-    recipe: TrainRecipe, run_dir: Path, runtime: Runtime, announce: Callable[[str], None], show: ShowSteps
+    recipe: TrainRecipe,
+    run_dir: Path,
+    runtime: Runtime,
+    announce: Callable[[str], None],
+    show: ShowSteps,
 ) -> Path:
-    """Runs the recipe in `run_dir`, going on where it was interrupted, and returns the HF folder it leaves.
+    """Runs the recipe in `run_dir`, going on where it was interrupted, and returns the HF folder it
+    leaves.
 
     Raises InputError for bad input and for a run directory begun with other inputs.
     """
     training = recipe.training
-    runtime.layout.check_batch(training.rows_per_step, training.micro_batch_rows, runtime.data_parallel_size)
+    runtime.layout.check_batch(
+        training.global_batch_size, training.micro_batch_size, runtime.data_parallel_size
+    )
     directory = RunDirectory(run_dir)
     if runtime.is_main:
         directory.root.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe.model_dump(mode="json"), directory.config)
     stages = StageRunner(directory, runtime, announce)
     start = directory.root / "initial" if recipe.initialize else Path(recipe.model or "")
-    stages.run("initialize", {"recipe": recipe.model_dump(mode="json", include={"initialize", "model", "seed"})},
-               lambda: on_main(runtime, lambda: _initialize(recipe, start)))  # fmt: skip
+    stages.run(
+        "initialize",
+        {"recipe": recipe.model_dump(mode="json", include={"initialize", "model", "seed"})},
+        lambda: on_main(runtime, lambda: _initialize(recipe, start)),
+    )
     loaded = load_model(start, runtime, dtype=TORCH_DTYPES[recipe.dtype], purpose="training")
     if loaded.tokenizer_file is None:
         raise InputError("model", start, "has no tokenizer.json to encode the documents with")
@@ -87,11 +100,18 @@ def train_from_recipe(
     data_inputs = recipe.model_dump(mode="json", include={"data", "standard_library", "documents"})
     shape = loaded.model.shape
     made = stages.run(
-        "data", data_inputs, lambda: on_main(runtime, lambda: _build_data(recipe, tokenizer, data, shape))
+        "data",
+        data_inputs,
+        lambda: on_main(runtime, lambda: _build_data(recipe, tokenizer, data, shape)),
     )
     stage = TrainingStage("train", recipe.training, data, directory, loaded.hf_files)
-    inputs = {**recipe.model_dump(mode="json", include={"training", "dtype", "parallel"}), "data": made}
-    stages.run("train", inputs, lambda: train_model(stage, loaded.model, loaded.model.factor_set, show))
+    inputs = {
+        **recipe.model_dump(mode="json", include={"training", "dtype", "parallel"}),
+        "data": made,
+    }
+    stages.run(
+        "train", inputs, lambda: train_model(stage, loaded.model, loaded.model.factor_set, show)
+    )
     stages.run("export", {}, lambda: on_main(runtime, lambda: _export(directory)))
     return directory.export
 
@@ -100,21 +120,34 @@ def _initialize(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
     if recipe.initialize is None:
         return {"given": str(folder)}
     scratch = folder.with_name("tokenizer")
-    train_bpe([document.text for document in _documents(recipe)], recipe.initialize.shape.vocab_size, scratch)
-    initialize_model(recipe.initialize.shape, recipe.initialize.scheme, recipe.seed, folder, scratch)
+    train_bpe(
+        [document.text for document in _documents(recipe)],
+        recipe.initialize.shape.vocab_size,
+        scratch,
+    )
+    initialize_model(
+        recipe.initialize.shape, recipe.initialize.scheme, recipe.seed, folder, scratch
+    )
     shutil.rmtree(scratch)
     return {"parameters": recipe.initialize.shape.num_parameters}
 
 
-def _build_data(recipe: TrainRecipe, tokenizer: TextTokenizer, prefix: Path, shape: ModelShape) -> dict[str, Any]:
+def _build_data(
+    recipe: TrainRecipe, tokenizer: TextTokenizer, prefix: Path, shape: ModelShape
+) -> dict[str, Any]:
     documents = tokenize(_documents(recipe), tokenizer)
-    manifest = build_training_set(prefix, documents, tokenizer, recipe.data, window=shape.context_length,
-                                  seed=recipe.seed)  # fmt: skip
+    manifest = build_training_set(
+        prefix, documents, tokenizer, recipe.data, window=shape.context_length, seed=recipe.seed
+    )
     return {"tokens": manifest.counts.tokens, "rows": manifest.counts.rows}
 
 
 def _documents(recipe: TrainRecipe) -> list[Any]:
-    return split_standard_library().train if recipe.standard_library else list(read_text_files(recipe.documents))
+    return (
+        split_standard_library().train
+        if recipe.standard_library
+        else list(read_text_files(recipe.documents))
+    )
 
 
 def _export(directory: RunDirectory) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What an extension run is told: model, documents, the steps of the method, and how to measure it."""
+"""What an extension run is told: model, documents, the steps of the method, and how to measure
+it."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ DtypeName = Literal["float32", "bfloat16"]
 
 
 class CorpusConfig(StrictConfig):
-    """Where documents come from: the running Python's standard library, three lists of text files, or one list.
+    """Where documents come from: the running Python's standard library, three lists of text files,
+    or one list.
 
-    One list, `documents`, is divided by itself: the documents that reach the target length go, in the order given,
-    to `num_search` and `num_evaluation`; all others are trained on.
+    One list, `documents`, is divided by itself: the documents that reach the target length go, in
+    the order given, to `num_search` and `num_evaluation`; all others are trained on.
     """
 
     standard_library: bool = False
@@ -37,14 +39,18 @@ class CorpusConfig(StrictConfig):
     def _one_source(self) -> CorpusConfig:
         listed = bool(self.train or self.search or self.evaluation)
         if [self.standard_library, bool(self.documents), listed].count(True) != 1:
-            raise ValueError("give one of standard_library, documents, or the three lists train, search, evaluation")
+            raise ValueError(
+                "give one of standard_library, documents, or the three lists train, search, "
+                "evaluation"
+            )
         if listed and not (self.train and self.search and self.evaluation):
             raise ValueError("train, search and evaluation are given together")
         return self
 
 
 class RetrievalConfig(StrictConfig):
-    """Synthetic retrieval documents mixed into training: pass keys in filler, and key–value lists."""
+    """Synthetic retrieval documents mixed into training: passkeys in filler, and key–value
+    lists."""
 
     share: float = Field(default=0.0, ge=0, lt=1)
     """Of all training tokens."""
@@ -54,26 +60,31 @@ class RetrievalConfig(StrictConfig):
     copy_share: float = Field(default=0.0, ge=0, le=1)
     text_filler_share: float = Field(default=0.5, ge=0, le=1)
     longest_key: int = Field(default=5, ge=5)
-    """Pass keys have 5 to so many digits. In long ones digits repeat, and after one that stands twice in its key a
-    model has to look further back than one digit, which is what small ones fail at."""
+    """Passkeys have 5 to so many digits. In long ones digits repeat, and after one that stands
+    twice in its key a model has to look further back than one digit, which is what small ones fail
+    at."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RetrievalConfig:
         if self.min_length > self.max_length:
-            raise ValueError(f"min_length={self.min_length} must not exceed max_length={self.max_length}")
+            raise ValueError(
+                f"min_length={self.min_length} must not exceed max_length={self.max_length}"
+            )
         if self.key_value_share + self.copy_share > 1:
             raise ValueError("key_value_share and copy_share together must not exceed 1")
         return self
 
 
 class TrainingDataConfig(StrictConfig):
-    """How training rows are made: text cut into pieces, retrieval documents beside it, packed into rows."""
+    """How training rows are made: text cut into pieces, retrieval documents beside it, packed into
+    rows."""
 
     sequence_length: Length
     piece_length: Length | None = None
     """Longest piece of one document in a row; by default the whole row."""
     short_piece_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the text that is cut at the pretrained window instead, so that short inputs stay trained."""
+    """Share of the text that is cut at the pretrained window instead, so that short inputs stay
+    trained."""
     retrieval: RetrievalConfig = RetrievalConfig()
 
 
@@ -87,26 +98,29 @@ class SearchConfig(SearcherChoice):
     num_documents: PositiveInt = 5
     """At most: all where there are fewer."""
     windows_per_document: PositiveInt = 1
-    """Consecutive stretches of the searched length taken from each document: short lengths need more than one."""
+    """Consecutive stretches of the searched length taken from each document: short lengths need
+    more than one."""
     last_fraction: float = Field(default=1.0, gt=0, le=1)
     mixture: dict[Length, PositiveFloat] = Field(default_factory=dict)
-    """Further lengths and their weights beside the searched one's 1: the same documents' first tokens count too, so
-    that one set serves a range."""
+    """Further lengths and their weights beside the searched one's 1: the same documents' first
+    tokens count too, so that one set serves a range."""
     retrieval_documents: NonNegativeInt = 0
-    """Pass-key documents of the searched length of which the answers alone count (LongRoPE2's needles)."""
+    """Passkey documents of the searched length of which the answers alone count (LongRoPE2's
+    needles)."""
     retrieval_weight: PositiveFloat = 0.5
-    temperature: Literal["searched", "inherited", "fixed", "one"] = "searched"
-    """`searched`: 1.0 to 1.3 or 1.05 times YaRN's, whichever is more, beyond a fine-tuned length 1.0 to 1.4 times the
-    fine-tuned one; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln L); `one`: none."""
+    attention_factor: Literal["searched", "inherited", "fixed", "one"] = "searched"
+    """`searched`: 1.0 to 1.3 or 1.05 times YaRN's, whichever is more, beyond a fine-tuned length
+    1.0 to 1.4 times the fine-tuned one; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln
+    L); `one`: none."""
     search_start_tokens: bool = False
     starts: tuple[StartName, ...] = Field(default=("pi", "ntk", "yarn"), min_length=1)
-    """The methods an extension's search starts from, each with its own temperature and with a second one.
-    A recovery has starts of its own."""
+    """The methods an extension's search starts from, each with its own temperature and with a
+    second one. A recovery has starts of its own."""
     sharper_starts: tuple[PositiveFloat, ...] = (1.2,)
     """Beyond a fine-tuned length, what those second temperatures are: times the fine-tuned one."""
     space: Literal["longrope", "longrope2"] = "longrope"
-    """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below it; for a first
-    extension."""
+    """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below
+    it; for a first extension."""
     critical_pair: PositiveInt | None = None
     """Of `longrope2`; by default what theory says."""
     early_stopping: EarlyStopping | None = EarlyStopping()
@@ -122,9 +136,13 @@ class SearchConfig(SearcherChoice):
     @model_validator(mode="after")
     def _searcher_can_do_it(self) -> SearchConfig:
         if self.search_start_tokens and self.searcher in ("cma", "gradient"):
-            raise ValueError(f"search_start_tokens: searcher {self.searcher} keeps n̂ as its best start has it")
+            raise ValueError(
+                f"search_start_tokens: searcher {self.searcher} keeps n̂ as its best start has it"
+            )
         if self.space == "longrope2" and self.searcher == "piecewise":
-            raise ValueError("searcher: piecewise ends at λ = s, which is where space longrope2 begins")
+            raise ValueError(
+                "searcher: piecewise ends at λ = s, which is where space longrope2 begins"
+            )
         return self
 
     @property
@@ -135,19 +153,35 @@ class SearchConfig(SearcherChoice):
         return self.searcher == "gradient"
 
     def mistake(self, stage: SearchStage, length: int) -> tuple[str, str, str] | None:
-        """Returns field, value and rule of a setting that has no meaning in `stage` at `length`; None where all do."""
+        """Returns field, value and rule of a setting that has no meaning in `stage` at `length`;
+        None where all do."""
         ladder = self.early_stopping.ladder if self.early_stopping else ()
         if ladder and ladder[-1] >= length:
             rule = f"rungs are shorter than the {format_length(length)} searched"
             return "search.early_stopping.ladder", format_length(ladder[-1]), rule
         if stage != "first" and self.space != "longrope":
             return "search.space", self.space, "is for the first extension of a pretrained model"
-        if stage == "first" and self.temperature == "inherited":
-            return "search.temperature", "inherited", "nothing is fine-tuned yet: searched, fixed or one"
-        if stage != "second" and self.sharper_starts != type(self).model_fields["sharper_starts"].default:
-            return "search.sharper_starts", str(list(self.sharper_starts)), "is for searches beyond a fine-tuned length"
+        if stage == "first" and self.attention_factor == "inherited":
+            return (
+                "search.attention_factor",
+                "inherited",
+                "nothing is fine-tuned yet: searched, fixed or one",
+            )
+        if (
+            stage != "second"
+            and self.sharper_starts != type(self).model_fields["sharper_starts"].default
+        ):
+            return (
+                "search.sharper_starts",
+                str(list(self.sharper_starts)),
+                "is for searches beyond a fine-tuned length",
+            )
         if stage == "recovery" and self.searcher == "piecewise":
-            return "search.searcher", "piecewise", "ends at λ = s, which is 1 or less for short inputs"
+            return (
+                "search.searcher",
+                "piecewise",
+                "ends at λ = s, which is 1 or less for short inputs",
+            )
         return None
 
 
@@ -157,18 +191,22 @@ class FineTuneConfig(StrictConfig):
     training: TrainingConfig
     data: TrainingDataConfig
     short_inputs: ShortInputs = "extended"
-    """The factors that pieces within the pretrained window are trained under. `extended`: the searched ones, as all
-    (LongRoPE). In rows of their own (LongRoPE2's mixed windows, arXiv 2502.20082): `pretrained`, none at all;
-    `unscaled`, λ = 1 with the searched temperature, which Hugging Face's format can carry beside the long set."""
+    """The factors that pieces within the pretrained window are trained under. `extended`: the
+    searched ones, as all (LongRoPE). In rows of their own (LongRoPE2's mixed windows, arXiv
+    2502.20082): `pretrained`, none at all; `unscaled`, λ = 1 with the searched temperature, which
+    Hugging Face's format can carry beside the long set."""
     merge: float = Field(default=1.0, gt=0, le=1)
-    """Of the way from the weights before to the trained ones. Below 1 short inputs lose less (WiSE-FT, arXiv
-    2109.01903); what it costs the long context, if anything, `longrope eval` tells."""
+    """Of the way from the weights before to the trained ones. Below 1 short inputs lose less
+    (WiSE-FT, arXiv 2109.01903); what it costs the long context, if anything, `longrope eval` tells.
+    """
     control: bool = False
-    """Also train the pretrained model for the same steps and tokens at its own window, to compare with."""
+    """Also train the pretrained model for the same steps and tokens at its own window, to compare
+    with."""
 
 
 class ExtensionStep(StrictConfig):
-    """A search for one length, and fine-tuning with what it found; without fine-tuning, a second interpolation."""
+    """A search for one length, and fine-tuning with what it found; without fine-tuning, a second
+    interpolation."""
 
     length: Length
     search: SearchConfig
@@ -185,7 +223,10 @@ class RecoveryStep(StrictConfig):
     @model_validator(mode="after")
     def _starts_are_of_extensions(self) -> RecoveryStep:
         if self.search.starts != SearchConfig.model_fields["starts"].default:
-            raise ValueError("search.starts: a recovery starts from the fine-tuned factors, from halfway and from none")
+            raise ValueError(
+                "search.starts: a recovery starts from the fine-tuned factors, from halfway and "
+                "from none"
+            )
         return self
 
 
@@ -198,9 +239,11 @@ class EvaluationConfig(StrictConfig):
     passkey_depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     passkey_trials: PositiveInt = 4
     sliding_stride: PositiveInt | None = None
-    """Of the pretrained model inside its own window, over the same documents; by default a quarter of the window."""
+    """Of the pretrained model inside its own window, over the same documents; by default a quarter
+    of the window."""
     second_interpolations: tuple[StartName, ...] = ("pi", "ntk", "yarn")
-    """Shown beside the last search on a fine-tuned model, each with its own temperature and with the searched one."""
+    """Shown beside the last search on a fine-tuned model, each with its own temperature and with
+    the searched one."""
 
 
 class Recipe(StrictConfig):
@@ -217,7 +260,8 @@ class Recipe(StrictConfig):
     backend: BackendSettings = BackendSettings()
     """FP8 in it concerns training alone, unless `fp8_scoring` is set."""
     recompute: Recompute = "none"
-    """Activations computed again in the backward pass instead of kept: none, attention's (selective) or all (full)."""
+    """Activations computed again in the backward pass instead of kept: none, attention's
+    (selective) or all (full)."""
     offload: bool = False
     """With recompute=full: keep each layer's input in host memory between the passes."""
     dtype: DtypeName = "float32"
@@ -228,19 +272,30 @@ class Recipe(StrictConfig):
     @model_validator(mode="after")
     def _offload_of_recomputed(self) -> Recipe:
         if self.offload and self.recompute != "full":
-            raise ValueError(f"offload moves the inputs of recomputed layers: recompute=full, not {self.recompute}")
+            raise ValueError(
+                "offload moves the inputs of recomputed layers: recompute=full, not "
+                f"{self.recompute}"
+            )
         return self
 
     @model_validator(mode="after")
     def _searches_fit_their_stages(self) -> Recipe:
         tunes = any(step.fine_tune is not None for step in self.extension)
         stages: list[tuple[str, int, SearchConfig, SearchStage]] = [
-            *((f"extension.{number}", step.length, step.search,
-               "second" if tunes and step.fine_tune is None else "first")
-              for number, step in enumerate(self.extension)),
-            *((f"recovery.{number}", step.length, step.search, "recovery")
-              for number, step in enumerate(self.recovery)),
-        ]  # fmt: skip
+            *(
+                (
+                    f"extension.{number}",
+                    step.length,
+                    step.search,
+                    "second" if tunes and step.fine_tune is None else "first",
+                )
+                for number, step in enumerate(self.extension)
+            ),
+            *(
+                (f"recovery.{number}", step.length, step.search, "recovery")
+                for number, step in enumerate(self.recovery)
+            ),
+        ]
         for place, length, search, stage in stages:
             mistake = search.mistake(stage, length)
             if mistake is not None:
@@ -248,7 +303,8 @@ class Recipe(StrictConfig):
                 raise ValueError(f"{place}.{field}: {value} {rule}")
             if self.angle_precision == "hf" and search.descends:
                 raise ValueError(
-                    f"angle_precision: hf has no gradients, which {place}.search ({search.searcher}) needs"
+                    f"angle_precision: hf has no gradients, which {place}.search "
+                    f"({search.searcher}) needs"
                 )
         return self
 

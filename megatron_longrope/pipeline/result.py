@@ -1,4 +1,4 @@
-"""`result.json`: what a run found, in numbers, against the bars a good extension meets."""
+"""`result.json`: what a run found, in numbers, against the checks a good extension passes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from megatron_longrope.evaluation import read_rows
 from megatron_longrope.model import LongRopeModel
-from megatron_longrope.pipeline.bars import run_bars
+from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.measuring import RunModels
 from megatron_longrope.pipeline.recipe import Recipe
@@ -60,10 +60,14 @@ def write_result(
     stages: list[dict[str, Any]],
 ) -> None:
     """Writes result.json from the evaluation rows."""
-    perplexity = read_rows(directory.evaluation("perplexity"), ("model", "method", "length", "nll_sum", "tokens"))
-    passkey = read_rows(directory.evaluation("passkey"), ("model", "method", "length", "trials", "correct"))
+    perplexity = read_rows(
+        directory.evaluation("perplexity"), ("model", "method", "length", "nll_sum", "tokens")
+    )
+    passkey = read_rows(
+        directory.evaluation("passkey"), ("model", "method", "length", "trials", "correct")
+    )
     shape = model.shape
-    bars = run_bars(perplexity, passkey, models, shape.context_length)
+    checks = run_checks(perplexity, passkey, models, shape.context_length)
     held_out = corpus.held_out[: recipe.evaluation.num_documents]
     write_json(
         directory.result,
@@ -74,17 +78,20 @@ def write_result(
                 "name": recipe.model,
                 "parameters": shape.num_parameters,
                 "original_length": shape.context_length,
-                **{key: getattr(shape, key) for key in ("num_layers", "hidden_size", "num_heads", "head_dim")},
+                **{
+                    key: getattr(shape, key)
+                    for key in ("num_layers", "hidden_size", "num_heads", "head_dim")
+                },
             },
             "target_length": recipe.target_length,
             "stages": stages,
-            "bars": bars,
+            "checks": checks,
             "held_out": {
                 "sha256": corpus.held_out_sha256,
                 "documents": [document.name for document in held_out],
             },
             "environment": _environment(),
-            "summary": {bar["id"] + " " + bar["text"]: bar["value"] for bar in bars},
+            "summary": {check["text"]: check["value"] for check in checks},
         },
     )
 

@@ -4,7 +4,7 @@ config.yaml            the resolved recipe
 stages/NAME.json       what a stage was made from, and that it is complete
 data/                  training sets
 checkpoints/NAME/      Megatron checkpoints; checkpoints/training/NAME while a stage trains
-journals/NAME.jsonl    one line per evaluation of a search; journals/baselines/ what it is compared with
+journals/NAME.jsonl    one line per evaluation of a search; journals/baselines/: of baselines
 factors/NAME.json      factor sets
 metrics.jsonl          a line per training step
 evals/*.json           evaluation rows

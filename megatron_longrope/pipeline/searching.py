@@ -1,4 +1,5 @@
-"""The three searches of the method: for a first length, for a further one on the tuned model, for short inputs."""
+"""The three searches of the method: for a first length, for a further one on the tuned model, for
+short inputs."""
 
 from __future__ import annotations
 
@@ -58,16 +59,19 @@ from megatron_longrope.search import (
 from megatron_longrope.search.space import Choices
 
 STARTS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
-    "pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn,
-}  # fmt: skip
+    "pi": PositionInterpolation,
+    "ntk": NtkAware,
+    "yarn": Yarn,
+}
 _SHARPEST = 1.4
 """Times the fine-tuned temperature, in a second search."""
 _ABOVE_YARN = 1.05
-"""Times YaRN's own temperature at least, where a first search's temperatures end: from 13 times the window on it is
-more than 1.3, and a bound that the best candidates lean on is no bound to search in."""
+"""Times YaRN's own temperature at least, where a first search's temperatures end: from 13 times the
+window on it is more than 1.3, and a bound that the best candidates lean on is no bound to search
+in."""
 PASS_TOKENS = 2048
-"""Documents share a pass up to so many; longer ones go alone. Passes are what data-parallel groups share out and
-what candidates are stopped between, so there must be several."""
+"""Documents share a pass up to so many; longer ones go alone. Passes are what data-parallel groups
+share out and what candidates are stopped between, so there must be several."""
 Show = Callable[[SearchProgress], None]
 
 
@@ -83,19 +87,19 @@ class SearchProblem:
     """Each with its own temperature."""
 
 
-def search_name(length: int, config: SearchConfig, kind: Literal["search", "recover"] = "search") -> str:
-    """Returns what journal and factors are called: `search-4096` of the default searcher, `search-4096-evolution` of
-
-    another, so that several may search in one directory.
+def search_name(
+    length: int, config: SearchConfig, kind: Literal["search", "recover"] = "search"
+) -> str:
+    """Returns what journal and factors are called: `search-4096` of the default searcher,
+    `search-4096-evolution` of another, so that several may search in one directory.
     """
     is_default = config.searcher == SearchConfig.model_fields["searcher"].default
     return f"{kind}-{length}" if is_default else f"{kind}-{length}-{config.searcher}"
 
 
 def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
-    """Returns the search of a pretrained model for `length` tokens: from its `starts`, λ up to 1.25·s. Raises
-
-    InputError for settings that have no meaning there.
+    """Returns the search of a pretrained model for `length` tokens: from its `starts`, λ up to
+    1.25·s. Raises InputError for settings that have no meaning there.
     """
     _refuse_mistakes(config, "first", length)
     scale = length / geometry.original_length
@@ -109,12 +113,19 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
     starts = [STARTS[name](scale=scale).factors(geometry) for name in config.starts]
-    seeds = _with_temperatures(starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)])
-    return SearchProblem(search_name(length, config), length, space, seeds, tuple(baseline_methods(geometry, length)))
+    seeds = _with_temperatures(
+        starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)]
+    )
+    return SearchProblem(
+        search_name(length, config), length, space, seeds, tuple(baseline_methods(geometry, length))
+    )
 
 
-def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors) -> SearchProblem:
-    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, from λ_ft times its `starts`.
+def second_search(
+    config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors
+) -> SearchProblem:
+    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, from λ_ft
+    times its `starts`.
 
     Raises InputError for settings that have no meaning there, and for factors of another model.
     """
@@ -131,18 +142,25 @@ def second_search(config: SearchConfig, geometry: RopeGeometry, length: int, tun
     seeds = _with_temperatures(starts, choices["attention_factors"], sharper)
     baselines = [
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
-        *(ComparedMethod.fixed(f"fine-tuned · {name}", FactorSet.single(second_interpolation(name, tuned, length)))
-          for name in STARTS),
-    ]  # fmt: skip
+        *(
+            ComparedMethod.fixed(
+                f"fine-tuned · {name}", FactorSet.single(second_interpolation(name, tuned, length))
+            )
+            for name in STARTS
+        ),
+    ]
     return SearchProblem(search_name(length, config), length, space, seeds, tuple(baselines))
 
 
 def recovery_search(
-    config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors, upper: float | None
+    config: SearchConfig,
+    geometry: RopeGeometry,
+    length: int,
+    tuned: RopeFactors,
+    upper: float | None,
 ) -> SearchProblem:
-    """Returns the search for short inputs: λ from 1.0 to `upper`, from no scaling and from the tuned factors. Raises
-
-    InputError for settings that have no meaning there.
+    """Returns the search for short inputs: λ from 1.0 to `upper`, from no scaling and from the
+    tuned factors. Raises InputError for settings that have no meaning there.
     """
     _refuse_mistakes(config, "recovery", length)
     scale = max(1.0, length / geometry.original_length)
@@ -159,12 +177,15 @@ def recovery_search(
 
 
 def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> RopeFactors:
-    """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft times yarn's t.
+    """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft
+    times yarn's t.
 
-    YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost nothing (on the
-    demonstration model perplexity 90 against 32).
+    YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost
+    nothing (on the demonstration model perplexity 90 against 32).
     """
-    inner = RopeGeometry(base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length)
+    inner = RopeGeometry(
+        base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length
+    )
     scale = length / tuned.target_length
     factors = STARTS[method](scale=scale).factors(inner)
     return RopeFactors(
@@ -191,12 +212,15 @@ def search_objective(
     config: SearchConfig,
     length: int,
 ) -> PerplexityObjective:
-    """Returns what candidates are scored by: documents at `length`, and where asked for at other lengths and the
-
-    answers of pass keys.
+    """Returns what candidates are scored by: documents at `length`, and where asked for at other
+    lengths and the answers of passkeys.
     """
     chosen = documents[: config.num_documents]
-    parts = [ObjectivePart.last_part(_stretches(chosen, length, config.windows_per_document), config.last_fraction)]
+    parts = [
+        ObjectivePart.last_part(
+            _stretches(chosen, length, config.windows_per_document), config.last_fraction
+        )
+    ]
     for other, weight in config.mixture.items():
         stretches = _stretches(chosen, other, config.windows_per_document)
         parts.append(ObjectivePart.last_part(stretches, config.last_fraction, weight))
@@ -204,15 +228,20 @@ def search_objective(
         filler = classic_filler(tokenizer)
         keys = [
             passkey_document(
-                tokenizer, length, number / config.retrieval_documents, config.seed * 1000 + number, filler
+                tokenizer,
+                length,
+                number / config.retrieval_documents,
+                config.seed * 1000 + number,
+                filler,
             )
             for number in range(config.retrieval_documents)
         ]
         parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
     rungs = config.early_stopping.ladder if config.early_stopping else ()
     ladder = [[document.prefix(rung) for document in chosen] for rung in rungs]
-    return PerplexityObjective(model, parts, target_length=length, max_batch_tokens=max(length, PASS_TOKENS),
-                               ladder=ladder)  # fmt: skip
+    return PerplexityObjective(
+        model, parts, target_length=length, max_batch_tokens=max(length, PASS_TOKENS), ladder=ladder
+    )
 
 
 def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int) -> list[Tokens]:
@@ -232,17 +261,32 @@ def search_factors(
     documents_sha256: str,
     show: Show | None = None,
 ) -> tuple[RopeFactors, SearchOutcome]:
-    """Runs a search to its end, from its journal where there is one, and writes the best factors down."""
+    """Runs a search to its end, from its journal where there is one, and writes the best factors
+    down."""
     runtime, geometry = objective.model.runtime, objective.model.geometry
-    searcher = make_searcher(config, problem.space, problem.seeds, config.seed, length=problem.length,
-                             scale=problem.length / geometry.original_length,
-                             num_documents=objective.num_documents)  # fmt: skip
+    searcher = make_searcher(
+        config,
+        problem.space,
+        problem.seeds,
+        config.seed,
+        length=problem.length,
+        scale=problem.length / geometry.original_length,
+        num_documents=objective.num_documents,
+    )
     stopping = config.early_stopping
-    judged_by = {**judged_on(objective, documents_sha256),
-                 "early_stopping": stopping and stopping.model_dump(mode="json")}  # fmt: skip
-    with shared_journal(runtime, directory.journal(problem.name), searcher.identity(), judged_by) as journal:
-        outcome = run_search(searcher, objective.stream, journal, stopping=stopping, on_progress=show)
-    origin = FactorOrigin(method="longrope", data=documents_sha256[:16], score=outcome.evaluation.loss)
+    judged_by = {
+        **judged_on(objective, documents_sha256),
+        "early_stopping": stopping and stopping.model_dump(mode="json"),
+    }
+    with shared_journal(
+        runtime, directory.journal(problem.name), searcher.identity(), judged_by
+    ) as journal:
+        outcome = run_search(
+            searcher, objective.stream, journal, stopping=stopping, on_progress=show
+        )
+    origin = FactorOrigin(
+        method="longrope", data=documents_sha256[:16], score=outcome.evaluation.loss
+    )
     factors = factors_of(outcome.best, objective.model.geometry, problem.length, origin)
     if runtime.is_main:
         write_factors(directory.factors(problem.name), factors)
@@ -251,9 +295,8 @@ def search_factors(
 
 
 def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str, Any]:
-    """Returns JSON values that change whenever evaluations would: of documents, what counts, and model. All ranks
-
-    come here together.
+    """Returns JSON values that change whenever evaluations would: of documents, what counts, and
+    model. All ranks come here together.
     """
     model = model_identity(objective.model)
     return {**objective.identity(), "documents_sha256": documents_sha256, "model": model}
@@ -263,14 +306,17 @@ def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str
 def shared_journal(
     runtime: Runtime, path: Path, identity: dict[str, Any], judged_by: dict[str, Any]
 ) -> Iterator[Record]:
-    """Opens a journal on all ranks: the file on the main one, what it held on the others. Raises InputError on all."""
+    """Opens a journal on all ranks: the file on the main one, what it held on the others. Raises
+    InputError on all."""
     opened: list[Journal] = []
 
     def entries() -> Any:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError("journals", path.parent, f"cannot be made: {error.strerror}") from error
+            raise InputError(
+                "journals", path.parent, f"cannot be made: {error.strerror}"
+            ) from error
         opened.append(Journal.open(path, identity, judged_by))
         return opened[0].entries
 
@@ -288,7 +334,8 @@ def search_cost_json(outcome: SearchOutcome, shape: ModelShape, length: int) -> 
 
 
 def cost_json(cost: SearchCost, shape: ModelShape, length: int) -> dict[str, Any]:
-    """Returns evaluations, tokens forward and backward, floating-point operations of inputs of `length`, seconds.
+    """Returns evaluations, tokens forward and backward, floating-point operations of inputs of
+    `length`, seconds.
 
     A backward pass without weight gradients is counted as one and a half forward passes.
     """
@@ -303,21 +350,30 @@ def cost_json(cost: SearchCost, shape: ModelShape, length: int) -> dict[str, Any
 
 
 def _choices(
-    config: SearchConfig, scale: float, geometry: RopeGeometry, tuned: RopeFactors | None, above: bool = False
+    config: SearchConfig,
+    scale: float,
+    geometry: RopeGeometry,
+    tuned: RopeFactors | None,
+    above: bool = False,
 ) -> Choices:
-    """`above`: temperatures start at the fine-tuned one (at the first 0.01 from there on), since attention over more
-
-    tokens must be sharper still.
+    """`above`: temperatures start at the fine-tuned one (at the first 0.01 from there on), since
+    attention over more tokens must be sharper still.
     """
-    inherited = tuned.attention_factor if tuned is not None else longrope_attention_factor_of(scale, geometry)
+    inherited = (
+        tuned.attention_factor
+        if tuned is not None
+        else longrope_attention_factor_of(scale, geometry)
+    )
     temperatures: dict[str, tuple[float, ...]] = {
-        "searched": grid(inherited, _SHARPEST * inherited, 0.01) if above else _grid_from_one(scale, geometry),
+        "searched": grid(inherited, _SHARPEST * inherited, 0.01)
+        if above
+        else _grid_from_one(scale, geometry),
         "inherited": (inherited,),
         "fixed": (longrope_attention_factor_of(scale, geometry),),
         "one": (1.0,),
     }
     return {
-        "attention_factors": temperatures[config.temperature],
+        "attention_factors": temperatures[config.attention_factor],
         "start_tokens": PAPER_START_TOKENS if config.search_start_tokens else (0,),
     }
 
@@ -336,8 +392,12 @@ def _refuse_mistakes(config: SearchConfig, stage: SearchStage, length: int) -> N
 def _with_temperatures(
     starts: Sequence[RopeFactors], allowed: tuple[float, ...], others: Sequence[float]
 ) -> tuple[Candidate, ...]:
-    """Each start with its own temperature and, where that is free, once more with each of `others`."""
-    own = [Candidate(factors.rescale, factors.start_tokens, factors.attention_factor) for factors in starts]
+    """Each start with its own temperature and, where that is free, once more with each of
+    `others`."""
+    own = [
+        Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
+        for factors in starts
+    ]
     if len(allowed) == 1:
         return tuple(own)
     return (*own, *(replace(each, attention_factor=other) for other in others for each in own))

@@ -18,7 +18,8 @@ STARTED, DONE = "started", "done"
 
 @dataclass
 class StageRunner:
-    """Runs the stages of one run directory, in order, on all ranks alike; the main rank keeps the markers."""
+    """Runs the stages of one run directory, in order, on all ranks alike; the main rank keeps the
+    markers."""
 
     directory: RunDirectory
     runtime: Runtime
@@ -28,7 +29,8 @@ class StageRunner:
     def run(self, name: str, inputs: Mapping[str, Json], work: Callable[[], Json]) -> Json:
         """Returns what `work` returns (JSON values), from the marker where the stage is complete.
 
-        Raises InputError that names the first input which differs from those the stage was begun with.
+        Raises InputError that names the first input which differs from those the stage was begun
+        with.
         """
         inputs = json.loads(json.dumps(inputs))
         marker = self.runtime.broadcast(self._read(name) if self.runtime.is_main else None)
@@ -56,18 +58,25 @@ class StageRunner:
             return None
         try:
             marker: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
-            return {key: marker[key] for key in ("status", "inputs", "seconds")} | {"result": marker.get("result")}
+            return {key: marker[key] for key in ("status", "inputs", "seconds")} | {
+                "result": marker.get("result")
+            }
         except (ValueError, KeyError, TypeError) as error:
-            return InputError("stage", path, f"damaged marker ({error}); delete it to run the stage again")
+            return InputError(
+                "stage", path, f"damaged marker ({error}); delete it to run the stage again"
+            )
 
     def _check(self, name: str, before: Mapping[str, Json], now: Mapping[str, Json]) -> None:
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
                 raise InputError(
-                    f"stage {name}", key,
-                    f"this input changed since the run began ({_short(before.get(key))} → {_short(now.get(key))}); "
-                    "use another run directory, or delete this stage's marker and what follows from it",
-                )  # fmt: skip
+                    f"stage {name}",
+                    key,
+                    f"this input changed since the run began ({_short(before.get(key))} → "
+                    f"{_short(now.get(key))}); "
+                    "use another run directory, or delete this stage's marker and what follows "
+                    "from it",
+                )
 
     def _write(self, name: str, marker: Mapping[str, Json]) -> None:
         if self.runtime.is_main:

@@ -32,30 +32,41 @@ def build_training_set(
 ) -> DatasetManifest:
     """Writes the rows of `config` below `prefix` and returns their manifest.
 
-    `short_rows` keeps pieces that fit the window in rows of their own, which can then be trained under other factors.
+    `short_rows` keeps pieces that fit the window in rows of their own, which can then be trained
+    under other factors.
 
-    `max_piece` cuts everything, retrieval documents included, to at most so many tokens: a control at the pretrained
-    window gets the same text in the same rows that way.
+    `max_piece` cuts everything, retrieval documents included, to at most so many tokens: a control
+    at the pretrained window gets the same text in the same rows that way.
     """
-    longest = min(config.piece_length or config.sequence_length, max_piece or config.sequence_length)
+    longest = min(
+        config.piece_length or config.sequence_length, max_piece or config.sequence_length
+    )
     pieces = _cut(documents, longest, window, config.short_piece_share, seed)
     text_tokens = sum(len(piece.tokens) for piece in pieces)
     retrieval = _retrieval(tokenizer, config.retrieval, documents, text_tokens, longest, seed)
-    return write_packed(prefix, [*pieces, *retrieval], config.sequence_length, tokenizer.identity,
-                        tokenizer.vocab_size, min_piece=_SHORTEST_PIECE,
-                        short_limit=window if short_rows else 0)  # fmt: skip
+    return write_packed(
+        prefix,
+        [*pieces, *retrieval],
+        config.sequence_length,
+        tokenizer.identity,
+        tokenizer.vocab_size,
+        min_piece=_SHORTEST_PIECE,
+        short_limit=window if short_rows else 0,
+    )
 
 
 def _cut(
     documents: Sequence[TokenDocument], longest: int, window: int, short_share: float, seed: int
 ) -> list[TokenDocument]:
-    """Cuts each document into pieces of `longest` tokens, or of the window for a random share of them."""
+    """Cuts each document into pieces of `longest` tokens, or of the window for a random share of
+    them."""
     random = np.random.default_rng([seed, 1])
     pieces = []
     for document in documents:
         start = 0
         while start < len(document.tokens):
-            # a stretch of `longest` tokens stays whole or is cut at the window, so that shares count tokens
+            # a stretch of `longest` tokens stays whole or is cut at the window, so that shares
+            # count tokens
             stop = min(start + longest, len(document.tokens))
             size = min(window, longest) if random.random() < short_share else longest
             for first in range(start, stop, size):
@@ -80,8 +91,12 @@ def _retrieval(
     min_length = min(config.min_length, max_length)
     wanted = text_tokens * config.share / (1 - config.share)
     count = round(wanted / ((min_length + max_length) / 2))
-    mix = RetrievalMix(config.key_value_share, config.copy_share, config.text_filler_share, config.longest_key)
-    return retrieval_documents(tokenizer, count, min_length, max_length, seed, _fillers(tokenizer, documents), mix)
+    mix = RetrievalMix(
+        config.key_value_share, config.copy_share, config.text_filler_share, config.longest_key
+    )
+    return retrieval_documents(
+        tokenizer, count, min_length, max_length, seed, _fillers(tokenizer, documents), mix
+    )
 
 
 def _fillers(tokenizer: TextTokenizer, documents: Sequence[TokenDocument]) -> tuple[Filler, ...]:

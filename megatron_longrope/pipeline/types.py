@@ -24,7 +24,8 @@ def _silent_training(name: str) -> Callable[[int, int, str], None]:
 class Progress:
     """Where a run shows how far it is; silent by default.
 
-    `stage(text)` says what begins; `search(name)` and `training(name)` return what to call with a stage's progress.
+    `stage(text)` says what begins; `search(name)` and `training(name)` return what to call with a
+    stage's progress.
     """
 
     stage: Callable[[str], None] = lambda text: None

@@ -2,6 +2,16 @@
 
 from megatron_longrope.report.page import write_report
 from megatron_longrope.report.search_page import write_convergence_plot
-from megatron_longrope.report.tables import grid_of_rows, plain_perplexity_table, rich_perplexity_table
+from megatron_longrope.report.tables import (
+    grid_of_rows,
+    plain_perplexity_table,
+    rich_perplexity_table,
+)
 
-__all__ = ["grid_of_rows", "plain_perplexity_table", "rich_perplexity_table", "write_convergence_plot", "write_report"]
+__all__ = [
+    "grid_of_rows",
+    "plain_perplexity_table",
+    "rich_perplexity_table",
+    "write_convergence_plot",
+    "write_report",
+]

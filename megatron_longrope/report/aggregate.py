@@ -33,7 +33,8 @@ class Total:
 
 @dataclass(frozen=True, order=True)
 class Series:
-    """What one curve or table row stands for; `sliding` is (window, stride), empty without a window."""
+    """What one curve or table row stands for; `sliding` is (window, stride), empty without a
+    window."""
 
     model: str
     method: str
@@ -54,8 +55,12 @@ class PerplexityGrid:
 
     @property
     def groups(self) -> list[tuple[str, tuple[int, ...]]]:
-        """What may be compared, (model, sliding): models in the order base, extended, control, then by name."""
-        return sorted({(s.model, s.sliding) for s in self.cells}, key=lambda group: (group[1], model_order(group[0])))
+        """What may be compared, (model, sliding): models in the order base, extended, control, then
+        by name."""
+        return sorted(
+            {(s.model, s.sliding) for s in self.cells},
+            key=lambda group: (group[1], model_order(group[0])),
+        )
 
     def value(self, series: Series, length: int) -> float | None:
         """Perplexity of one cell, None where nothing was scored."""
@@ -64,10 +69,13 @@ class PerplexityGrid:
 
     def of_group(self, model: str, sliding: tuple[int, ...] = ()) -> list[Series]:
         """The model's series of one protocol, in the order of methods."""
-        return sorted((s for s in self.cells if (s.model, s.sliding) == (model, sliding)), key=series_order)
+        return sorted(
+            (s for s in self.cells if (s.model, s.sliding) == (model, sliding)), key=series_order
+        )
 
     def uneven_lengths(self) -> list[int]:
-        """Lengths at which some series were scored on other documents than the rest: not comparable there."""
+        """Lengths at which some series were scored on other documents than the rest: not comparable
+        there."""
         sets: dict[int, set[frozenset[str]]] = defaultdict(set)
         for row in self.cells.values():
             for length, total in row.items():
@@ -78,7 +86,8 @@ class PerplexityGrid:
 def perplexity_grid(rows: Iterable[PerplexityRow]) -> PerplexityGrid:
     """Returns exp(Σnll/Σtokens) per (model, method, temperature) and length.
 
-    A document scored twice alike counts once; scored twice with different results it raises InputError.
+    A document scored twice alike counts once; scored twice with different results it raises
+    InputError.
     """
     seen: dict[tuple[Series, int, str], PerplexityRow] = {}
     cells: dict[Series, dict[int, Total]] = defaultdict(lambda: defaultdict(Total))
@@ -96,14 +105,19 @@ def perplexity_grid(rows: Iterable[PerplexityRow]) -> PerplexityGrid:
 
 
 def _require_same(earlier: PerplexityRow, row: PerplexityRow) -> None:
-    first, second = (math.inf if nll_sum is None else nll_sum for nll_sum in (earlier.nll_sum, row.nll_sum))
+    first, second = (
+        math.inf if nll_sum is None else nll_sum for nll_sum in (earlier.nll_sum, row.nll_sum)
+    )
     if earlier.tokens != row.tokens or not math.isclose(first, second, rel_tol=1e-6):
         what = f"{row.model}/{row.method}/{row.temperature}, {row.length} tokens"
-        raise InputError("document", row.document, f"was scored twice with different results ({what})")
+        raise InputError(
+            "document", row.document, f"was scored twice with different results ({what})"
+        )
 
 
 def position_curves(rows: Iterable[PositionRow]) -> dict[Series, list[tuple[int, int, Total]]]:
-    """Returns per (model, method, temperature) the buckets (start, end, sums) of its longest context, ascending.
+    """Returns per (model, method, temperature) the buckets (start, end, sums) of its longest
+    context, ascending.
 
     Rows of the same bucket are summed; shorter contexts are left out, whose factors may be others.
     """
@@ -122,12 +136,18 @@ def _buckets(rows: list[PositionRow]) -> list[tuple[int, int, Total]]:
     return [(start, end, buckets[start, end]) for start, end in sorted(buckets)]
 
 
-def passkey_grids(rows: Iterable[PasskeyRow]) -> dict[Series, dict[tuple[int, float], tuple[int, int]]]:
+def passkey_grids(
+    rows: Iterable[PasskeyRow],
+) -> dict[Series, dict[tuple[int, float], tuple[int, int]]]:
     """Returns per (model, method): (length, depth) → (correct, trials), summed over rows."""
     grids: dict[Series, dict[tuple[int, float], tuple[int, int]]] = defaultdict(dict)
     for row in rows:
         if row.correct > row.trials:
-            raise InputError("correct", row.correct, f"more exact matches than trials ({row.trials}) in a passkey row")
+            raise InputError(
+                "correct",
+                row.correct,
+                f"more exact matches than trials ({row.trials}) in a passkey row",
+            )
         grid = grids[Series(row.model, row.method)]
         correct, trials = grid.get((row.length, row.depth), (0, 0))
         grid[row.length, row.depth] = (correct + row.correct, trials + row.trials)
@@ -135,7 +155,8 @@ def passkey_grids(rows: Iterable[PasskeyRow]) -> dict[Series, dict[tuple[int, fl
 
 
 def best_so_far(values: Iterable[tuple[float, bool]]) -> list[float]:
-    """Returns the running minimum over (perplexity, completed); a stopped candidate never becomes the best."""
+    """Returns the running minimum over (perplexity, completed); a stopped candidate never becomes
+    the best."""
     best, curve = math.inf, []
     for value, completed in values:
         if completed and value < best:
@@ -154,7 +175,8 @@ def model_order(model: str) -> tuple[int, str]:
 
 
 def method_order(method: str) -> tuple[int, str]:
-    """Sort key of methods: none first, the searched factors last, unknown ones before them by name."""
+    """Sort key of methods: none first, the searched factors last, unknown ones before them by
+    name."""
     family = method_family(method)
     if family == _METHODS[-1]:
         return (len(_METHODS), method)
@@ -163,7 +185,12 @@ def method_order(method: str) -> tuple[int, str]:
 
 def series_order(series: Series) -> tuple[int | str, ...]:
     """Sort key of series: by model, then by method."""
-    return (*model_order(series.model), *method_order(series.method), series.temperature, *series.sliding)
+    return (
+        *model_order(series.model),
+        *method_order(series.method),
+        series.temperature,
+        *series.sliding,
+    )
 
 
 def method_family(method: str) -> str:

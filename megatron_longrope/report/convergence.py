@@ -12,14 +12,14 @@ from megatron_longrope.report.records import SearchEntry
 from megatron_longrope.report.run_files import SearchJournal
 
 BACKWARD_OVER_FORWARD = 1.5
-"""Of operations, without gradients of weights: products with weights once more, attention two and a half times."""
+"""Of operations, without gradients of weights: products with weights once more, attention two and a
+half times."""
 
 
 @dataclass(frozen=True)
 class SearchCurve:
-    """One search. After each evaluation: `costs` so far, in forward passes over all documents, and the best perplexity
-
-    so far, infinite before there is one.
+    """One search. After each evaluation: `costs` so far, in forward passes over all documents, and
+    the best perplexity so far, infinite before there is one.
     """
 
     searcher: str
@@ -37,9 +37,8 @@ class SearchCurve:
 
 @dataclass(frozen=True)
 class Convergence:
-    """The searches that can be compared, each with a usable evaluation, and the names of those at the same length
-
-    that scored something else.
+    """The searches that can be compared, each with a usable evaluation, and the names of those at
+    the same length that scored something else.
     """
 
     curves: list[SearchCurve]
@@ -47,7 +46,8 @@ class Convergence:
 
 
 def convergence(journals: Mapping[str, SearchJournal], name: str) -> Convergence:
-    """Returns the search `name` and all others that scored candidates on the same documents in the same way."""
+    """Returns the search `name` and all others that scored candidates on the same documents in the
+    same way."""
     if name not in journals:
         return Convergence([], [])
     asked = journals[name].header.objective

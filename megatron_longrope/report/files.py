@@ -1,4 +1,5 @@
-"""Reading JSON and JSON-lines files into records; whatever is damaged becomes one InputError that names the file."""
+"""Reading JSON and JSON-lines files into records; whatever is damaged becomes one InputError that
+names the file."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def read_rows(path: Path, kind: type[RecordT]) -> list[RecordT]:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a JSON-lines file, one a line.
 
-    A last line without its newline is a write cut short by a kill and is left out; any other bad line is an error.
+    A last line without its newline is a write cut short by a kill and is left out; any other bad
+    line is an error.
     """
     lines = read_text(path).split("\n")
     lines.pop()  # what follows the last newline: nothing, or a torn write
@@ -50,12 +52,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def as_record(value: Any, kind: type[RecordT], path: Path, place: str = "") -> RecordT:
-    """Returns `value` as a `kind`; the error names the file, the place in it and the first wrong key."""
+    """Returns `value` as a `kind`; the error names the file, the place in it and the first wrong
+    key."""
     try:
         return kind.model_validate_json(json.dumps(value))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join([*([place] if place else []), *(str(part) for part in first["loc"])]) or "(whole)"
+        where = (
+            ".".join([*([place] if place else []), *(str(part) for part in first["loc"])])
+            or "(whole)"
+        )
         raise InputError("file", path, f"{where}: {first['msg']}") from error
 
 
@@ -64,4 +70,6 @@ def _decode(text: str, path: Path, line: int | None) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         where = f"line {line or getattr(error, 'lineno', '?')}"
-        raise InputError("file", path, f"not valid JSON at {where}: {getattr(error, 'msg', error)}") from error
+        raise InputError(
+            "file", path, f"not valid JSON at {where}: {getattr(error, 'msg', error)}"
+        ) from error

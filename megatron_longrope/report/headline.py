@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_longrope.report.aggregate import PerplexityGrid, Series, method_family
-from megatron_longrope.report.records import Bar, StageRow
+from megatron_longrope.report.records import Check, StageRow
 from megatron_longrope.report.run_files import RunFiles
 from megatron_longrope.report.style import short_length
 from megatron_longrope.report.tables import format_perplexity
@@ -27,14 +27,14 @@ class Tile:
 def tiles(run: RunFiles, grid: PerplexityGrid, passkey: PasskeyGrids) -> list[Tile]:
     """Returns the tiles for which this run has the numbers."""
     window, target = run.original_length, run.target_length
-    bars = run.result.bars if run.result else ()
+    checks = run.result.checks if run.result else ()
     stages = run.result.stages if run.result else ()
     found = [
         _window_tile(window, target),
         _perplexity_tile(grid),
         _short_tile(grid, window),
         _passkey_tile(passkey),
-        _bars_tile(bars),
+        _checks_tile(checks),
         _time_tile(stages),
     ]
     return [tile for tile in found if tile is not None]
@@ -45,14 +45,20 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def _window_tile(window: int | None, target: int | None) -> Tile | None:
     if not window or not target:
         return None
     return Tile(
-        "Context window", f"{short_length(window)} → {short_length(target)}", f"{target / window:g}× the original"
+        "Context window",
+        f"{short_length(window)} → {short_length(target)}",
+        f"{target / window:g}× the original",
     )
 
 
@@ -63,8 +69,14 @@ def _perplexity_tile(grid: PerplexityGrid) -> Tile | None:
     length = max(grid.cells[extended])
     base = _untouched(grid)
     untouched = grid.value(base, length) if base else None
-    detail = f"base model, no change: {format_perplexity(untouched)}" if untouched else "extended model"
-    return Tile(f"Perplexity at {short_length(length)}", format_perplexity(grid.value(extended, length)), detail)
+    detail = (
+        f"base model, no change: {format_perplexity(untouched)}" if untouched else "extended model"
+    )
+    return Tile(
+        f"Perplexity at {short_length(length)}",
+        format_perplexity(grid.value(extended, length)),
+        detail,
+    )
 
 
 def _short_tile(grid: PerplexityGrid, window: int | None) -> Tile | None:
@@ -77,7 +89,9 @@ def _short_tile(grid: PerplexityGrid, window: int | None) -> Tile | None:
         return None
     change = 100 * (short / reference - 1)
     detail = f"perplexity {format_perplexity(short)}, was {format_perplexity(reference)}"
-    return Tile(f"Short inputs ({short_length(window)})", f"{change:+.1f} %".replace("-", "−"), detail)
+    return Tile(
+        f"Short inputs ({short_length(window)})", f"{change:+.1f} %".replace("-", "−"), detail
+    )
 
 
 def _passkey_tile(passkey: PasskeyGrids) -> Tile | None:
@@ -87,24 +101,30 @@ def _passkey_tile(passkey: PasskeyGrids) -> Tile | None:
     length = max(n for n, _ in passkey[series])
     base = next((s for s in passkey if s.model == "base"), None)
     before = _accuracy(passkey[base], length) if base else None
-    detail = f"base model: {before:.0%}".replace("%", " %") if before is not None else "exact match, all depths"
+    detail = (
+        f"base model: {before:.0%}".replace("%", " %")
+        if before is not None
+        else "exact match, all depths"
+    )
     rate = _accuracy(passkey[series], length)
     return Tile(f"Passkey at {short_length(length)}", f"{rate:.0%}".replace("%", " %"), detail)
 
 
-def _bars_tile(bars: tuple[Bar, ...]) -> Tile | None:
-    if not bars:
+def _checks_tile(checks: tuple[Check, ...]) -> Tile | None:
+    if not checks:
         return None
-    met = sum(bar.met for bar in bars)
-    missed = ", ".join(bar.id for bar in bars if not bar.met)
+    met = sum(check.met for check in checks)
+    missed = ", ".join(check.name for check in checks if not check.met)
     detail = f"missed: {missed}" if missed else "all of them"
-    return Tile("Acceptance bars met", f"{met} of {len(bars)}", detail, "bad" if missed else "good")
+    return Tile("Checks passed", f"{met} of {len(checks)}", detail, "bad" if missed else "good")
 
 
 def _time_tile(stages: tuple[StageRow, ...]) -> Tile | None:
     if not stages:
         return None
-    return Tile("Total time", _rough(sum(stage.seconds for stage in stages)), f"{len(stages)} stages")
+    return Tile(
+        "Total time", _rough(sum(stage.seconds for stage in stages)), f"{len(stages)} stages"
+    )
 
 
 def _rough(seconds: float) -> str:

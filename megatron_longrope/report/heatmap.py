@@ -24,7 +24,8 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One model's passkey grid: columns are lengths, rows depths; `beyond` is the first column past the window."""
+    """One model's passkey grid: columns are lengths, rows depths; `beyond` is the first column past
+    the window."""
 
     title: str
     lengths: tuple[str, ...]
@@ -33,8 +34,11 @@ class HeatMap:
     beyond: int | None
 
 
-def heat_maps(grids: Mapping[Series, Mapping[tuple[int, float], tuple[int, int]]], window: int | None) -> list[HeatMap]:
-    """Returns a map per series, all with the same lengths and depths so that they can be read side by side."""
+def heat_maps(
+    grids: Mapping[Series, Mapping[tuple[int, float], tuple[int, int]]], window: int | None
+) -> list[HeatMap]:
+    """Returns a map per series, all with the same lengths and depths so that they can be read side
+    by side."""
     keys = {key for grid in grids.values() for key in grid}
     lengths, depths = sorted({n for n, _ in keys}), sorted({depth for _, depth in keys})
     beyond = next((i for i, n in enumerate(lengths) if window and n > window), None)
@@ -51,7 +55,9 @@ def _heat_map(
     def cell(length: int, depth: float) -> HeatCell:
         return HeatCell(*grid.get((length, depth), (0, 0)))
 
-    rows = tuple((f"{100 * depth:.0f} %", tuple(cell(n, depth) for n in lengths)) for depth in depths)
+    rows = tuple(
+        (f"{100 * depth:.0f} %", tuple(cell(n, depth) for n in lengths)) for depth in depths
+    )
     means = tuple(_sum([cell(n, depth) for depth in depths]) for n in lengths)
     return HeatMap(
         f"{model_name(series.model)} · {method_look(series.method).label}",

@@ -1,4 +1,5 @@
-"""The report page: reads a run's or a search's directory, draws what is there, says what is not, writes one file."""
+"""The report page: reads a run's or a search's directory, draws what is there, says what is not,
+writes one file."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from megatron_longrope.report.aggregate import passkey_grids, perplexity_grid, position_curves
 from megatron_longrope.report.headline import duration, tiles
 from megatron_longrope.report.heatmap import heat_maps
-from megatron_longrope.report.plots import factor_panels, length_panels, loss_panels, position_panels, search_panels
+from megatron_longrope.report.plots import (
+    factor_panels,
+    length_panels,
+    loss_panels,
+    position_panels,
+    search_panels,
+)
 from megatron_longrope.report.plots.factors import factors_by_target
 from megatron_longrope.report.plots.loss import by_stage
 from megatron_longrope.report.provenance import found_seeds, number_text
@@ -46,7 +53,8 @@ def render(run: RunFiles) -> str:
 
 
 def page_values(run: RunFiles) -> Mapping[str, Any]:
-    """Returns what the template shows; a section whose files are missing is empty and becomes a one-line note."""
+    """Returns what the template shows; a section whose files are missing is empty and becomes a
+    one-line note."""
     grid = perplexity_grid(run.perplexity)
     passkey = passkey_grids(run.passkey)
     window = run.original_length
@@ -69,7 +77,9 @@ def page_values(run: RunFiles) -> Mapping[str, Any]:
         "heat_maps": heat_maps(passkey, window),
         "table": perplexity_table(grid) if grid.cells else None,
         "uneven": grid.uneven_lengths(),
-        "has_infinite": any(math.isinf(total.perplexity) for row in grid.cells.values() for total in row.values()),
+        "has_infinite": any(
+            math.isinf(total.perplexity) for row in grid.cells.values() for total in row.values()
+        ),
         "num_documents": len({row.document for row in run.perplexity}),
         "seeds": found_seeds(run.config),
         "config_text": run.config_text,

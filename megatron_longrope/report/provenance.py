@@ -8,7 +8,8 @@ from typing import Any
 
 
 def found_seeds(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
-    """Returns dotted key → value of every whole-number setting called seed, at any depth of a recipe."""
+    """Returns dotted key → value of every whole-number setting called seed, at any depth of a
+    recipe."""
     seeds: dict[str, int] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"

@@ -1,4 +1,5 @@
-"""What the files of a run directory hold, as far as the report reads them: strict about types, deaf to extra keys."""
+"""What the files of a run directory hold, as far as the report reads them: strict about types, deaf
+to extra keys."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ class Record(BaseModel):
 
 
 class PerplexityRow(Record):
-    """One document scored by one method at one length: Σ negative log-likelihood in nats over `tokens` predictions.
+    """One document scored by one method at one length: Σ negative log-likelihood in nats over
+    `tokens` predictions.
 
-    The sum is null where it was not a finite number. With `window` and `stride` it is of a sliding window.
+    The sum is null where it was not a finite number. With `window` and `stride` it is of a sliding
+    window.
     """
 
     model: str
@@ -40,7 +43,8 @@ class PerplexityRow(Record):
 
 
 class PositionRow(Record):
-    """Negative log-likelihood of the predictions at positions [bucket_start, bucket_end) of a context of `length`."""
+    """Negative log-likelihood of the predictions at positions [bucket_start, bucket_end) of a
+    context of `length`."""
 
     model: str
     method: str
@@ -53,7 +57,8 @@ class PositionRow(Record):
 
 
 class PasskeyRow(Record):
-    """Retrievals tried and exact matches at one context length and one depth (0 = start, 1 = end of the context)."""
+    """Retrievals tried and exact matches at one context length and one depth (0 = start, 1 = end of
+    the context)."""
 
     model: str
     method: str
@@ -64,7 +69,8 @@ class PasskeyRow(Record):
 
 
 class MetricsRow(Record):
-    """One optimizer step; `loss` in nats per token (may be NaN: a diverged run is reported, not hidden)."""
+    """One optimizer step; `loss` in nats per token (may be NaN: a diverged run is reported, not
+    hidden)."""
 
     stage: str
     step: Count
@@ -91,10 +97,10 @@ class StageRow(Record):
     status: str
 
 
-class Bar(Record):
-    """One acceptance bar with its measured value and whether it was met."""
+class Check(Record):
+    """One check with its measured value and whether it was met."""
 
-    id: str
+    name: str
     text: str
     value: float | str
     bound: float | str
@@ -115,14 +121,15 @@ class RunResult(Record):
     model: ModelFacts | None = None
     target_length: Tokens | None = None
     stages: tuple[StageRow, ...] = ()
-    bars: tuple[Bar, ...] = ()
+    checks: tuple[Check, ...] = ()
     held_out: HeldOut | None = None
     environment: dict[str, str | int | float | None] = {}
     summary: dict[str, float | str] = {}
 
 
 class BaselineRow(Record):
-    """A baseline on a search's documents; `ratio`: its perplexity over the best one's, with a 95 % interval.
+    """A baseline on a search's documents; `ratio`: its perplexity over the best one's, with a 95 %
+    interval.
 
     Numbers that were not finite are null.
     """
@@ -182,9 +189,12 @@ class FactorOrigin(Record):
 
 
 class Factors(Record):
-    """Rescale factors λ (one per rotary pair), kept start positions n̂ and attention temperature t."""
+    """Rescale factors λ (one per rotary pair), kept start positions n̂ and attention temperature
+    t."""
 
-    rescale: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
+    rescale: Annotated[
+        tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)
+    ]
     start_tokens: Count = 0
     attention_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     original_length: Tokens
@@ -196,7 +206,10 @@ class Factors(Record):
     @model_validator(mode="after")
     def _one_per_pair(self) -> Factors:
         if 2 * len(self.rescale) != self.head_dim:
-            raise ValueError(f"head_dim {self.head_dim} needs {self.head_dim // 2} factors, got {len(self.rescale)}")
+            raise ValueError(
+                f"head_dim {self.head_dim} needs {self.head_dim // 2} factors, got "
+                f"{len(self.rescale)}"
+            )
         return self
 
 
@@ -224,7 +237,8 @@ class SearchCandidate(Record):
 
 
 class JournalObjective(Record):
-    """What candidates were scored on: documents of these `lengths` in tokens, and what else fixes an evaluation."""
+    """What candidates were scored on: documents of these `lengths` in tokens, and what else fixes
+    an evaluation."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -233,7 +247,8 @@ class JournalObjective(Record):
 
     @property
     def comparable(self) -> dict[str, Any]:
-        """What must be the same for perplexities of two journals to be compared; stopping early changes none."""
+        """What must be the same for perplexities of two journals to be compared; stopping early
+        changes none."""
         return self.model_dump(exclude={"early_stopping", "ladder"})
 
 

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 
 from megatron_longrope.config import parse_yaml
 from megatron_longrope.errors import InputError
-from megatron_longrope.report.files import RecordT, as_record, read_json_lines, read_record, read_rows, read_text
+from megatron_longrope.report.files import (
+    RecordT,
+    as_record,
+    read_json_lines,
+    read_record,
+    read_rows,
+    read_text,
+)
 from megatron_longrope.report.records import (
     FactorFile,
     JournalHeader,
@@ -39,7 +46,8 @@ class SearchJournal:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The contents of a run directory, or of what `longrope search` leaves: that has `search` instead of `result`."""
+    """The contents of a run directory, or of what `longrope search` leaves: that has `search`
+    instead of `result`."""
 
     name: str
     config_text: str | None
@@ -58,21 +66,27 @@ class RunFiles:
         """The model's own window in tokens, from the result or else from the factors."""
         if self.result and self.result.model and self.result.model.original_length:
             return self.result.model.original_length
-        return next((file.ranges[0].factors.original_length for file in self.factors.values()), None)
+        return next(
+            (file.ranges[0].factors.original_length for file in self.factors.values()), None
+        )
 
     @property
     def target_length(self) -> int | None:
-        """The length in tokens the run extends to, from the result or else the longest of the factors."""
+        """The length in tokens the run extends to, from the result or else the longest of the
+        factors."""
         if self.search:
             return self.search.target_length
         if self.result and self.result.target_length:
             return self.result.target_length
-        targets = [entry.factors.target_length for file in self.factors.values() for entry in file.ranges]
+        targets = [
+            entry.factors.target_length for file in self.factors.values() for entry in file.ranges
+        ]
         return max(targets, default=None)
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Returns what is in `run_dir`; raises InputError that names the first damaged file, or that it is no folder."""
+    """Returns what is in `run_dir`; raises InputError that names the first damaged file, or that it
+    is no folder."""
     if not run_dir.is_dir():
         raise InputError("run directory", run_dir, "no such folder")
     config_path, result_path = run_dir / "config.yaml", run_dir / "result.json"
@@ -85,8 +99,14 @@ def read_run(run_dir: Path) -> RunFiles:
         config=parse_yaml(config_text, str(config_path)) if config_text is not None else {},
         result=result if isinstance(result, RunResult) else None,
         search=result if isinstance(result, SearchResult) else None,
-        factors={path.stem: read_record(path, FactorFile) for path in sorted((run_dir / "factors").glob("*.json"))},
-        journals={path.stem: read_journal(path) for path in _single_or_folder(run_dir, "journal", "journals")},
+        factors={
+            path.stem: read_record(path, FactorFile)
+            for path in sorted((run_dir / "factors").glob("*.json"))
+        },
+        journals={
+            path.stem: read_journal(path)
+            for path in _single_or_folder(run_dir, "journal", "journals")
+        },
         metrics=_concatenated(_single_or_folder(run_dir, "metrics", "metrics"), _read_metrics),
         perplexity=_evaluation_rows(evals, "perplexity*.json", PerplexityRow),
         positions=_evaluation_rows(evals, "positions*.json", PositionRow),
@@ -103,12 +123,17 @@ def read_journal(path: Path) -> SearchJournal:
     """Returns a search journal; every line must match its checksum."""
     lines = read_json_lines(path)
     for number, line in enumerate(lines, start=1):
-        text = json.dumps({key: value for key, value in line.items() if key != "crc"}, sort_keys=True)
+        text = json.dumps(
+            {key: value for key, value in line.items() if key != "crc"}, sort_keys=True
+        )
         if line.get("crc") != f"{zlib.crc32(text.encode()):08x}":
             raise InputError("file", path, f"line {number} is damaged: its crc does not match")
     if not lines or lines[0].get("format") != JOURNAL_FORMAT:
         raise InputError("file", path, "line 1 is not the header of a search journal")
-    entries = [as_record(line, SearchEntry, path, f"line {number}") for number, line in enumerate(lines[1:], start=2)]
+    entries = [
+        as_record(line, SearchEntry, path, f"line {number}")
+        for number, line in enumerate(lines[1:], start=2)
+    ]
     return SearchJournal(as_record(lines[0], JournalHeader, path, "line 1"), entries)
 
 

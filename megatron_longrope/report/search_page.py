@@ -41,8 +41,8 @@ class BaselineLine:
 def write_convergence_plot(run_dir: Path) -> Path:
     """Writes `report/convergence.png` of a directory `longrope search` left, and returns its path.
 
-    A curve per searcher whose journal there scored candidates as the last search did. Raises InputError for another
-    directory and for a damaged file in it.
+    A curve per searcher whose journal there scored candidates as the last search did. Raises
+    InputError for another directory and for a damaged file in it.
     """
     run = read_run(Path(run_dir))
     if run.search is None:
@@ -51,7 +51,9 @@ def write_convergence_plot(run_dir: Path) -> Path:
     found = convergence(run.journals, run.search.journal_name)
     if not found.curves:
         raise InputError(
-            "directory", run_dir, f"no journals/{run.search.journal_name}.jsonl with a finished evaluation in it"
+            "directory",
+            run_dir,
+            f"no journals/{run.search.journal_name}.jsonl with a finished evaluation in it",
         )
     title = f"Factor search for {short_length(run.search.target_length)} tokens"
     convergence_png(found, run.search.best_baseline, title, path)
@@ -80,13 +82,29 @@ def search_values(run: RunFiles, search: SearchResult) -> Mapping[str, Any]:
 
 
 def _tiles(search: SearchResult, found: Convergence) -> list[Tile]:
-    tiles = [Tile(f"Perplexity at {short_length(search.target_length)}", format_perplexity(search.perplexity),
-                  "best factors, search documents")]  # fmt: skip
+    tiles = [
+        Tile(
+            f"Perplexity at {short_length(search.target_length)}",
+            format_perplexity(search.perplexity),
+            "best factors, search documents",
+        )
+    ]
     baseline = search.best_baseline
     if baseline is not None:
-        detail = f"perplexity {format_perplexity(baseline.perplexity)}, {baseline.temperature} temperature"
-        tiles.append(Tile(f"Best baseline: {method_look(baseline.method).label}", _percent(baseline.ratio), detail))
-    tiles.append(Tile("Evaluations", str(search.evaluations), f"{search.stopped_early} stopped early"))
+        detail = (
+            f"perplexity {format_perplexity(baseline.perplexity)}, {baseline.temperature} "
+            "temperature"
+        )
+        tiles.append(
+            Tile(
+                f"Best baseline: {method_look(baseline.method).label}",
+                _percent(baseline.ratio),
+                detail,
+            )
+        )
+    tiles.append(
+        Tile("Evaluations", str(search.evaluations), f"{search.stopped_early} stopped early")
+    )
     tiles.append(Tile("Operations", f"{search.flops:.3g}", "FLOP, backward passes included"))
     tiles.append(Tile("Time", duration(search.seconds), f"{search.tokens:,} tokens forward"))
     return tiles

@@ -1,4 +1,5 @@
-"""One look for every plot: colours, markers and names per method, tick labels as people write lengths."""
+"""One look for every plot: colours, markers and names per method, tick labels as people write
+lengths."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from megatron_longrope.config import format_length
 from megatron_longrope.report.aggregate import Series, method_family
 
-# Plots are drawn in the light values; each becomes a CSS variable of the page, which has dark values too.
+# Plots are drawn in the light values; each becomes a CSS variable of the page, which has dark
+# values too.
 INK, MUTED, GRID, SURFACE = "#1c2430", "#66707f", "#e4e7ec", "#fdfdfe"
 THEME = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"}
 
@@ -28,7 +30,8 @@ class Look:
     marker: str
 
 
-# Okabe & Ito's palette, told apart by colour-blind readers too; every method also has its own marker.
+# Okabe & Ito's palette, told apart by colour-blind readers too; every method also has its own
+# marker.
 LOOKS = {
     "none": Look("No change", "m-none", "#7c8594", "#98a2b3", "s"),
     "pi": Look("PI", "m-pi", "#56b4e9", "#6cc3f4", "v"),
@@ -77,7 +80,8 @@ def searcher_look(searcher: str) -> Look:
 
 
 def series_look(series: Series) -> Look:
-    """Returns the look of a curve: the method's, but one of its own for the control model left as it was."""
+    """Returns the look of a curve: the method's, but one of its own for the control model left as
+    it was."""
     if series.model == "control" and method_family(series.method) == "none":
         return CONTROL
     return method_look(series.method)
@@ -133,13 +137,16 @@ def length_axis(axes: Axes, low: float, high: float, max_ticks: int = 9) -> None
     step = max(1, math.ceil((last - first + 1) / max_ticks))
     axes.set_xscale("log", base=2)
     axes.set_xlim(low * 0.88, high * 1.14)
-    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(first, last + 1, step)]))
+    axes.xaxis.set_major_locator(
+        FixedLocator([2.0**power for power in range(first, last + 1, step)])
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: short_length(tokens)))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
 def log_value_axis(axes: Axes, low: float, high: float) -> None:
-    """Makes y logarithmic over [low, high] with round tick values (1, 2, 5 and, over narrow ranges, finer)."""
+    """Makes y logarithmic over [low, high] with round tick values (1, 2, 5 and, over narrow ranges,
+    finer)."""
     axes.set_yscale("log")
     pad = (high / low) ** 0.06 if high > low else 1.05
     low, high = low / pad, high * pad
@@ -151,11 +158,17 @@ def log_value_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Returns 3 to 8 round values in [low, high], evenly spread on a log axis where there is room."""
+    """Returns 3 to 8 round values in [low, high], evenly spread on a log axis where there is
+    room."""
     ladders = ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8])
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for ladder in ladders:
-        ticks = [m * 10.0**decade for decade in decades for m in ladder if low <= m * 10.0**decade <= high]
+        ticks = [
+            m * 10.0**decade
+            for decade in decades
+            for m in ladder
+            if low <= m * 10.0**decade <= high
+        ]
         if len(ticks) >= 4:
             return ticks if len(ticks) <= 8 else ticks[:: math.ceil(len(ticks) / 8)]
     step = 10 ** math.floor(math.log10(high - low))

@@ -17,12 +17,14 @@ _ID = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> Markup:
-    """Returns the figure as an `<svg>` element for HTML: no header, no metadata, ids that begin with `name`,
-
-    colours as CSS variables, text as text in the page's font, `description` for those who cannot see it.
+    """Returns the figure as an `<svg>` element for HTML: no header, no metadata, ids that begin
+    with `name`, colours as CSS variables, text as text in the page's font, `description` for those
+    who cannot see it.
     """
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    FigureCanvasSVG(figure).print_svg(
+        buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -1,4 +1,5 @@
-"""Perplexity tables, method × length: one structure behind the page, the terminal and plain text."""
+"""Perplexity tables, method × length: one structure behind the page, the terminal and plain
+text."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ HEADINGS = ("model", "method", "temperature")
 
 @dataclass(frozen=True)
 class Cell:
-    """One perplexity: the exact value (None: not scored), its text, and whether it is the lowest of its model there."""
+    """One perplexity: the exact value (None: not scored), its text, and whether it is the lowest of
+    its model there."""
 
     value: float | None
     text: str
@@ -49,27 +51,38 @@ class PerplexityTable:
 def perplexity_table(grid: PerplexityGrid) -> PerplexityTable:
     """Returns the table of a grid; the lowest of each model and protocol at each length is marked.
 
-    What reads the same as the lowest is marked with it, and nothing is where all of them read the same.
+    What reads the same as the lowest is marked with it, and nothing is where all of them read the
+    same.
     """
     lengths = tuple(grid.lengths)
     groups = []
     for model, sliding in grid.groups:
         members = grid.of_group(model, sliding)
         best = {length: _best_text(grid, members, length) for length in lengths}
-        suffix = f" · window {format_length(sliding[0])}, stride {format_length(sliding[1])}" if sliding else ""
-        groups.append((model_name(model) + suffix, tuple(_row(grid, s, lengths, best) for s in members)))
+        suffix = (
+            f" · window {format_length(sliding[0])}, stride {format_length(sliding[1])}"
+            if sliding
+            else ""
+        )
+        groups.append(
+            (model_name(model) + suffix, tuple(_row(grid, s, lengths, best) for s in members))
+        )
     return PerplexityTable(lengths, tuple(groups))
 
 
 def grid_of_rows(rows: Iterable[Mapping[str, Any]], model: str = "base") -> PerplexityGrid:
-    """Returns the grid of plain JSON rows; rows that name no model are of `model`. Raises InputError on a wrong row."""
+    """Returns the grid of plain JSON rows; rows that name no model are of `model`. Raises
+    InputError on a wrong row."""
     records = (
-        as_record({"model": model, **row}, PerplexityRow, Path("rows"), f"row {i}") for i, row in enumerate(rows)
+        as_record({"model": model, **row}, PerplexityRow, Path("rows"), f"row {i}")
+        for i, row in enumerate(rows)
     )
     return perplexity_grid(records)
 
 
-def rich_perplexity_table(grid: PerplexityGrid, title: str = "Perplexity by context length") -> Table:
+def rich_perplexity_table(
+    grid: PerplexityGrid, title: str = "Perplexity by context length"
+) -> Table:
     """Returns the table for a terminal; the best of each model and length is bold."""
     table = perplexity_table(grid)
     shown = Table(title=title, title_justify="left")
@@ -80,13 +93,19 @@ def rich_perplexity_table(grid: PerplexityGrid, title: str = "Perplexity by cont
     for model, rows in table.groups:
         for index, row in enumerate(rows):
             texts = [Text(cell.text, style="bold" if cell.is_best else "") for cell in row.cells]
-            shown.add_row(Text(model if index == 0 else ""), Text(row.look.label), Text(row.series.temperature), *texts)
+            shown.add_row(
+                Text(model if index == 0 else ""),
+                Text(row.look.label),
+                Text(row.series.temperature),
+                *texts,
+            )
         shown.add_section()
     return shown
 
 
 def plain_perplexity_table(grid: PerplexityGrid) -> str:
-    """Returns the table as aligned text for logs and files; the best of each model and length has an asterisk."""
+    """Returns the table as aligned text for logs and files; the best of each model and length has
+    an asterisk."""
     table = perplexity_table(grid)
     lines = [[*HEADINGS, *(format_length(length) + " " for length in table.lengths)]]
     for model, rows in table.groups:
@@ -98,7 +117,8 @@ def plain_perplexity_table(grid: PerplexityGrid) -> str:
 
 
 def format_perplexity(value: float | None) -> str:
-    """Returns 2 decimals, none from 1000 on, a power of ten from a million on; a dash for what was not scored."""
+    """Returns 2 decimals, none from 1000 on, a power of ten from a million on; a dash for what was
+    not scored."""
     if value is None:
         return "–"
     if math.isinf(value):
@@ -108,9 +128,14 @@ def format_perplexity(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
-def _row(grid: PerplexityGrid, series: Series, lengths: tuple[int, ...], best: Mapping[int, str | None]) -> TableRow:
+def _row(
+    grid: PerplexityGrid, series: Series, lengths: tuple[int, ...], best: Mapping[int, str | None]
+) -> TableRow:
     values = [(grid.value(series, length), best[length]) for length in lengths]
-    cells = tuple(Cell(value, format_perplexity(value), format_perplexity(value) == low) for value, low in values)
+    cells = tuple(
+        Cell(value, format_perplexity(value), format_perplexity(value) == low)
+        for value, low in values
+    )
     return TableRow(series, series_look(series), cells)
 
 

@@ -1,10 +1,32 @@
-"""Rotary embeddings: geometry, rescale factors and their files, angles, scaling methods, Hugging Face configs."""
+"""Rotary embeddings: geometry, rescale factors and their files, angles, scaling methods, Hugging
+Face configs."""
 
-from megatron_longrope.rope.angles import AnglePrecision, angle_derivatives, inverse_frequencies, rotary_angles
-from megatron_longrope.rope.factor_file import factors_from_json, factors_to_json, read_factors, write_factors
-from megatron_longrope.rope.factors import MAX_ATTENTION_FACTOR, FactorOrigin, FactorRange, FactorSet, RopeFactors
+from megatron_longrope.rope.angles import (
+    AnglePrecision,
+    angle_derivatives,
+    inverse_frequencies,
+    rotary_angles,
+)
+from megatron_longrope.rope.factor_file import (
+    factors_from_json,
+    factors_to_json,
+    read_factors,
+    write_factors,
+)
+from megatron_longrope.rope.factors import (
+    MAX_ATTENTION_FACTOR,
+    FactorOrigin,
+    FactorRange,
+    FactorSet,
+    RopeFactors,
+)
 from megatron_longrope.rope.geometry import RopeGeometry
-from megatron_longrope.rope.hf import factor_set_from_hf, geometry_from_hf, hf_rope_config, method_from_hf
+from megatron_longrope.rope.hf import (
+    factor_set_from_hf,
+    geometry_from_hf,
+    hf_rope_config,
+    method_from_hf,
+)
 from megatron_longrope.rope.hf_export import short_and_long
 from megatron_longrope.rope.methods import (
     METHOD_NAMES,
@@ -19,7 +41,12 @@ from megatron_longrope.rope.methods import (
     longrope_attention_factor,
     method_from_text,
 )
-from megatron_longrope.rope.published import PublishedSet, published_factors, published_names, published_sets
+from megatron_longrope.rope.published import (
+    PublishedSet,
+    published_factors,
+    published_names,
+    published_sets,
+)
 
 __all__ = [
     "MAX_ATTENTION_FACTOR",

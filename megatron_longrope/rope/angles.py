@@ -27,11 +27,13 @@ def rotary_angles(
     precision: AnglePrecision = "float64",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Returns the angle in radians of every pair at integer `positions` [..., seq], in `dtype` [..., seq, head_dim/2].
+    """Returns the angle in radians of every pair at integer `positions` [..., seq], in `dtype`
+    [..., seq, head_dim/2].
 
-    "float64": float64 product, reduced to [−π, π], then float32; error below 1.3e-7 rad up to 2M positions.
-    "hf": transformers' order of operations in float32, not reduced; 0.1 to 0.2 rad off at 2M.
-    Positions below `factors.start_tokens` turn unscaled (λ = 1). The result lies on the device of `positions`.
+    "float64": float64 product, reduced to [−π, π], then float32; error below 1.3e-7 rad up to 2M
+    positions. "hf": transformers' order of operations in float32, not reduced; 0.1 to 0.2 rad off
+    at 2M. Positions below `factors.start_tokens` turn unscaled (λ = 1). The result lies on the
+    device of `positions`.
     """
     if positions.is_floating_point() or positions.dtype == torch.bool:
         raise InputError("positions", positions.dtype, "rotary positions are integers")
@@ -43,7 +45,8 @@ def rotary_angles(
 
 
 def angle_derivatives(positions: Tensor, factors: RopeFactors) -> Tensor:
-    """Returns ∂angle/∂λ of every pair at integer `positions` [..., seq], −n·θ_i/λ_i², float64 [..., seq, head_dim/2].
+    """Returns ∂angle/∂λ of every pair at integer `positions` [..., seq], −n·θ_i/λ_i², float64 [...,
+    seq, head_dim/2].
 
     Zero below `factors.start_tokens`, where λ has no say.
     """
@@ -67,13 +70,24 @@ def _hf_angles(positions: Tensor, factors: RopeFactors) -> Tensor:
     rescaled = factors.hf_inverse_frequencies
     if rescaled is None:
         rescaled = float32_longrope_frequencies(factors.base, factors.head_dim, factors.rescale)
-    return _outer(positions, torch.tensor(original), torch.tensor(rescaled), factors.start_tokens, torch.float32)
+    return _outer(
+        positions,
+        torch.tensor(original),
+        torch.tensor(rescaled),
+        factors.start_tokens,
+        torch.float32,
+    )
 
 
-def _outer(positions: Tensor, original: Tensor, rescaled: Tensor, start_tokens: int, dtype: torch.dtype) -> Tensor:
-    """Returns position · frequency in `dtype`, [..., seq, head_dim/2], unscaled below `start_tokens`."""
+def _outer(
+    positions: Tensor, original: Tensor, rescaled: Tensor, start_tokens: int, dtype: torch.dtype
+) -> Tensor:
+    """Returns position · frequency in `dtype`, [..., seq, head_dim/2], unscaled below
+    `start_tokens`."""
     column = positions.unsqueeze(-1)
     frequencies = rescaled.to(device=positions.device, dtype=dtype)
     if start_tokens:
-        frequencies = torch.where(column < start_tokens, original.to(device=positions.device, dtype=dtype), frequencies)
+        frequencies = torch.where(
+            column < start_tokens, original.to(device=positions.device, dtype=dtype), frequencies
+        )
     return column.to(dtype) * frequencies

@@ -16,7 +16,8 @@ VERSION = 1
 
 
 def write_factors(path: Path | str, factors: FactorSet | RopeFactors) -> None:
-    """Writes `factors` to `path` as JSON: whole or not at all; every float is read back bit for bit."""
+    """Writes `factors` to `path` as JSON: whole or not at all; every float is read back bit for
+    bit."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -28,7 +29,9 @@ def read_factors(path: Path | str) -> FactorSet:
     """Returns the factor set in `path`; raises InputError that names what is wrong with it."""
     path = Path(path)
     if not path.is_file():
-        raise InputError("factors", path, "a folder, not a factors file" if path.is_dir() else "no such file")
+        raise InputError(
+            "factors", path, "a folder, not a factors file" if path.is_dir() else "no such file"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -45,13 +48,16 @@ def factors_to_json(factors: FactorSet | RopeFactors) -> dict[str, Any]:
 
 
 def factors_from_json(values: object, source: str) -> FactorSet:
-    """Returns the factor set of a parsed factors file; `source` names it in the InputError raised for a wrong one."""
+    """Returns the factor set of a parsed factors file; `source` names it in the InputError raised
+    for a wrong one."""
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise InputError("factors", source, f'not a factors file: it has no "format": "{FORMAT}"')
     version = values.get("version")
     if version != VERSION or isinstance(version, bool):
         raise InputError("version", version, f"this release reads version {VERSION} ({source})")
-    return build_config(FactorSet, {k: v for k, v in values.items() if k not in ("format", "version")}, source)
+    return build_config(
+        FactorSet, {k: v for k, v in values.items() if k not in ("format", "version")}, source
+    )
 
 
 class _NotFiniteError(ValueError):

@@ -21,7 +21,8 @@ Positive = Annotated[float, Field(gt=0, strict=True)]
 
 
 class FactorOrigin(StrictConfig):
-    """Where factors came from: method, model, data, their score there (loss in nats per token), source."""
+    """Where factors came from: method, model, data, their score there (loss in nats per token),
+    source."""
 
     method: str
     model: str | None = None
@@ -31,11 +32,13 @@ class FactorOrigin(StrictConfig):
 
 
 class RopeFactors(StrictConfig):
-    """Pair i turns by n·θ_i for n < start_tokens and by n·θ_i/λ_i from there on (LongRoPE, arXiv 2402.13753, eq. 2).
+    """Pair i turns by n·θ_i for n < start_tokens and by n·θ_i/λ_i from there on (LongRoPE, arXiv
+    2402.13753, eq. 2).
 
-    `rescale` holds λ, one per pair. cos and sin are multiplied by `attention_factor` t, so q·k by t². Lengths are in
-    tokens. `hf_inverse_frequencies` are transformers' own float32 frequencies [head_dim/2] where λ came from one of its
-    formulas whose rounding λ alone cannot repeat; only `angle_precision=hf` reads them.
+    `rescale` holds λ, one per pair. cos and sin are multiplied by `attention_factor` t, so q·k by
+    t². Lengths are in tokens. `hf_inverse_frequencies` are transformers' own float32 frequencies
+    [head_dim/2] where λ came from one of its formulas whose rounding λ alone cannot repeat; only
+    `angle_precision=hf` reads them.
     """
 
     rescale: tuple[Positive, ...]
@@ -52,25 +55,35 @@ class RopeFactors(StrictConfig):
     def _check_pairs(self) -> Self:
         pairs = self.head_dim // 2
         if len(self.rescale) != pairs:
-            raise ValueError(f"head_dim {self.head_dim} needs {pairs} rescale factors, got {len(self.rescale)}")
+            raise ValueError(
+                f"head_dim {self.head_dim} needs {pairs} rescale factors, got {len(self.rescale)}"
+            )
         if self.hf_inverse_frequencies is not None:
             self._check_hf_frequencies(self.hf_inverse_frequencies)
         return self
 
     def _check_hf_frequencies(self, frequencies: tuple[float, ...]) -> None:
         if len(frequencies) != len(self.rescale):
-            raise ValueError(f"{len(self.rescale)} pairs need as many hf_inverse_frequencies, got {len(frequencies)}")
+            raise ValueError(
+                f"{len(self.rescale)} pairs need as many hf_inverse_frequencies, got "
+                f"{len(frequencies)}"
+            )
         for i, (frequency, rescale) in enumerate(zip(frequencies, self.rescale, strict=True)):
             original = self.base ** (-2 * i / self.head_dim)
             exact = original / rescale
-            # float32 rounding; llama3's blend of kept and interpolated parts cancels, hence the second term
+            # float32 rounding; llama3's blend of kept and interpolated parts cancels, hence the
+            # second term
             if abs(frequency - exact) > 1e-5 * exact + 5e-7 * original:
-                raise ValueError(f"hf_inverse_frequencies[{i}]={frequency} is not what λ gives: {exact}")
+                raise ValueError(
+                    f"hf_inverse_frequencies[{i}]={frequency} is not what λ gives: {exact}"
+                )
 
     @property
     def geometry(self) -> RopeGeometry:
         """The rotary geometry these factors are for."""
-        return RopeGeometry(base=self.base, head_dim=self.head_dim, original_length=self.original_length)
+        return RopeGeometry(
+            base=self.base, head_dim=self.head_dim, original_length=self.original_length
+        )
 
     @property
     def is_monotone(self) -> bool:
@@ -88,7 +101,8 @@ class RopeFactors(StrictConfig):
         return self.target_length / self.original_length
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Returns a validated copy; new λ, base or head_dim drop transformers' float32 frequencies of the old ones."""
+        """Returns a validated copy; new λ, base or head_dim drop transformers' float32 frequencies
+        of the old ones."""
         changes = dict(update or {})
         if changes.keys() & {"rescale", "base", "head_dim"}:
             changes.setdefault("hf_inverse_frequencies", None)
@@ -103,7 +117,8 @@ class FactorRange(StrictConfig):
 
 
 class FactorSet(StrictConfig):
-    """Factors by input length: ranges ascending in `up_to`; the last one serves everything longer too."""
+    """Factors by input length: ranges ascending in `up_to`; the last one serves everything longer
+    too."""
 
     ranges: tuple[FactorRange, ...] = Field(min_length=1)
 
@@ -112,7 +127,9 @@ class FactorSet(StrictConfig):
         limits = [entry.up_to for entry in self.ranges]
         bounded = [limit for limit in limits if limit is not None]
         if None in limits[:-1] or any(a >= b for a, b in pairwise(bounded)):
-            raise ValueError(f"ranges ascend and only the last may have no limit, got up_to {limits}")
+            raise ValueError(
+                f"ranges ascend and only the last may have no limit, got up_to {limits}"
+            )
         if any(entry.factors.geometry != self.geometry for entry in self.ranges):
             raise ValueError("all ranges need the same base, head_dim and original_length")
         return self

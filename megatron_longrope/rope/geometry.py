@@ -8,7 +8,8 @@ from megatron_longrope.config import Length, StrictConfig
 
 
 class RopeGeometry(StrictConfig):
-    """Rotary base, head_dim (all dimensions of a head are rotated), and the window in tokens it was trained at."""
+    """Rotary base, head_dim (all dimensions of a head are rotated), and the window in tokens it was
+    trained at."""
 
     base: float = Field(gt=1)
     head_dim: int = Field(ge=4, multiple_of=2)

@@ -1,7 +1,8 @@
 """Rotary settings of Hugging Face configs, both generations, to factor sets.
 
-transformers 4 keeps them in `rope_scaling` beside `rope_theta`, transformers 5 in `rope_parameters`. Whatever this
-module does not know it refuses: a setting dropped on the way would change the model without a word.
+transformers 4 keeps them in `rope_scaling` beside `rope_theta`, transformers 5 in
+`rope_parameters`. Whatever this module does not know it refuses: a setting dropped on the way would
+change the model without a word.
 """
 
 from __future__ import annotations
@@ -39,17 +40,24 @@ __all__ = ["factor_set_from_hf", "geometry_from_hf", "hf_rope_config", "method_f
 def factor_set_from_hf(config: Mapping[str, Any], length: int | None = None) -> FactorSet:
     """Returns the factors of a HF model config (`config.json` as a dictionary).
 
-    `length` in tokens is needed for `dynamic` alone, whose factors beyond the window follow the input. Raises
-    InputError for an unknown rope_type or key, partial rotary embeddings, and where the two generations would disagree.
+    `length` in tokens is needed for `dynamic` alone, whose factors beyond the window follow the
+    input. Raises InputError for an unknown rope_type or key, partial rotary embeddings, and where
+    the two generations would disagree.
     """
     method, geometry = method_from_hf(config)
     if isinstance(method, DynamicNtk) and length is None:
-        raise InputError("rope_type", "dynamic", "its factors follow the input length: give the length to use them at")
+        raise InputError(
+            "rope_type",
+            "dynamic",
+            "its factors follow the input length: give the length to use them at",
+        )
     factor_set = method.factor_set(geometry, length)
     *others, last = factor_set.ranges
     extended = max_length(config) > geometry.original_length
     target = max_length(config) if extended else last.factors.target_length
-    last = FactorRange(up_to=last.up_to, factors=last.factors.model_copy(update={"target_length": target}))
+    last = FactorRange(
+        up_to=last.up_to, factors=last.factors.model_copy(update={"target_length": target})
+    )
     return FactorSet(ranges=(*others, last))
 
 
@@ -59,7 +67,8 @@ def geometry_from_hf(config: Mapping[str, Any]) -> RopeGeometry:
 
 
 def method_from_hf(config: Mapping[str, Any]) -> tuple[RopeMethod, RopeGeometry]:
-    """Returns the scaling method of a HF config with its own settings, and the geometry it applies to."""
+    """Returns the scaling method of a HF config with its own settings, and the geometry it applies
+    to."""
     parameters = read_rope_parameters(config)
     rope_type = rope_type_of(parameters)
     kind = _KINDS.get(rope_type)
@@ -68,7 +77,9 @@ def method_from_hf(config: Mapping[str, Any]) -> tuple[RopeMethod, RopeGeometry]
     unknown = parameters.keys() - COMMON_KEYS - kind.keys
     if unknown:
         key = min(unknown)
-        raise InputError(key, parameters[key], f"unknown key for rope_type {rope_type}; known: {_known(kind)}")
+        raise InputError(
+            key, parameters[key], f"unknown key for rope_type {rope_type}; known: {_known(kind)}"
+        )
     missing = kind.required - parameters.keys()
     if missing:
         raise InputError(min(missing), None, f"rope_type {rope_type} needs it")
@@ -100,7 +111,8 @@ class _Reading(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """One rope_type: how to build it, its keys, those it cannot do without, and whether it has a window of its own."""
+    """One rope_type: how to build it, its keys, those it cannot do without, and whether it has a
+    window of its own."""
 
     build: Callable[[_Reading], RopeMethod]
     keys: frozenset[str] = frozenset()
@@ -126,13 +138,22 @@ def _build_llama3(reading: _Reading) -> RopeMethod:
 def _build_longrope(reading: _Reading) -> RopeMethod:
     for key in ("short_factor", "long_factor"):
         _check_list(key, reading)
-    attention_factor, factor, ratio = reading.parameters.get("attention_factor"), reading.factor, reading.length_ratio
+    attention_factor, factor, ratio = (
+        reading.parameters.get("attention_factor"),
+        reading.factor,
+        reading.length_ratio,
+    )
     for key, value in reading.pick(*_MSCALES).items():
         if value != attention_factor:
-            raise InputError(key, value, f"vLLM's word for the temperature, and attention_factor is {attention_factor}")
+            raise InputError(
+                key,
+                value,
+                f"vLLM's word for the temperature, and attention_factor is {attention_factor}",
+            )
     if factor is not None and attention_factor is None and abs(factor - ratio) > 1e-6 * ratio:
         rule = (
-            f"max_position_embeddings/{ORIGINAL_KEY} is {ratio:g}, and transformers 4 and 5 disagree which one counts"
+            f"max_position_embeddings/{ORIGINAL_KEY} is {ratio:g}, and transformers 4 and 5 "
+            "disagree which one counts"
         )
         raise InputError("factor", factor, f"{rule}: write attention_factor into the config")
     values = {
@@ -146,9 +167,13 @@ def _build_longrope(reading: _Reading) -> RopeMethod:
 
 def _check_list(key: str, reading: _Reading) -> None:
     values, pairs = reading.parameters[key], reading.geometry.num_pairs
-    is_list = isinstance(values, list | tuple) and not any(isinstance(value, str | bool) for value in values)
+    is_list = isinstance(values, list | tuple) and not any(
+        isinstance(value, str | bool) for value in values
+    )
     if not is_list or len(values) != pairs:
-        raise InputError(key, values, f"head_dim {reading.geometry.head_dim} needs a list of {pairs} numbers")
+        raise InputError(
+            key, values, f"head_dim {reading.geometry.head_dim} needs a list of {pairs} numbers"
+        )
 
 
 def _build_linear(reading: _Reading) -> RopeMethod:

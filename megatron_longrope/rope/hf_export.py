@@ -13,9 +13,10 @@ HF = "transformers' longrope"
 def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
     """Returns what to merge into a `config.json` so that transformers 4 and 5 turn as `factors` do.
 
-    Keys: max_position_embeddings, rope_theta, rope_scaling (generation 4), rope_parameters (generation 5), and with
-    scaling original_max_position_embeddings. A set with one range is served at every length (short = long). Raises
-    InputError for what `longrope` has no place for, as `short_and_long` does.
+    Keys: max_position_embeddings, rope_theta, rope_scaling (generation 4), rope_parameters
+    (generation 5), and with scaling original_max_position_embeddings. A set with one range is
+    served at every length (short = long). Raises InputError for what `longrope` has no place for,
+    as `short_and_long` does.
     """
     factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
     geometry = factor_set.geometry
@@ -33,21 +34,31 @@ def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
 
 
 def short_and_long(factor_set: FactorSet, carrier: str = HF) -> tuple[RopeFactors, RopeFactors]:
-    """Returns the factors up to the original length and beyond it, for formats that know these two and one temperature.
+    """Returns the factors up to the original length and beyond it, for formats that know these two
+    and one temperature.
 
-    `carrier` names the format in the InputError raised for start tokens, other ranges, and two attention factors.
+    `carrier` names the format in the InputError raised for start tokens, other ranges, and two
+    attention factors.
     """
     rule = f"{carrier} cannot carry it"
     if len(factor_set.ranges) > 2:
-        raise InputError("ranges", len(factor_set.ranges), f"{rule}: it has two, up to the original length and beyond")
+        raise InputError(
+            "ranges",
+            len(factor_set.ranges),
+            f"{rule}: it has two, up to the original length and beyond",
+        )
     short, long = factor_set.ranges[0], factor_set.ranges[-1]
     window = factor_set.geometry.original_length
     if short is not long and short.up_to != window:
-        raise InputError("up_to", short.up_to, f"{rule}: it changes factors at the original length, {window}")
+        raise InputError(
+            "up_to", short.up_to, f"{rule}: it changes factors at the original length, {window}"
+        )
     for factors in (short.factors, long.factors):
         if factors.start_tokens:
             raise InputError(
-                "start_tokens", factors.start_tokens, f"{rule}: it has no start positions left as they were"
+                "start_tokens",
+                factors.start_tokens,
+                f"{rule}: it has no start positions left as they were",
             )
     if short.factors.attention_factor != long.factors.attention_factor:
         both = f"{short.factors.attention_factor:g} and {long.factors.attention_factor:g}"

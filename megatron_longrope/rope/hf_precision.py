@@ -1,7 +1,9 @@
-"""transformers' inverse frequencies in its own float32 order of operations (`modeling_rope_utils.py`).
+"""transformers' inverse frequencies in its own float32 order of operations
+(`modeling_rope_utils.py`).
 
-A different order of the same formula differs in the last bit, which at long positions is a visible angle. These are
-for bit-for-bit parity only; every other computation takes λ and float64. All return float32 values [head_dim/2].
+A different order of the same formula differs in the last bit, which at long positions is a visible
+angle. These are for bit-for-bit parity only; every other computation takes λ and float64. All
+return float32 values [head_dim/2].
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ import torch
 from torch import Tensor
 
 
-def float32_longrope_frequencies(base: float, head_dim: int, rescale: tuple[float, ...]) -> tuple[float, ...]:
+def float32_longrope_frequencies(
+    base: float, head_dim: int, rescale: tuple[float, ...]
+) -> tuple[float, ...]:
     """longrope, and with λ = 1 default: 1 / (λ · base^(2i/d))."""
-    return _values(1.0 / (torch.tensor(rescale, dtype=torch.float32) * base ** _exponents(head_dim)))
+    return _values(
+        1.0 / (torch.tensor(rescale, dtype=torch.float32) * base ** _exponents(head_dim))
+    )
 
 
 def float32_linear_frequencies(base: float, head_dim: int, factor: float) -> tuple[float, ...]:
@@ -25,7 +31,8 @@ def float32_linear_frequencies(base: float, head_dim: int, factor: float) -> tup
 def float32_dynamic_frequencies(
     base: float, head_dim: int, factor: float, original_length: int, length: int
 ) -> tuple[float, ...]:
-    """dynamic: a new base, which transformers computes in float32 for inputs beyond the window, in float64 before."""
+    """dynamic: a new base, which transformers computes in float32 for inputs beyond the window, in
+    float64 before."""
     seq_len: int | Tensor = torch.tensor(length) if length > original_length else original_length
     ratio = (factor * seq_len / original_length) - (factor - 1)
     new_base = base * ratio ** (head_dim / (head_dim - 2))
@@ -38,20 +45,32 @@ def float32_yarn_frequencies(
     """yarn: interpolated and unscaled frequencies blended over the pairs of `correction_range`."""
     low, high = correction_range
     powers = base ** _exponents(head_dim)
-    ramp = torch.clamp((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
+    ramp = torch.clamp(
+        (torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1
+    )
     unscaled_share = 1 - ramp
     return _values(1.0 / (factor * powers) * (1 - unscaled_share) + 1.0 / powers * unscaled_share)
 
 
 def float32_llama3_frequencies(
-    base: float, head_dim: int, factor: float, low_freq_factor: float, high_freq_factor: float, original_length: int
+    base: float,
+    head_dim: int,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_length: int,
 ) -> tuple[float, ...]:
     """llama3: long wavelengths interpolated, short ones kept, blended between."""
     frequencies = 1.0 / (base ** _exponents(head_dim))
     wavelengths = 2 * math.pi / frequencies
-    low_wavelength, high_wavelength = original_length / low_freq_factor, original_length / high_freq_factor
+    low_wavelength, high_wavelength = (
+        original_length / low_freq_factor,
+        original_length / high_freq_factor,
+    )
     scaled = torch.where(wavelengths > low_wavelength, frequencies / factor, frequencies)
-    smooth = (original_length / wavelengths - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    smooth = (original_length / wavelengths - low_freq_factor) / (
+        high_freq_factor - low_freq_factor
+    )
     blended = (1 - smooth) * scaled / factor + smooth * scaled
     is_medium = ~(wavelengths < high_wavelength) * ~(wavelengths > low_wavelength)
     return _values(torch.where(is_medium, blended, scaled))

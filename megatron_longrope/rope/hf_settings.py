@@ -1,4 +1,5 @@
-"""The rotary settings in a Hugging Face config: where each generation keeps them, and what must agree."""
+"""The rotary settings in a Hugging Face config: where each generation keeps them, and what must
+agree."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ ORIGINAL_KEY = "original_max_position_embeddings"
 COMMON_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _DEFAULT_BASE = 10_000.0
 _DEFAULT_BASE_MODELS = (None, "llama", "mistral", "qwen2", "qwen3", "phi3")
-"""Model types whose base transformers takes to be 10000 where the config is silent (LLaMA 1 and 2)."""
+"""Model types whose base transformers takes to be 10000 where the config is silent (LLaMA 1 and
+2)."""
 
 
 def read_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of either generation, without empty ones; both present must say the same."""
+    """Returns the settings of either generation, without empty ones; both present must say the
+    same."""
     for key in config:
         known = key in ("rope_theta", "rope_scaling", "rope_parameters")
         if key.startswith("rope_") and not known and config[key] not in (None, False):
@@ -26,8 +29,12 @@ def read_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if old is not None and new is not None and _comparable(old) != _comparable(new):
         raise InputError("rope_scaling", old, "differs from rope_parameters in the same config")
     parameters = dict(new if new is not None else old or {})
-    if config.get("model_type") == "phi3" and rope_type_of(parameters) == "su":  # what Phi-3's first releases called it
-        parameters = {key: value for key, value in parameters.items() if key != "type"} | {"rope_type": "longrope"}
+    if (
+        config.get("model_type") == "phi3" and rope_type_of(parameters) == "su"
+    ):  # what Phi-3's first releases called it
+        parameters = {key: value for key, value in parameters.items() if key != "type"} | {
+            "rope_type": "longrope"
+        }
     _refuse_partial(config)
     _refuse_partial(parameters)
     return parameters
@@ -40,7 +47,9 @@ def _settings(config: Mapping[str, Any], field: str) -> dict[str, Any] | None:
     if not isinstance(values, Mapping):
         raise InputError(field, values, "a mapping of rotary settings")
     if any(isinstance(value, Mapping) for value in values.values()):
-        raise InputError(field, sorted(values), "one rotary embedding per layer type is not supported")
+        raise InputError(
+            field, sorted(values), "one rotary embedding per layer type is not supported"
+        )
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -50,7 +59,8 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rope_type_of(settings: Mapping[str, Any]) -> str:
-    """Returns the rope_type of rotary settings, which older configs call `type`; both must agree."""
+    """Returns the rope_type of rotary settings, which older configs call `type`; both must
+    agree."""
     kinds = {str(settings[key]) for key in ("rope_type", "type") if key in settings} or {"default"}
     if len(kinds) > 1:
         raise InputError("rope_type", settings["rope_type"], f"type says {settings['type']}")
@@ -60,26 +70,44 @@ def rope_type_of(settings: Mapping[str, Any]) -> str:
 def _refuse_partial(values: Mapping[str, Any]) -> None:
     part = values.get("partial_rotary_factor")
     if part is not None and part != 1:
-        raise InputError("partial_rotary_factor", part, "all dimensions of a head must be rotated (1.0)")
+        raise InputError(
+            "partial_rotary_factor", part, "all dimensions of a head must be rotated (1.0)"
+        )
 
 
-def read_geometry(config: Mapping[str, Any], parameters: Mapping[str, Any], has_own_window: bool) -> RopeGeometry:
-    """Returns the geometry; `has_own_window`: original_max_position_embeddings counts for this rope_type."""
+def read_geometry(
+    config: Mapping[str, Any], parameters: Mapping[str, Any], has_own_window: bool
+) -> RopeGeometry:
+    """Returns the geometry; `has_own_window`: original_max_position_embeddings counts for this
+    rope_type."""
     window = _window(config, parameters) if has_own_window else max_length(config)
-    values = {"base": _base(config, parameters), "head_dim": _head_dim(config), "original_length": window}
+    values = {
+        "base": _base(config, parameters),
+        "head_dim": _head_dim(config),
+        "original_length": window,
+    }
     return build_config(RopeGeometry, values, "the HF config")
 
 
 def _window(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> int:
-    """Returns the pretrained window: said at top level or among the rotary settings, else max_position_embeddings."""
+    """Returns the pretrained window: said at top level or among the rotary settings, else
+    max_position_embeddings."""
     said = {
-        parse_length(values[ORIGINAL_KEY], ORIGINAL_KEY) for values in (config, parameters) if values.get(ORIGINAL_KEY)
+        parse_length(values[ORIGINAL_KEY], ORIGINAL_KEY)
+        for values in (config, parameters)
+        if values.get(ORIGINAL_KEY)
     }
     if len(said) > 1:
-        raise InputError(ORIGINAL_KEY, config[ORIGINAL_KEY], f"the rotary settings say {parameters[ORIGINAL_KEY]}")
+        raise InputError(
+            ORIGINAL_KEY,
+            config[ORIGINAL_KEY],
+            f"the rotary settings say {parameters[ORIGINAL_KEY]}",
+        )
     window = said.pop() if said else max_length(config)
     if window > max_length(config):
-        raise InputError(ORIGINAL_KEY, window, f"at most max_position_embeddings ({max_length(config)})")
+        raise InputError(
+            ORIGINAL_KEY, window, f"at most max_position_embeddings ({max_length(config)})"
+        )
     return window
 
 
@@ -87,9 +115,17 @@ def _base(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> object:
     for values in (config, parameters):
         if not isinstance(values.get("rope_theta"), int | float | None):
             raise InputError("rope_theta", values["rope_theta"], "a number")
-    said = {values["rope_theta"] for values in (config, parameters) if values.get("rope_theta") is not None}
+    said = {
+        values["rope_theta"]
+        for values in (config, parameters)
+        if values.get("rope_theta") is not None
+    }
     if len(said) > 1:
-        raise InputError("rope_theta", config["rope_theta"], f"the rotary settings say {parameters['rope_theta']}")
+        raise InputError(
+            "rope_theta",
+            config["rope_theta"],
+            f"the rotary settings say {parameters['rope_theta']}",
+        )
     if not said and config.get("model_type") not in _DEFAULT_BASE_MODELS:
         raise InputError("rope_theta", None, f"a {config.get('model_type')} config must say it")
     return said.pop() if said else _DEFAULT_BASE
@@ -98,7 +134,9 @@ def _base(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> object:
 def _head_dim(config: Mapping[str, Any]) -> object:
     if config.get("head_dim"):
         return config["head_dim"]
-    hidden, heads = (parse_length(config.get(key) or 0, key) for key in ("hidden_size", "num_attention_heads"))
+    hidden, heads = (
+        parse_length(config.get(key) or 0, key) for key in ("hidden_size", "num_attention_heads")
+    )
     return hidden // heads
 
 

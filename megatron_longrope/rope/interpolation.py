@@ -10,7 +10,10 @@ from pydantic import Field
 from megatron_longrope.config import StrictConfig, build_config
 from megatron_longrope.rope.factors import FactorOrigin, FactorRange, FactorSet, RopeFactors
 from megatron_longrope.rope.geometry import RopeGeometry
-from megatron_longrope.rope.hf_precision import float32_dynamic_frequencies, float32_linear_frequencies
+from megatron_longrope.rope.hf_precision import (
+    float32_dynamic_frequencies,
+    float32_linear_frequencies,
+)
 
 
 class RopeMethod(StrictConfig, ABC):
@@ -20,13 +23,15 @@ class RopeMethod(StrictConfig, ABC):
 
     @abstractmethod
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
-        """Returns the factors for an input of `length` tokens; None: for the length the method was made for.
+        """Returns the factors for an input of `length` tokens; None: for the length the method was
+        made for.
 
         Raises InputError where the settings do not fit the geometry.
         """
 
     def factor_set(self, geometry: RopeGeometry, length: int | None = None) -> FactorSet:
-        """Returns the factors by input length; `length` matters where they follow it without end (dynamic NTK)."""
+        """Returns the factors by input length; `length` matters where they follow it without end
+        (dynamic NTK)."""
         return FactorSet.single(self.factors(geometry, length))
 
     def _factors(
@@ -69,26 +74,35 @@ class PositionInterpolation(RopeMethod):
             geometry,
             (float(self.scale),) * geometry.num_pairs,
             round(self.scale * geometry.original_length),
-            hf_inverse_frequencies=float32_linear_frequencies(geometry.base, geometry.head_dim, self.scale),
+            hf_inverse_frequencies=float32_linear_frequencies(
+                geometry.base, geometry.head_dim, self.scale
+            ),
         )
 
 
 class NtkAware(RopeMethod):
-    """A larger base, base·s^(d/(d-2)): the fastest pair is kept, the slowest interpolated by s; λ_i = s^(2i/(d-2))."""
+    """A larger base, base·s^(d/(d-2)): the fastest pair is kept, the slowest interpolated by s; λ_i
+    = s^(2i/(d-2))."""
 
     name: ClassVar[str] = "ntk"
     scale: float = Field(ge=1)
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns λ_i = s^(2i/(d-2)), whatever the length."""
-        return self._factors(geometry, _ntk_rescale(geometry, self.scale), round(self.scale * geometry.original_length))
+        return self._factors(
+            geometry,
+            _ntk_rescale(geometry, self.scale),
+            round(self.scale * geometry.original_length),
+        )
 
 
 class DynamicNtk(RopeMethod):
-    """NTK-aware with s = f·n/L - (f-1) for an input of n > L tokens (transformers' `dynamic` with `factor` f).
+    """NTK-aware with s = f·n/L - (f-1) for an input of n > L tokens (transformers' `dynamic` with
+    `factor` f).
 
-    Each length has its own factors. transformers keeps those of the longest input it has seen since it last saw one
-    inside the window; these depend on the length alone. Factor 1 is plain NTK with s = n/L.
+    Each length has its own factors. transformers keeps those of the longest input it has seen since
+    it last saw one inside the window; these depend on the length alone. Factor 1 is plain NTK with
+    s = n/L.
     """
 
     name: ClassVar[str] = "dynamic-ntk"
@@ -102,11 +116,14 @@ class DynamicNtk(RopeMethod):
             rescale = (1.0,) * geometry.num_pairs
         else:
             rescale = _ntk_rescale(geometry, self.factor * length / window - (self.factor - 1))
-        frequencies = float32_dynamic_frequencies(geometry.base, geometry.head_dim, self.factor, window, length)
+        frequencies = float32_dynamic_frequencies(
+            geometry.base, geometry.head_dim, self.factor, window, length
+        )
         return self._factors(geometry, rescale, length, hf_inverse_frequencies=frequencies)
 
     def factor_set(self, geometry: RopeGeometry, length: int | None = None) -> FactorSet:
-        """Returns λ = 1 inside the window and beyond it the factors of `length`, right for inputs that long."""
+        """Returns λ = 1 inside the window and beyond it the factors of `length`, right for inputs
+        that long."""
         inside, beyond = self.factors(geometry), self.factors(geometry, length)
         if beyond.target_length == geometry.original_length:
             return FactorSet.single(inside)

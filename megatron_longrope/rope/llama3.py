@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Llama3(RopeMethod):
-    """λ = 1 for wavelengths below L/high_freq_factor tokens, λ = factor above L/low_freq_factor, blended between.
+    """λ = 1 for wavelengths below L/high_freq_factor tokens, λ = factor above L/low_freq_factor,
+    blended between.
 
     L is the geometry's original length, whatever it is (8192 in Meta's release).
     """
@@ -52,7 +53,11 @@ class Llama3(RopeMethod):
         )
 
     def _rescale(self, pair: int, geometry: RopeGeometry) -> float:
-        turns = geometry.original_length * math.pow(geometry.base, -2 * pair / geometry.head_dim) / (2 * math.pi)
+        turns = (
+            geometry.original_length
+            * math.pow(geometry.base, -2 * pair / geometry.head_dim)
+            / (2 * math.pi)
+        )
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = min(max(kept, 0.0), 1.0)
         return 1.0 / ((1.0 - kept) / self.factor + kept)

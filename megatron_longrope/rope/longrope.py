@@ -13,7 +13,8 @@ from megatron_longrope.rope.interpolation import RopeMethod
 
 
 class LongRope(RopeMethod):
-    """λ = `short` for inputs up to the original length L and `long` beyond (transformers' `longrope`).
+    """λ = `short` for inputs up to the original length L and `long` beyond (transformers'
+    `longrope`).
 
     `attention_factor` None: √(1 + ln s / ln L), used for short inputs too.
     """

@@ -1,4 +1,5 @@
-"""The factor sets Microsoft published for LongRoPE and LongRoPE2, shipped as numbers with their source."""
+"""The factor sets Microsoft published for LongRoPE and LongRoPE2, shipped as numbers with their
+source."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ VERSION = 1
 
 
 class PublishedModel(StrictConfig):
-    """A pretrained model factors were published for: rotary base, head_dim, window in tokens, and by which method."""
+    """A pretrained model factors were published for: rotary base, head_dim, window in tokens, and
+    by which method."""
 
     model: str
     method: str
@@ -26,7 +28,8 @@ class PublishedModel(StrictConfig):
 
 
 class PublishedSet(StrictConfig):
-    """Factors for inputs of `target_length` tokens to `model` after fine-tuning at `fine_tuned_length` tokens."""
+    """Factors for inputs of `target_length` tokens to `model` after fine-tuning at
+    `fine_tuned_length` tokens."""
 
     name: str
     model: str
@@ -54,7 +57,9 @@ class PublishedFile(StrictConfig):
             target_length=entry.target_length,
             base=model.base,
             head_dim=model.head_dim,
-            origin=FactorOrigin(method=model.method, model=model.model, source=self.sources[model.source]),
+            origin=FactorOrigin(
+                method=model.method, model=model.model, source=self.sources[model.source]
+            ),
         )
 
 
@@ -69,7 +74,8 @@ def published_names() -> tuple[str, ...]:
 
 
 def published_factors(name: str) -> RopeFactors:
-    """Returns the factors published under `name`; raises InputError for a name that is not there."""
+    """Returns the factors published under `name`; raises InputError for a name that is not
+    there."""
     for entry in published_sets():
         if entry.name == name:
             return _load().factors(entry)
@@ -77,9 +83,11 @@ def published_factors(name: str) -> RopeFactors:
 
 
 def _attention_factor(entry: PublishedSet, original_length: int) -> float:
-    """The files hold no temperature: Microsoft's code takes √(1 + ln s / ln L) of the model's longest length.
+    """The files hold no temperature: Microsoft's code takes √(1 + ln s / ln L) of the model's
+    longest length.
 
-    A recovery set runs a model that was fine-tuned longer, with the temperature of that fine-tuning.
+    A recovery set runs a model that was fine-tuned longer, with the temperature of that
+    fine-tuning.
     """
     longest = max(entry.target_length, entry.fine_tuned_length)
     return longrope_attention_factor(longest / original_length, original_length)
@@ -87,7 +95,11 @@ def _attention_factor(entry: PublishedSet, original_length: int) -> float:
 
 @cache
 def _load() -> PublishedFile:
-    text = files("megatron_longrope").joinpath("presets", "published_factors.json").read_text(encoding="utf-8")
+    text = (
+        files("megatron_longrope")
+        .joinpath("presets", "published_factors.json")
+        .read_text(encoding="utf-8")
+    )
     published = PublishedFile.model_validate(json.loads(text))
     assert published.version == VERSION, published.version
     return published

@@ -1,4 +1,5 @@
-"""YaRN (arXiv 2309.00071): fast pairs kept, slow ones interpolated, a ramp between, and an attention temperature."""
+"""YaRN (arXiv 2309.00071): fast pairs kept, slow ones interpolated, a ramp between, and an
+attention temperature."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class Yarn(RopeMethod):
-    """Pairs that turn more than `beta_fast` times in the window keep λ = 1, fewer than `beta_slow` times get λ = s.
+    """Pairs that turn more than `beta_fast` times in the window keep λ = 1, fewer than `beta_slow`
+    times get λ = s.
 
-    `attention_factor` None: 0.1·ln s + 1, or with both `mscale` keys (DeepSeek) the quotient of two such terms.
-    `truncate` widens the ramp to whole pairs, as transformers does by default.
+    `attention_factor` None: 0.1·ln s + 1, or with both `mscale` keys (DeepSeek) the quotient of two
+    such terms. `truncate` widens the ramp to whole pairs, as transformers does by default.
     """
 
     name: ClassVar[str] = "yarn"
@@ -35,7 +37,9 @@ class Yarn(RopeMethod):
     @model_validator(mode="after")
     def _check_betas(self) -> Self:
         if self.beta_fast <= self.beta_slow:
-            raise ValueError(f"beta_fast is larger than beta_slow, got {self.beta_fast} and {self.beta_slow}")
+            raise ValueError(
+                f"beta_fast is larger than beta_slow, got {self.beta_fast} and {self.beta_slow}"
+            )
         return self
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
@@ -48,12 +52,16 @@ class Yarn(RopeMethod):
             tuple(self.scale / (self.scale - r * (self.scale - 1.0)) for r in ramp),
             round(self.scale * geometry.original_length),
             attention_factor=self.temperature(),
-            hf_inverse_frequencies=float32_yarn_frequencies(geometry.base, geometry.head_dim, self.scale, (low, high)),
+            hf_inverse_frequencies=float32_yarn_frequencies(
+                geometry.base, geometry.head_dim, self.scale, (low, high)
+            ),
         )
 
     def correction_range(self, geometry: RopeGeometry) -> tuple[float, float]:
         """Returns the pair indices between which the ramp goes from 0 to 1; they differ."""
-        low, high = (self._pair_with_turns(turns, geometry) for turns in (self.beta_fast, self.beta_slow))
+        low, high = (
+            self._pair_with_turns(turns, geometry) for turns in (self.beta_fast, self.beta_slow)
+        )
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, geometry.head_dim - 1)

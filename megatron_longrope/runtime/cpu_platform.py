@@ -1,7 +1,8 @@
 """The CPU as a platform of megatron-core: what it asks of CUDA, answered by the CPU.
 
-megatron-core names the CUDA device in places it gives no way to configure. `install()` covers exactly those places,
-for the pinned versions, and only where CUDA is absent; it must run before any `megatron` module is imported.
+megatron-core names the CUDA device in places it gives no way to configure. `install()` covers
+exactly those places, for the pinned versions, and only where CUDA is absent; it must run before any
+`megatron` module is imported.
 """
 
 from __future__ import annotations
@@ -19,9 +20,19 @@ from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 _FACTORIES = (
-    "arange", "empty", "empty_like", "full", "full_like", "ones", "ones_like", "rand", "randn", "tensor", "zeros",
+    "arange",
+    "empty",
+    "empty_like",
+    "full",
+    "full_like",
+    "ones",
+    "ones_like",
+    "rand",
+    "randn",
+    "tensor",
+    "zeros",
     "zeros_like",
-)  # fmt: skip
+)
 _TYPE_NAMES = {
     "torch.FloatTensor": "torch.cuda.FloatTensor",
     "torch.DoubleTensor": "torch.cuda.DoubleTensor",
@@ -32,7 +43,8 @@ _installed = False
 
 
 def install() -> bool:
-    """Makes megatron-core run on the CPU where CUDA is absent. Returns whether this process runs on the CPU."""
+    """Makes megatron-core run on the CPU where CUDA is absent. Returns whether this process runs on
+    the CPU."""
     global _installed
     if torch.cuda.is_available():
         return False
@@ -41,8 +53,11 @@ def install() -> bool:
     assert not any(name.startswith("megatron.core") for name in sys.modules), (
         "the CPU platform must be installed before megatron.core is imported"
     )
-    # `longrope doctor` says what is missing and what that costs; megatron-core would say so six times per process
-    warnings.filterwarnings("ignore", message=r"(Transformer Engine|Apex).*not installed", category=UserWarning)
+    # `longrope doctor` says what is missing and what that costs; megatron-core would say so six
+    # times per process
+    warnings.filterwarnings(
+        "ignore", message=r"(Transformer Engine|Apex).*not installed", category=UserWarning
+    )
     _redirect_factories()
     _redirect_device_calls()
     _import_without_compiler()
@@ -52,7 +67,8 @@ def install() -> bool:
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `factory` with `device="cuda"` read as the CPU and pinned memory left out: there is none to pin for."""
+    """Returns `factory` with `device="cuda"` read as the CPU and pinned memory left out: there is
+    none to pin for."""
 
     @functools.wraps(factory)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -67,15 +83,17 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _redirect_factories() -> None:
-    # torch lists its factories at the first `with torch.device(...)` and keeps the list: it must hold the real ones, or
-    # such a context has no effect any more and transformers' from_pretrained leaves its rotary frequencies unset.
+    # torch lists its factories at the first `with torch.device(...)` and keeps the list: it must
+    # hold the real ones, or such a context has no effect any more and transformers' from_pretrained
+    # leaves its rotary frequencies unset.
     _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 
 
 class _NoStream:
-    """Stands in for a CUDA stream: the CPU runs everything in order, so there is nothing to wait for."""
+    """Stands in for a CUDA stream: the CPU runs everything in order, so there is nothing to wait
+    for."""
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
 
@@ -117,7 +135,8 @@ def _redirect_device_calls() -> None:
 
 
 def _import_without_compiler() -> None:
-    """Imports megatron-core with its `jit_fuser` a plain function: inductor on a CPU costs more than it gains here."""
+    """Imports megatron-core with its `jit_fuser` a plain function: inductor on a CPU costs more
+    than it gains here."""
     real_compile = torch.compile
     torch.compile = lambda function=None, **_: function if function is not None else (lambda f: f)  # type: ignore
     try:
@@ -130,7 +149,12 @@ def _redirect_random_state() -> None:
     from megatron.core.tensor_parallel import random as megatron_random
 
     module: Any = megatron_random
-    module._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
-    module._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
-    # Its tracker warns when the CPU's random state moves inside a fork; here that state is the one being forked.
+    module._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: (
+        torch.get_rng_state()
+    )
+    module._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(
+        new_state
+    )
+    # Its tracker warns when the CPU's random state moves inside a fork; here that state is the one
+    # being forked.
     logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)

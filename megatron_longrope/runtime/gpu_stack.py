@@ -1,4 +1,5 @@
-"""What of the GPU software stack is here, and which engine computes attention when nobody says which."""
+"""What of the GPU software stack is here, and which engine computes attention when nobody says
+which."""
 
 from __future__ import annotations
 
@@ -8,11 +9,15 @@ from typing import Literal
 
 import torch
 
-from megatron_longrope.runtime.machine_report import flash_attention, installed_version, transformer_engine
+from megatron_longrope.runtime.machine_report import (
+    flash_attention,
+    installed_version,
+    transformer_engine,
+)
 
 Engine = Literal["transformer-engine", "flash-attn", "torch"]
-"""transformer-engine: NVIDIA's layers and attention. flash-attn, torch: megatron-core's local layers with attention by
-the flash-attn package or by torch's own kernels."""
+"""transformer-engine: NVIDIA's layers and attention. flash-attn, torch: megatron-core's local
+layers with attention by the flash-attn package or by torch's own kernels."""
 
 Capability = tuple[int, int]
 
@@ -22,7 +27,8 @@ class GpuStack:
     """Versions and abilities that decide what can be built. `None`: not there, or not usable."""
 
     capability: Capability | None = None
-    """Compute capability of this process's device, (9, 0) for an H100; None without a CUDA device."""
+    """Compute capability of this process's device, (9, 0) for an H100; None without a CUDA
+    device."""
     cuda: str | None = None
     cudnn: tuple[int, int, int] | None = None
     transformer_engine: str | None = None
@@ -54,7 +60,9 @@ def gpu_stack() -> GpuStack:
         capability=torch.cuda.get_device_capability(),
         cuda=torch.version.cuda,
         cudnn=_cudnn_version(torch.backends.cudnn.version()),
-        transformer_engine=_version("transformer-engine", "transformer-engine-torch") if found.present else None,
+        transformer_engine=_version("transformer-engine", "transformer-engine-torch")
+        if found.present
+        else None,
         flash_attn=_version("flash-attn") if flash.present else None,
         transformer_engine_absence=found.detail,
         flash_attn_absence=flash.detail,
@@ -62,21 +70,33 @@ def gpu_stack() -> GpuStack:
 
 
 def choose_engine(
-    stack: GpuStack, dtype: torch.dtype = torch.bfloat16, context_parallel: int = 1, head_dim: int = 128
+    stack: GpuStack,
+    dtype: torch.dtype = torch.bfloat16,
+    context_parallel: int = 1,
+    head_dim: int = 128,
 ) -> EngineChoice:
-    """Returns what `auto` takes: Transformer Engine where it serves, else flash-attn, else torch's own kernels."""
+    """Returns what `auto` takes: Transformer Engine where it serves, else flash-attn, else torch's
+    own kernels."""
     if stack.capability is None:
         return EngineChoice("torch", "no CUDA device")
     if stack.capability < (8, 0):
         major, minor = stack.capability
-        return EngineChoice("torch", f"the other kernels begin with sm80, this device is sm{major}{minor}")
+        return EngineChoice(
+            "torch", f"the other kernels begin with sm80, this device is sm{major}{minor}"
+        )
     if head_dim > 256 or head_dim % 8:
         return EngineChoice("torch", f"the other kernels do not take head_dim={head_dim}")
     if dtype != torch.bfloat16:
         name = str(dtype).removeprefix("torch.")
-        return EngineChoice("torch", f"the kernels of Transformer Engine and flash-attn take bfloat16, not {name}")
-    if stack.transformer_engine is not None and (stack.capability < (12, 0) or stack.flash_attn is not None):
-        return EngineChoice("transformer-engine", f"version {stack.transformer_engine} loads on this CUDA device")
+        return EngineChoice(
+            "torch", f"the kernels of Transformer Engine and flash-attn take bfloat16, not {name}"
+        )
+    if stack.transformer_engine is not None and (
+        stack.capability < (12, 0) or stack.flash_attn is not None
+    ):
+        return EngineChoice(
+            "transformer-engine", f"version {stack.transformer_engine} loads on this CUDA device"
+        )
     missing = f"Transformer Engine: {stack.transformer_engine_absence}"
     if stack.transformer_engine is not None:
         missing = "Transformer Engine has no kernel for packed documents here without flash-attn"
@@ -88,7 +108,9 @@ def choose_engine(
 
 
 def _version(*names: str) -> str | None:
-    return next((version for name in names if (version := installed_version(name)) is not None), None)
+    return next(
+        (version for name in names if (version := installed_version(name)) is not None), None
+    )
 
 
 def _cudnn_version(encoded: int | None) -> tuple[int, int, int] | None:

@@ -1,4 +1,5 @@
-"""How one model is spread over processes, and every divisibility that has to hold, checked in one place."""
+"""How one model is spread over processes, and every divisibility that has to hold, checked in one
+place."""
 
 from __future__ import annotations
 
@@ -14,18 +15,22 @@ ContextExchange = Literal["auto", "ring", "all_gather"]
 
 
 class ParallelLayout(StrictConfig):
-    """Sizes of the mesh axes. The data-parallel size is what remains of the world: `data_parallel(world_size)`."""
+    """Sizes of the mesh axes. The data-parallel size is what remains of the world:
+    `data_parallel(world_size)`."""
 
     tensor_parallel: PositiveInt = 1
     sequence_parallel: bool = False
     pipeline_parallel: PositiveInt = 1
     virtual_pipeline: PositiveInt = 1
-    """Parts of the model each pipeline process holds, interleaved: more of them shorten the wait at a step's ends."""
+    """Parts of the model each pipeline process holds, interleaved: more of them shorten the wait at
+    a step's ends."""
     context_parallel: PositiveInt = 1
     context_exchange: ContextExchange = "auto"
-    """How keys and values travel between context-parallel ranks; auto: gathered where the sequence is short."""
+    """How keys and values travel between context-parallel ranks; auto: gathered where the sequence
+    is short."""
     context_parallel_a2a: PositiveInt = 1
-    """Processes of an inner all-to-all group under Transformer Engine's cp_comm_type=a2a+p2p; 1: one level only."""
+    """Processes of an inner all-to-all group under Transformer Engine's cp_comm_type=a2a+p2p; 1:
+    one level only."""
 
     @property
     def model_parallel(self) -> int:
@@ -38,7 +43,8 @@ class ParallelLayout(StrictConfig):
 
     @property
     def model_chunks(self) -> int:
-        """Runs of consecutive layers the model is cut into: chunk c lies on pipeline rank c mod pipeline_parallel."""
+        """Runs of consecutive layers the model is cut into: chunk c lies on pipeline rank c mod
+        pipeline_parallel."""
         return self.pipeline_parallel * self.virtual_pipeline
 
     @property
@@ -48,24 +54,41 @@ class ParallelLayout(StrictConfig):
 
     @property
     def sequence_divisor(self) -> int:
-        """Every sequence is a multiple of this: zigzag halves per context rank, each split again under SP."""
+        """Every sequence is a multiple of this: zigzag halves per context rank, each split again
+        under SP."""
         if self.context_parallel == 1:
             return self.tensor_parallel if self.sequence_parallel else 1
         per_rank = math.lcm(2, self.tensor_parallel) if self.sequence_parallel else 2
         return self.context_parallel * per_rank
 
     def data_parallel(self, world_size: int) -> int:
-        """Returns copies of the model that fit `world_size` processes; raises InputError if they do not fill it."""
+        """Returns copies of the model that fit `world_size` processes; raises InputError if they do
+        not fill it."""
         if self.is_interleaved and self.pipeline_parallel == 1:
-            raise InputError("virtual_pipeline", self.virtual_pipeline, "needs pipeline_parallel above 1, got 1")
-        self._divides("context_parallel", self.context_parallel, "context_parallel_a2a", self.context_parallel_a2a)
-        self._divides("processes", world_size, "tensor_parallel·pipeline_parallel·context_parallel",
-                      self.model_parallel)  # fmt: skip
+            raise InputError(
+                "virtual_pipeline", self.virtual_pipeline, "needs pipeline_parallel above 1, got 1"
+            )
+        self._divides(
+            "context_parallel",
+            self.context_parallel,
+            "context_parallel_a2a",
+            self.context_parallel_a2a,
+        )
+        self._divides(
+            "processes",
+            world_size,
+            "tensor_parallel·pipeline_parallel·context_parallel",
+            self.model_parallel,
+        )
         return world_size // self.model_parallel
 
-    def check_model(self, *, num_layers: int, num_heads: int, num_kv_heads: int, ffn_hidden_size: int) -> None:
+    def check_model(
+        self, *, num_layers: int, num_heads: int, num_kv_heads: int, ffn_hidden_size: int
+    ) -> None:
         """Raises InputError where a model of these sizes cannot be cut by this layout."""
-        self._divides("num_layers", num_layers, "pipeline_parallel·virtual_pipeline", self.model_chunks)
+        self._divides(
+            "num_layers", num_layers, "pipeline_parallel·virtual_pipeline", self.model_chunks
+        )
         self._divides("num_heads", num_heads, "tensor_parallel", self.tensor_parallel)
         self._divides("num_kv_heads", num_kv_heads, "tensor_parallel", self.tensor_parallel)
         self._divides("ffn_hidden_size", ffn_hidden_size, "tensor_parallel", self.tensor_parallel)
@@ -76,21 +99,30 @@ class ParallelLayout(StrictConfig):
         """Raises InputError where a sequence of `length` tokens cannot be cut by this layout."""
         if length % self.sequence_divisor:
             raise InputError(
-                "sequence_length", length,
-                f"context_parallel={self.context_parallel} with tensor_parallel={self.tensor_parallel} "
+                "sequence_length",
+                length,
+                f"context_parallel={self.context_parallel} with "
+                f"tensor_parallel={self.tensor_parallel} "
                 f"needs a sequence length divisible by {self.sequence_divisor}",
-            )  # fmt: skip
+            )
 
-    def check_batch(self, rows_per_step: int, micro_batch_rows: int, data_parallel: int) -> int:
-        """Returns micro-batches per step and rank; raises InputError where a global batch does not divide."""
-        together = micro_batch_rows * data_parallel
-        self._divides("rows_per_step", rows_per_step, "micro_batch_rows·data_parallel", together)
+    def check_batch(self, global_batch_size: int, micro_batch_size: int, data_parallel: int) -> int:
+        """Returns micro-batches per step and rank; raises InputError where a global batch does not
+        divide."""
+        together = micro_batch_size * data_parallel
+        self._divides(
+            "global_batch_size", global_batch_size, "micro_batch_size·data_parallel", together
+        )
         if self.is_interleaved:
-            self._divides("rows_per_step", rows_per_step,
-                          f"micro_batch_rows·data_parallel·pipeline_parallel (virtual_pipeline={self.virtual_pipeline} "
-                          "takes micro-batches in groups of pipeline_parallel)",
-                          together * self.micro_batch_divisor)  # fmt: skip
-        return rows_per_step // together
+            self._divides(
+                "global_batch_size",
+                global_batch_size,
+                "micro_batch_size·data_parallel·pipeline_parallel "
+                f"(virtual_pipeline={self.virtual_pipeline} "
+                "takes micro-batches in groups of pipeline_parallel)",
+                together * self.micro_batch_divisor,
+            )
+        return global_batch_size // together
 
     @staticmethod
     def _divides(field: str, value: int, by: str, divisor: int) -> None:

@@ -1,6 +1,8 @@
-"""What this machine has for our work, what is missing, and what each absence costs: the probes behind `doctor`.
+"""What this machine has for our work, what is missing, and what each absence costs: the probes
+behind `doctor`.
 
-Every probe looks and reports; none changes anything, and an absent package is a finding, not an error.
+Every probe looks and reports; none changes anything, and an absent package is a finding, not an
+error.
 """
 
 from __future__ import annotations
@@ -25,15 +27,26 @@ SUPPORTED_TORCH = SpecifierSet(">=2.9")
 SUPPORTED_MEGATRON_CORE = SpecifierSet(">=0.16.1,<0.17")
 SUPPORTED_TRANSFORMER_ENGINE = SpecifierSet(">=2.9,<2.12")
 REQUIRED_PACKAGES = (
-    "click", "jinja2", "matplotlib", "numpy", "packaging", "psutil", "pydantic", "rich", "ruamel.yaml", "safetensors",
-    "tokenizers", "transformers",
-)  # fmt: skip
+    "click",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "packaging",
+    "psutil",
+    "pydantic",
+    "rich",
+    "ruamel.yaml",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+)
 _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked for: whether it is there and usable, what was seen, and what follows where it is not.
+    """One thing looked for: whether it is there and usable, what was seen, and what follows where
+    it is not.
 
     Without an `essential` one the main job, extending a model, cannot run at all.
     """
@@ -48,9 +61,21 @@ class Finding:
 def machine_report() -> list[Finding]:
     """Returns every finding, the essential ones first."""
     probes: Sequence[Callable[[], Finding]] = (
-        python, torch_package, megatron_core, python_packages, gloo, cuda, nccl, transformer_engine, flash_attention,
-        apex, mpi, slurm, cores, memory,
-    )  # fmt: skip
+        python,
+        torch_package,
+        megatron_core,
+        python_packages,
+        gloo,
+        cuda,
+        nccl,
+        transformer_engine,
+        flash_attention,
+        apex,
+        mpi,
+        slurm,
+        cores,
+        memory,
+    )
     return [probe() for probe in probes]
 
 
@@ -69,20 +94,34 @@ def python() -> Finding:
 def torch_package() -> Finding:
     """torch, and what it was built for."""
     built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
-    finding = _in_range("torch", torch.__version__, SUPPORTED_TORCH, "Nothing runs: install a supported torch.")
-    return Finding(finding.name, finding.present, f"{finding.detail}; {built_for}", finding.cost_of_absence, True)
+    finding = _in_range(
+        "torch", torch.__version__, SUPPORTED_TORCH, "Nothing runs: install a supported torch."
+    )
+    return Finding(
+        finding.name,
+        finding.present,
+        f"{finding.detail}; {built_for}",
+        finding.cost_of_absence,
+        True,
+    )
 
 
 def megatron_core() -> Finding:
     """megatron-core; the CPU platform is made for, and tested against, these versions only."""
     cost = "Nothing that touches a model runs: pip install -c constraints.txt megatron-core."
-    return _in_range("megatron-core", installed_version("megatron-core"), SUPPORTED_MEGATRON_CORE, cost)
+    return _in_range(
+        "megatron-core", installed_version("megatron-core"), SUPPORTED_MEGATRON_CORE, cost
+    )
 
 
 def python_packages() -> Finding:
     """The other packages every command may need."""
     missing = [name for name in REQUIRED_PACKAGES if installed_version(name) is None]
-    detail = "missing: " + ", ".join(missing) if missing else f"transformers {installed_version('transformers')}, …"
+    detail = (
+        "missing: " + ", ".join(missing)
+        if missing
+        else f"transformers {installed_version('transformers')}, …"
+    )
     cost = "Some commands stop at the first use: pip install -c constraints.txt -e ."
     return Finding("Python packages", not missing, detail, cost, essential=True)
 
@@ -97,12 +136,19 @@ def gloo() -> Finding:
 
 def cuda() -> Finding:
     """CUDA, with each device's name, memory and compute capability."""
-    cost = "Everything runs on the CPU: right, but fit for small models and some ten thousand tokens only."
+    cost = (
+        "Everything runs on the CPU: right, but fit for small models and some ten thousand tokens "
+        "only."
+    )
     if not torch.cuda.is_available():
         seen = "no usable device or driver" if torch.version.cuda else "this torch is a CPU build"
         return Finding("CUDA", False, seen, cost)
-    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    described = [f"{d.name} ({d.total_memory / _GIB:.0f} GiB, sm{d.major}{d.minor})" for d in devices]
+    devices = [
+        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
+    ]
+    described = [
+        f"{d.name} ({d.total_memory / _GIB:.0f} GiB, sm{d.major}{d.minor})" for d in devices
+    ]
     detail = "; ".join(f"{described.count(text)} × {text}" for text in dict.fromkeys(described))
     return Finding("CUDA", True, f"{torch.version.cuda}: {detail}", cost)
 
@@ -118,29 +164,44 @@ def nccl() -> Finding:
 
 def transformer_engine() -> Finding:
     """NVIDIA's Transformer Engine, within the range this megatron-core works with, and loadable."""
-    cost = "No FP8 and no fused layers: torch's own attention and norms serve, equal up to rounding."
-    version = installed_version("transformer-engine") or installed_version("transformer-engine-torch")
-    finding = _in_range("Transformer Engine", version, SUPPORTED_TRANSFORMER_ENGINE, cost, essential=False)
+    cost = (
+        "No FP8 and no fused layers: torch's own attention and norms serve, equal up to rounding."
+    )
+    version = installed_version("transformer-engine") or installed_version(
+        "transformer-engine-torch"
+    )
+    finding = _in_range(
+        "Transformer Engine", version, SUPPORTED_TRANSFORMER_ENGINE, cost, essential=False
+    )
     return _loadable(finding, "transformer_engine.pytorch") if finding.present else finding
 
 
 def flash_attention() -> Finding:
     """The flash-attn package, which Transformer Engine can use."""
-    cost = "Transformer Engine attends with cuDNN's kernels instead; torch's own flash kernels are not affected."
+    cost = (
+        "Transformer Engine attends with cuDNN's kernels instead; torch's own flash kernels are "
+        "not affected."
+    )
     version = installed_version("flash-attn")
     finding = Finding("flash-attn", version is not None, version or "not installed", cost)
     return _loadable(finding, "flash_attn") if finding.present else finding
 
 
 def apex() -> Finding:
-    """NVIDIA's Apex, told apart from the unrelated package of that name by its optimizers and compiled kernels."""
-    cost = "Transformer Engine's fused Adam does its work; where that is absent too, torch's: slower, not different."
+    """NVIDIA's Apex, told apart from the unrelated package of that name by its optimizers and
+    compiled kernels."""
+    cost = (
+        "Transformer Engine's fused Adam does its work; where that is absent too, torch's: slower, "
+        "not different."
+    )
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return Finding("Apex", False, "not installed", cost)
     places = [Path(place) for place in spec.submodule_search_locations or ()]
     if not any((place / "optimizers").is_dir() for place in places):
-        return Finding("Apex", False, "the installed `apex` is an unrelated package, not NVIDIA's", cost)
+        return Finding(
+            "Apex", False, "the installed `apex` is an unrelated package, not NVIDIA's", cost
+        )
     if importlib.util.find_spec("amp_C") is None:
         return Finding("Apex", False, "installed without its compiled kernels (amp_C)", cost)
     return Finding("Apex", True, installed_version("apex") or "installed", cost)
@@ -158,23 +219,33 @@ def slurm() -> Finding:
     """The two Slurm programs our jobs use."""
     missing = [name for name in ("sbatch", "srun") if find_program(name) is None]
     detail = "missing: " + ", ".join(missing) if missing else str(find_program("sbatch"))
-    cost = "`longrope launch slurm` prints a job but cannot submit it from here; torchrun serves a single machine."
+    cost = (
+        "`longrope launch slurm` prints a job but cannot submit it from here; torchrun serves a "
+        "single machine."
+    )
     return Finding("Slurm", not missing, detail, cost)
 
 
 def cores() -> Finding:
     """CPU cores this process may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Finding("CPU cores", count >= 2, str(count), "The demonstration takes twice its time on one core.")
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return Finding(
+        "CPU cores", count >= 2, str(count), "The demonstration takes twice its time on one core."
+    )
 
 
 def memory() -> Finding:
-    """Main memory this process may use, in GiB: the machine's, or the container's where that is less."""
+    """Main memory this process may use, in GiB: the machine's, or the container's where that is
+    less."""
     machine = psutil.virtual_memory()
     limit = container_memory_limit()
     total = min(machine.total, limit) if limit is not None else machine.total
     detail = f"{total / _GIB:.1f} GiB, {min(machine.available, total) / _GIB:.1f} GiB of it free"
-    return Finding("Memory", total >= 4 * _GIB, detail, "With less than 4 GiB the demonstration may not fit.")
+    return Finding(
+        "Memory", total >= 4 * _GIB, detail, "With less than 4 GiB the demonstration may not fit."
+    )
 
 
 def installed_version(distribution: str) -> str | None:
@@ -186,7 +257,8 @@ def installed_version(distribution: str) -> str | None:
 
 
 def find_program(name: str) -> str | None:
-    """Returns the path of a program, looked for beside this interpreter first, as pip puts `mpiexec` there."""
+    """Returns the path of a program, looked for beside this interpreter first, as pip puts
+    `mpiexec` there."""
     beside = Path(sys.executable).parent
     return shutil.which(name, path=str(beside)) or shutil.which(name)
 
@@ -200,7 +272,9 @@ def container_memory_limit(path: Path = Path("/sys/fs/cgroup/memory.max")) -> in
     return int(text) if text.isdigit() else None
 
 
-def _in_range(name: str, version: str | None, supported: SpecifierSet, cost: str, essential: bool = True) -> Finding:
+def _in_range(
+    name: str, version: str | None, supported: SpecifierSet, cost: str, essential: bool = True
+) -> Finding:
     if version is None:
         return Finding(name, False, "not installed", cost, essential)
     present = supported.contains(version, prereleases=True)
@@ -209,7 +283,8 @@ def _in_range(name: str, version: str | None, supported: SpecifierSet, cost: str
 
 
 def _loadable(finding: Finding, module: str) -> Finding:
-    """Returns `finding`, absent after all where `module` cannot be loaded (built for another torch, no driver)."""
+    """Returns `finding`, absent after all where `module` cannot be loaded (built for another torch,
+    no driver)."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:

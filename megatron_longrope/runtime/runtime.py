@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One process's view of the run. Everything that needs a group, a rank or the device takes it from here."""
+    """One process's view of the run. Everything that needs a group, a rank or the device takes it
+    from here."""
 
     layout: ParallelLayout
     device: torch.device
@@ -36,8 +37,8 @@ class Runtime:
 
     @property
     def leads_group(self) -> bool:
-        """Whether this process speaks for its data-parallel group: the first of its tensor, pipeline and context
-        ranks."""
+        """Whether this process speaks for its data-parallel group: the first of its tensor,
+        pipeline and context ranks."""
         return self.groups.tp.rank() == self.groups.pp.rank() == self.groups.cp.rank() == 0
 
     @property
@@ -84,9 +85,14 @@ def process_rank() -> int:
 
 @contextlib.contextmanager
 def start_runtime(
-    layout: ParallelLayout | None = None, *, seed: int = 1234, timeout_seconds: float = 1800, threads: int | None = None
+    layout: ParallelLayout | None = None,
+    *,
+    seed: int = 1234,
+    timeout_seconds: float = 1800,
+    threads: int | None = None,
 ) -> Iterator[Runtime]:
-    """Joins the processes torchrun started (or runs alone), sets device, groups and seeds, and cleans up at the end.
+    """Joins the processes torchrun started (or runs alone), sets device, groups and seeds, and
+    cleans up at the end.
 
     Raises InputError where the layout does not fill the processes.
     """
@@ -101,7 +107,8 @@ def start_runtime(
     try:
         with divide_processes(layout, device, store, seed=seed) as runtime:
             yield runtime
-            runtime.barrier()  # the store lives in the first process: it must not end while another reads from it
+            # the store lives in the first process: it must not end while another reads from it
+            runtime.barrier()
     finally:
         dist.destroy_process_group()
 
@@ -110,7 +117,8 @@ def start_runtime(
 def divide_processes(
     layout: ParallelLayout, device: torch.device, store: dist.Store, *, seed: int = 1234
 ) -> Iterator[Runtime]:
-    """Divides processes that have joined already into the layout's groups, and dissolves these at the end."""
+    """Divides processes that have joined already into the layout's groups, and dissolves these at
+    the end."""
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -132,13 +140,16 @@ def divide_processes(
 
 
 def _two_levels(layout: ParallelLayout) -> list[int] | None:
-    """Sizes of the inner and the outer context-parallel groups, where there are two levels of them."""
+    """Sizes of the inner and the outer context-parallel groups, where there are two levels of
+    them."""
     inner = layout.context_parallel_a2a
     if inner == 1:
         return None
     if importlib.util.find_spec("einops") is None:
-        raise MissingDependencyError("context_parallel_a2a: megatron-core divides two levels of groups with einops, "
-                                     "which comes with Transformer Engine: pip install einops")  # fmt: skip
+        raise MissingDependencyError(
+            "context_parallel_a2a: megatron-core divides two levels of groups with einops, "
+            "which comes with Transformer Engine: pip install einops"
+        )
     return [inner, layout.context_parallel // inner]
 
 
@@ -151,7 +162,8 @@ def _pick_device(on_cpu: bool) -> torch.device:
 
 
 def join_processes(device: torch.device, world_size: int, timeout_seconds: float) -> dist.Store:
-    """Joins the processes torchrun started, or makes a world of one; returns the store they share."""
+    """Joins the processes torchrun started, or makes a world of one; returns the store they
+    share."""
     on_cpu = device.type == "cpu"
     # gloo serves objects and CPU tensors on GPU machines too
     backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
@@ -161,6 +173,12 @@ def join_processes(device: torch.device, world_size: int, timeout_seconds: float
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
         store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
-                                device_id=None if on_cpu else device)  # fmt: skip
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=None if on_cpu else device,
+        )
     return store

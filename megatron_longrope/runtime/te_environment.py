@@ -19,7 +19,8 @@ _ours: set[str] = set()
 
 @contextlib.contextmanager
 def switches_kept() -> Iterator[None]:
-    """Keeps what is said about kernels of attention while megatron-core makes a model of any engine.
+    """Keeps what is said about kernels of attention while megatron-core makes a model of any
+    engine.
 
     It sets all three switches on and refuses to build where one says otherwise, a person's or ours.
     """
@@ -34,18 +35,21 @@ def switches_kept() -> Iterator[None]:
 
 
 def prepare_transformer_engine(*, fp8_attention_backward: bool | None) -> None:
-    """Forbids attention that is quadratic in memory, and says in which precision FP8 attention is differentiated.
+    """Forbids attention that is quadratic in memory, and says in which precision FP8 attention is
+    differentiated.
 
-    Where no fused kernel serves, Transformer Engine would fall back on a plain softmax over the whole S×S matrix
-    without a word; with this it raises instead. `fp8_attention_backward` is None where attention is not in FP8.
-    Raises InputError where a person has said the opposite of it.
+    Where no fused kernel serves, Transformer Engine would fall back on a plain softmax over the
+    whole S×S matrix without a word; with this it raises instead. `fp8_attention_backward` is None
+    where attention is not in FP8. Raises InputError where a person has said the opposite of it.
     """
     os.environ["NVTE_UNFUSED_ATTN"] = "0"
     if fp8_attention_backward is None:
         return
     value = "1" if fp8_attention_backward else "0"
     if _BACKWARD in os.environ and _BACKWARD not in _ours and os.environ[_BACKWARD] != value:
-        rule = f"unset it: this run's fp8_attention_backward is {str(fp8_attention_backward).lower()}"
+        rule = (
+            f"unset it: this run's fp8_attention_backward is {str(fp8_attention_backward).lower()}"
+        )
         raise InputError(_BACKWARD, os.environ[_BACKWARD], rule)
     os.environ[_BACKWARD] = value
     _ours.add(_BACKWARD)

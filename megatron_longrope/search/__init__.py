@@ -1,4 +1,5 @@
-"""Searching rescale factors: ask/tell searchers, spaces, the journal, the loop. Numpy only; never sees a model."""
+"""Searching rescale factors: ask/tell searchers, spaces, the journal, the loop. Numpy only; never
+sees a model."""
 
 from megatron_longrope.search.bootstrap import Margin, paired_margin
 from megatron_longrope.search.choice import SEARCHER_NAMES, SearcherChoice, make_searcher
@@ -8,13 +9,38 @@ from megatron_longrope.search.descent import DescentSettings
 from megatron_longrope.search.evolution import EvolutionSearch, EvolutionSettings
 from megatron_longrope.search.gradient_search import GradientSearch
 from megatron_longrope.search.hybrid_search import HybridSearch, HybridSettings
-from megatron_longrope.search.journal import Journal, JournalEntry, MemoryJournal, Record, read_journal
-from megatron_longrope.search.loop import Objective, SearchCost, SearchOutcome, SearchProgress, run_search
+from megatron_longrope.search.journal import (
+    Journal,
+    JournalEntry,
+    MemoryJournal,
+    Record,
+    read_journal,
+)
+from megatron_longrope.search.loop import (
+    Objective,
+    SearchCost,
+    SearchOutcome,
+    SearchProgress,
+    run_search,
+)
 from megatron_longrope.search.piecewise import PiecewiseSearch
 from megatron_longrope.search.random_search import RandomSearch, RandomSettings
-from megatron_longrope.search.space import PAPER_START_TOKENS, SEARCHED_ATTENTION_FACTORS, SearchSpace, grid
+from megatron_longrope.search.space import (
+    PAPER_START_TOKENS,
+    SEARCHED_ATTENTION_FACTORS,
+    SearchSpace,
+    grid,
+)
 from megatron_longrope.search.stopping import EarlyStopping
-from megatron_longrope.search.types import Candidate, Evaluation, Gradient, Provenance, Searcher, TellError, Terms
+from megatron_longrope.search.types import (
+    Candidate,
+    Evaluation,
+    Gradient,
+    Provenance,
+    Searcher,
+    TellError,
+    Terms,
+)
 
 __all__ = [
     "PAPER_START_TOKENS",

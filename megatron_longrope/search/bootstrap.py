@@ -16,7 +16,8 @@ _INTERVAL = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Margin:
-    """By which factor another perplexity exceeds ours, with the ends of its 95 % interval; 1 is a draw.
+    """By which factor another perplexity exceeds ours, with the ends of its 95 % interval; 1 is a
+    draw.
 
     With one document there is nothing to draw from: the interval is then NaN.
     """
@@ -27,9 +28,14 @@ class Margin:
 
 
 def paired_margin(ours: Evaluation, other: Evaluation, seed: int = 0) -> Margin:
-    """Returns other's perplexity over ours on the same documents; raises InputError where they are not the same."""
+    """Returns other's perplexity over ours on the same documents; raises InputError where they are
+    not the same."""
     if ours.token_counts != other.token_counts:
-        raise InputError("margin", other.token_counts, f"both need the same documents, ours have {ours.token_counts}")
+        raise InputError(
+            "margin",
+            other.token_counts,
+            f"both need the same documents, ours have {ours.token_counts}",
+        )
     counts = np.array(ours.token_counts, dtype=np.float64)
     differences = np.array(other.nll_sums) - np.array(ours.nll_sums)
     ratio = _exp(float(differences.sum() / counts.sum()))

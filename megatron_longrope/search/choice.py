@@ -19,16 +19,25 @@ from megatron_longrope.search.space import SearchSpace
 from megatron_longrope.search.types import Candidate, Searcher
 
 SearcherName = Literal["hybrid", "evolution", "piecewise", "cma", "gradient", "random"]
-SEARCHER_NAMES: tuple[SearcherName, ...] = ("hybrid", "evolution", "piecewise", "cma", "gradient", "random")
+SEARCHER_NAMES: tuple[SearcherName, ...] = (
+    "hybrid",
+    "evolution",
+    "piecewise",
+    "cma",
+    "gradient",
+    "random",
+)
 
 
 class SearcherChoice(StrictConfig):
-    """A searcher by name, and settings under that name: `searcher: evolution` with `evolution: {population: 24}`."""
+    """A searcher by name, and settings under that name: `searcher: evolution` with `evolution:
+    {population: 24}`."""
 
     searcher: SearcherName = "hybrid"
     hybrid: HybridSettings | None = None
     evolution: EvolutionSettings | Literal["paper"] | None = None
-    """`paper`, the default of this searcher: the paper's sizes, halved above 512k tokens. Also those of `piecewise`."""
+    """`paper`, the default of this searcher: the paper's sizes, halved above 512k tokens. Also
+    those of `piecewise`."""
     cma: CmaSettings | None = None
     gradient: DescentSettings | None = None
     random: RandomSettings | None = None
@@ -49,11 +58,17 @@ class SearcherChoice(StrictConfig):
 
 
 def make_searcher(
-    choice: SearcherChoice, space: SearchSpace, seeds: Sequence[Candidate], seed: int, *, length: int, scale: float,
+    choice: SearcherChoice,
+    space: SearchSpace,
+    seeds: Sequence[Candidate],
+    seed: int,
+    *,
+    length: int,
+    scale: float,
     num_documents: int,
-) -> Searcher:  # fmt: skip
-    """Returns the searcher of `choice` for `num_documents` inputs of `length` tokens, `scale` times the pretrained
-    window."""
+) -> Searcher:
+    """Returns the searcher of `choice` for `num_documents` inputs of `length` tokens, `scale` times
+    the pretrained window."""
     if choice.searcher == "evolution":
         return EvolutionSearch(space, choice.evolution_settings(length), seeds, seed)
     if choice.searcher == "piecewise":
@@ -61,7 +76,9 @@ def make_searcher(
     if choice.searcher == "cma":
         return CmaSearch(space, choice.cma or CmaSettings(), seeds, seed)
     if choice.searcher == "gradient":
-        return GradientSearch(space, choice.gradient or DescentSettings(), seeds, seed, num_documents)
+        return GradientSearch(
+            space, choice.gradient or DescentSettings(), seeds, seed, num_documents
+        )
     if choice.searcher == "random":
         return RandomSearch(space, choice.random or RandomSettings(), seeds, seed)
     return HybridSearch(space, choice.hybrid or HybridSettings(), seeds, seed, num_documents)

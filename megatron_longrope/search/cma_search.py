@@ -1,4 +1,5 @@
-"""CMA-ES on a curve: log λ over the pair index as a monotone polygon through a few knots, and the temperature."""
+"""CMA-ES on a curve: log λ over the pair index as a monotone polygon through a few knots, and the
+temperature."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class CmaSearch(RoundSearcher):
 
     name = "cma"
 
-    def __init__(self, space: SearchSpace, settings: CmaSettings, seeds: Sequence[Candidate], seed: int) -> None:
+    def __init__(
+        self, space: SearchSpace, settings: CmaSettings, seeds: Sequence[Candidate], seed: int
+    ) -> None:
         super().__init__(space, seeds, seed)
         self.settings = settings
         self._lower, self._upper = space.bounds
@@ -81,8 +84,13 @@ class CmaSearch(RoundSearcher):
         temperature = (start.attention_factor - cool) / ((sharp - cool) or 1.0)
         mean = np.clip(np.append((knots - low) / span, temperature), 0.02, 0.98)
         bounds = np.tile([0.0, 1.0], (len(mean), 1))
-        self._cma = CMA(mean, self.settings.sigma, bounds=bounds, seed=self.seed % 2**32,
-                        population_size=self.settings.population)  # fmt: skip
+        self._cma = CMA(
+            mean,
+            self.settings.sigma,
+            bounds=bounds,
+            seed=self.seed % 2**32,
+            population_size=self.settings.population,
+        )
 
     def _tell_generation(self) -> None:
         assert self._cma is not None
@@ -90,7 +98,9 @@ class CmaSearch(RoundSearcher):
         losses = [each.evaluation.loss if each.evaluation.usable else math.inf for each in told]
         worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0)
         # stopped early or not finite: behind all others of its generation
-        self._cma.tell([(x, min(loss, worst + 1.0)) for x, loss in zip(self._asked, losses, strict=True)])
+        self._cma.tell(
+            [(x, min(loss, worst + 1.0)) for x, loss in zip(self._asked, losses, strict=True)]
+        )
 
     def _decode(self, point: Vector) -> Candidate:
         low, high = self._log_range
@@ -99,7 +109,9 @@ class CmaSearch(RoundSearcher):
         rescale = self.space.shape(np.clip(np.exp(logs), self._lower, self._upper))
         cool, sharp = self._temperatures
         return Candidate(
-            tuple(rescale), self._start_tokens, float(np.clip(cool + point[-1] * (sharp - cool), cool, sharp))
+            tuple(rescale),
+            self._start_tokens,
+            float(np.clip(cool + point[-1] * (sharp - cool), cool, sharp)),
         )
 
     @property

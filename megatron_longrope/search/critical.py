@@ -1,4 +1,5 @@
-"""LongRoPE2's search space (arXiv 2502.20082): free factors from the critical pair on, a closed form below it."""
+"""LongRoPE2's search space (arXiv 2502.20082): free factors from the critical pair on, a closed
+form below it."""
 
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ _ROUNDING = 1e-9
 
 
 def theoretical_critical_pair(head_dim: int, base: float, original_length: int) -> int:
-    """Returns the first pair whose wavelength exceeds the pretrained window: ⌈d/2 · ln(L/2π) / ln base⌉.
+    """Returns the first pair whose wavelength exceeds the pretrained window: ⌈d/2 · ln(L/2π) / ln
+    base⌉.
 
-    The search may well do better below it: LongRoPE2 publishes 33 for LLaMA3-8B, where this gives 35.
+    The search may well do better below it: LongRoPE2 publishes 33 for LLaMA3-8B, where this gives
+    35.
     """
     return math.ceil(head_dim / 2 * math.log(original_length / (2 * math.pi)) / math.log(base))
 
@@ -39,12 +42,21 @@ class CriticalSpace(SearchSpace):
     critical_pair: int = 1
 
     @classmethod
-    def extension(cls, num_pairs: int, scale: float, critical_pair: int, **choices: Unpack[Choices]) -> CriticalSpace:
+    def extension(
+        cls, num_pairs: int, scale: float, critical_pair: int, **choices: Unpack[Choices]
+    ) -> CriticalSpace:
         """Returns the space of an extension by `scale`: free pairs from s to 2s, non-decreasing."""
         if not 1 <= critical_pair < num_pairs:
-            raise InputError("critical_pair", critical_pair, f"lies between 1 and {num_pairs - 1}, the last pair")
+            raise InputError(
+                "critical_pair", critical_pair, f"lies between 1 and {num_pairs - 1}, the last pair"
+            )
         free = num_pairs - critical_pair
-        return cls((scale,) * free, (_UPPER_OVER_SCALE * scale,) * free, critical_pair=critical_pair, **choices)
+        return cls(
+            (scale,) * free,
+            (_UPPER_OVER_SCALE * scale,) * free,
+            critical_pair=critical_pair,
+            **choices,
+        )
 
     @property
     def num_pairs(self) -> int:
@@ -62,7 +74,8 @@ class CriticalSpace(SearchSpace):
         return self._complete(rescale[self.critical_pair :])
 
     def pull_back(self, by_log: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns ∂/∂log λ [num_pairs] with what the dependent pairs say handed on to the critical one."""
+        """Returns ∂/∂log λ [num_pairs] with what the dependent pairs say handed on to the critical
+        one."""
         cd = self.critical_pair
         free = by_log.copy()
         free[cd] += by_log[:cd] @ (np.arange(cd) / cd)
@@ -72,7 +85,9 @@ class CriticalSpace(SearchSpace):
     def admits(self, candidate: Candidate) -> bool:
         """Whether `candidate` keeps bounds, order, choices and the closed form."""
         rescale = np.array(candidate.rescale)
-        return super().admits(candidate) and bool(np.allclose(rescale, self.shape(rescale), rtol=_ROUNDING, atol=0))
+        return super().admits(candidate) and bool(
+            np.allclose(rescale, self.shape(rescale), rtol=_ROUNDING, atol=0)
+        )
 
     def project(self, candidate: Candidate) -> Candidate:
         """Returns the nearest candidate of the space, judged by the free pairs."""
@@ -98,7 +113,11 @@ class CriticalSpace(SearchSpace):
         return np.concatenate([below, free])
 
     def _free(self, candidate: Candidate) -> Candidate:
-        return Candidate(candidate.rescale[-len(self.lower) :], candidate.start_tokens, candidate.attention_factor)
+        return Candidate(
+            candidate.rescale[-len(self.lower) :],
+            candidate.start_tokens,
+            candidate.attention_factor,
+        )
 
     def _whole(self, free: Candidate) -> Candidate:
         rescale = self._complete(np.array(free.rescale))

@@ -1,12 +1,13 @@
 """Following the gradient of the loss in λ and t together, with λ non-decreasing by construction.
 
-log λ_i = log λ_min + Σ_{k≤i} θ_k², and Adam moves θ and log t. A pair whose λ hardly exceeds its neighbour's moves
-slowly: that damps the high frequencies, where the loss oscillates with λ (a turn more or less at the far end of the
-context), and lets the pairs near the pretrained window find their steps. Moving log λ itself diverged in our trials.
+log λ_i = log λ_min + Σ_{k≤i} θ_k², and Adam moves θ and log t. A pair whose λ hardly exceeds its
+neighbour's moves slowly: that damps the high frequencies, where the loss oscillates with λ (a turn
+more or less at the far end of the context), and lets the pairs near the pretrained window find
+their steps. Moving log λ itself diverged in our trials.
 
-The gradient of one document costs a fraction of all documents', and following each in turn gets further: many cheap
-steps do not stop in the ripples in which a few exact ones do (docs/log.md). What they lead to is scored on all
-documents at a few points of the way.
+The gradient of one document costs a fraction of all documents', and following each in turn gets
+further: many cheap steps do not stop in the ripples in which a few exact ones do (docs/log.md).
+What they lead to is scored on all documents at a few points of the way.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from megatron_longrope.search.types import Candidate, Evaluation
 
 Vector = NDArray[np.float64]
 Point = Literal["step", "check"]
-"""Of a descent: where it is scored with its gradient to go on from, or on all documents to be compared."""
+"""Of a descent: where it is scored with its gradient to go on from, or on all documents to be
+compared."""
 _SMALLEST_ROOT = 0.01
 """Where a seed's λ stays level: θ = 0 would have no gradient and never move."""
 _EPSILON = 1e-12
@@ -34,16 +36,18 @@ class DescentSettings(StrictConfig):
     """Adam's steps; both rates rise over the first ones, then fall to 0 along half a cosine."""
 
     passes: int = Field(default=24, ge=1)
-    """Over the documents: one costs about three evaluations, a forward and a backward pass over each document."""
+    """Over the documents: one costs about three evaluations, a forward and a backward pass over
+    each document."""
     documents_per_step: int | None = Field(default=1, ge=1)
-    """The gradient of a step is that of so many documents, all in turn in a random order; `null`: of all of them.
-    They are spread over data-parallel groups: on many, more than one a step keeps them busy."""
+    """The gradient of a step is that of so many documents, all in turn in a random order; `null`:
+    of all of them. They are spread over data-parallel groups: on many, more than one a step keeps
+    them busy."""
     checks: int = Field(default=4, ge=1)
-    """Evaluations on all documents over the second half of the way, the last one at its end. Where steps are on all
-    documents themselves only that one is made."""
+    """Evaluations on all documents over the second half of the way, the last one at its end. Where
+    steps are on all documents themselves only that one is made."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps. Adam's first ones have its full length whatever the gradient: from YaRN they jumped out of
-    its valley."""
+    """Share of the steps. Adam's first ones have its full length whatever the gradient: from YaRN
+    they jumped out of its valley."""
     rate: float = Field(default=0.02, gt=0)
     """Of θ per step."""
     temperature_rate: float = Field(default=0.005, ge=0)
@@ -53,25 +57,28 @@ class DescentSettings(StrictConfig):
     """Adam's β₂."""
 
     def num_steps(self, num_documents: int) -> int:
-        """Returns the steps over which the rates rise and fall: the last one, at rate 0, is not taken."""
+        """Returns the steps over which the rates rise and fall: the last one, at rate 0, is not
+        taken."""
         return max(2, self.passes * self._steps_per_pass(num_documents))
 
     def plan(self, num_documents: int) -> tuple[Point, ...]:
-        """Returns what each point of a descent is: steps, and among them checks, the end for last."""
+        """Returns what each point of a descent is: steps, and among them checks, the end for
+        last."""
         steps = self.num_steps(num_documents) - 1
         checks = {steps}
         if self.sample(0, num_documents, seed=0) is not None:
             halfway = (steps + 1) / 2
-            checks |= {math.ceil(halfway * (1 + check / self.checks)) for check in range(1, self.checks)}
+            checks |= {
+                math.ceil(halfway * (1 + check / self.checks)) for check in range(1, self.checks)
+            }
         points: list[Point] = []
         for step in range(1, steps + 1):
             points += ["step", "check"] if step in checks else ["step"]
         return tuple(points)
 
     def sample(self, step: int, num_documents: int, seed: int) -> tuple[int, ...] | None:
-        """Returns the documents of a step (from 0 on); None: all. Each pass has an order of its own, and where steps
-
-        do not use it up, the last ones of that order wait for another pass.
+        """Returns the documents of a step (from 0 on); None: all. Each pass has an order of its
+        own, and where steps do not use it up, the last ones of that order wait for another pass.
         """
         size = self.documents_per_step
         if size is None or size >= num_documents:
@@ -85,10 +92,18 @@ class DescentSettings(StrictConfig):
 
 
 class Descent:
-    """One descent from a starting point: `candidate` is to be evaluated with its gradient, then told to `advance`."""
+    """One descent from a starting point: `candidate` is to be evaluated with its gradient, then
+    told to `advance`."""
 
-    def __init__(self, space: SearchSpace, start: Candidate, settings: DescentSettings, num_steps: int) -> None:
-        self.space, self.settings, self.start_tokens, self.num_steps = space, settings, start.start_tokens, num_steps
+    def __init__(
+        self, space: SearchSpace, start: Candidate, settings: DescentSettings, num_steps: int
+    ) -> None:
+        self.space, self.settings, self.start_tokens, self.num_steps = (
+            space,
+            settings,
+            start.start_tokens,
+            num_steps,
+        )
         self._lower, self._upper = space.bounds
         self._floor = math.log(self._lower[0])
         logs = np.maximum.accumulate(np.log(np.array(start.rescale)))
@@ -106,8 +121,8 @@ class Descent:
         return Candidate(tuple(rescale), self.start_tokens, self._attention_factor())
 
     def advance(self, evaluation: Evaluation) -> bool:
-        """Takes one step; from a point without a loss back to the last that had one, at half the rates. False: none
-        had.
+        """Takes one step; from a point without a loss back to the last that had one, at half the
+        rates. False: none had.
         """
         if not math.isfinite(evaluation.loss) or evaluation.gradient is None:
             return self._retreat()
@@ -119,9 +134,13 @@ class Descent:
         b1, b2 = self.settings.momentum, self.settings.scaling
         self._mean = b1 * self._mean + (1 - b1) * gradient
         self._square = b2 * self._square + (1 - b2) * gradient**2
-        direction = (self._mean / (1 - b1**self.step)) / (np.sqrt(self._square / (1 - b2**self.step)) + _EPSILON)
+        direction = (self._mean / (1 - b1**self.step)) / (
+            np.sqrt(self._square / (1 - b2**self.step)) + _EPSILON
+        )
         self._point = self._point - self._rates() * direction
-        self._point[-1] = min(max(self._point[-1], math.log(self._coolest)), math.log(self._sharpest))
+        self._point[-1] = min(
+            max(self._point[-1], math.log(self._coolest)), math.log(self._sharpest)
+        )
         return True
 
     @property
@@ -151,7 +170,9 @@ class Descent:
         rescale = np.exp(self._logs())
         shaped = self.space.shape(np.clip(rescale, self._lower, self._upper))
         by_log = self.space.pull_back(evaluation.gradient.rescale * shaped)
-        outward = ((rescale > self._upper) & (by_log < 0)) | ((rescale < self._lower) & (by_log > 0))
+        outward = ((rescale > self._upper) & (by_log < 0)) | (
+            (rescale < self._lower) & (by_log > 0)
+        )
         by_log = np.where(outward, 0.0, by_log)
         by_root = 2 * self._point[:-1] * np.cumsum(by_log[::-1])[::-1]
         return np.append(by_root, evaluation.gradient.attention_factor * self._attention_factor())

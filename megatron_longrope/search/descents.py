@@ -1,4 +1,5 @@
-"""Searchers with gradient descents in them: which point of which descent a round is, and on which documents."""
+"""Searchers with gradient descents in them: which point of which descent a round is, and on which
+documents."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from megatron_longrope.search.types import Candidate
 
 
 class DescendingSearcher(RoundSearcher):
-    """Round 0 holds the seeds; rounds from `first_descent` on one point each of `cycles` descents from the best so far.
+    """Round 0 holds the seeds; rounds from `first_descent` on one point each of `cycles` descents
+    from the best so far.
 
-    Needs evaluations that come with gradients where `asks_gradient` says so, on the documents in `sample`.
+    Needs evaluations that come with gradients where `asks_gradient` says so, on the documents in
+    `sample`.
     """
 
     def __init__(
@@ -55,13 +58,16 @@ class DescendingSearcher(RoundSearcher):
         return self._descent_settings.sample(step, self.num_documents, self.seed)
 
     def descend(self) -> list[Proposal]:
-        """Returns the point of this round; none where the descent has no point with a loss to go on from."""
+        """Returns the point of this round; none where the descent has no point with a loss to go on
+        from."""
         if self._place == 0:
             if self.best is None:
                 return []
             candidate, evaluation = self.best
             self._descent = Descent(self.space, candidate, self._descent_settings, self._num_steps)
-            if evaluation.gradient is not None:  # known already: no need to score the starting point again
+            if (
+                evaluation.gradient is not None
+            ):  # known already: no need to score the starting point again
                 self._descent.advance(evaluation)
         else:
             assert self._descent is not None

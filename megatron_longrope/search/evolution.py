@@ -1,4 +1,5 @@
-"""The paper's evolutionary search (LongRoPE, arXiv 2402.13753, Algorithm 1), as an ask/tell searcher."""
+"""The paper's evolutionary search (LongRoPE, arXiv 2402.13753, Algorithm 1), as an ask/tell
+searcher."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _RETRIES = 20
 
 
 class EvolutionSettings(StrictConfig):
-    """Sizes of the search, in evaluations; the defaults are the paper's for targets up to 512k tokens."""
+    """Sizes of the search, in evaluations; the defaults are the paper's for targets up to 512k
+    tokens."""
 
     population: int = Field(default=64, ge=1)
     mutants: int = Field(default=16, ge=0)
@@ -33,7 +35,8 @@ class EvolutionSettings(StrictConfig):
 
     @classmethod
     def paper(cls, target_length: int | str) -> EvolutionSettings:
-        """Returns the paper's sizes for `target_length` tokens: 1344 evaluations, above 512k half the sizes, 672."""
+        """Returns the paper's sizes for `target_length` tokens: 1344 evaluations, above 512k half
+        the sizes, 672."""
         if parse_length(target_length, "target_length") <= _HALVED_ABOVE:
             return cls()
         return cls(population=32, mutants=8, crossovers=8, parents=16)
@@ -55,8 +58,9 @@ class _Member(NamedTuple):
 class EvolutionSearch(RoundSearcher):
     """Evolution of λ, n̂ and the attention factor, generation by generation.
 
-    Generation 0 is the seeds, projected into the space, and mutants of them. Every further generation is made of
-    mutants and crossovers of the best `parents` of all evaluated so far. No candidate is proposed twice.
+    Generation 0 is the seeds, projected into the space, and mutants of them. Every further
+    generation is made of mutants and crossovers of the best `parents` of all evaluated so far. No
+    candidate is proposed twice.
 
         search = EvolutionSearch(space, EvolutionSettings(), seeds=[Candidate((8.0,) * 32)], seed=1)
         while not search.finished:
@@ -67,10 +71,16 @@ class EvolutionSearch(RoundSearcher):
 
     name = "evolution"
 
-    def __init__(self, space: SearchSpace, settings: EvolutionSettings, seeds: Sequence[Candidate], seed: int) -> None:
+    def __init__(
+        self, space: SearchSpace, settings: EvolutionSettings, seeds: Sequence[Candidate], seed: int
+    ) -> None:
         super().__init__(space, seeds, seed)
         if len(self.seeds) > settings.population:
-            raise InputError("population", settings.population, f"must hold the {len(self.seeds)} different seeds")
+            raise InputError(
+                "population",
+                settings.population,
+                f"must hold the {len(self.seeds)} different seeds",
+            )
         self.settings = settings
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._seen: set[tuple[int, ...]] = set()
@@ -80,15 +90,22 @@ class EvolutionSearch(RoundSearcher):
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations from first to last; less than the settings' only once a small space has run out."""
+        """Evaluations from first to last; less than the settings' only once a small space has run
+        out."""
         left = self.settings.iterations - self.round_number if not self.finished else 0
         of_rounds_done = len(self.history) - self._num_told
-        return of_rounds_done + len(self._round) + left * (self.settings.mutants + self.settings.crossovers)
+        return (
+            of_rounds_done
+            + len(self._round)
+            + left * (self.settings.mutants + self.settings.crossovers)
+        )
 
     @property
     def parents(self) -> list[Candidate]:
         """What the present generation was drawn from, best first."""
-        return [self.space.decode(np.array(member.genome, dtype=np.int64)) for member in self._members]
+        return [
+            self.space.decode(np.array(member.genome, dtype=np.int64)) for member in self._members
+        ]
 
     def settings_json(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""
@@ -109,7 +126,9 @@ class EvolutionSearch(RoundSearcher):
             genome = self.space.encode(told.candidate)
             assert genome is not None
             if told.evaluation.usable:
-                self._members.append(_Member(told.evaluation.loss, index, tuple(int(gene) for gene in genome)))
+                self._members.append(
+                    _Member(told.evaluation.loss, index, tuple(int(gene) for gene in genome))
+                )
         self._num_seen = len(self.history)
         self._members.sort(key=lambda member: (member.loss, member.told_as))
         del self._members[self.settings.parents :]
@@ -124,15 +143,19 @@ class EvolutionSearch(RoundSearcher):
             yield from self._new(partial(self._mutant, seeds[index % len(seeds) :][:1]), "mutant")
 
     def _offspring(self) -> Iterator[Proposal]:
-        """Mutants and crossovers of the parents; of the seeds as long as nothing usable has been told."""
-        parents = [np.array(member.genome, dtype=np.int64) for member in self._members] or self._seed_genomes()
+        """Mutants and crossovers of the parents; of the seeds as long as nothing usable has been
+        told."""
+        parents = [
+            np.array(member.genome, dtype=np.int64) for member in self._members
+        ] or self._seed_genomes()
         for _ in range(self.settings.mutants):
             yield from self._new(partial(self._mutant, parents), "mutant")
         for _ in range(self.settings.crossovers):
             yield from self._new(partial(self._cross, parents), "crossover")
 
     def _new(self, propose: Callable[[], Genome], origin: str) -> Iterator[Proposal]:
-        """One genome never proposed before: by `propose`, else drawn from the whole space, else none."""
+        """One genome never proposed before: by `propose`, else drawn from the whole space, else
+        none."""
         for attempt in range(2 * _RETRIES):
             genome = propose() if attempt < _RETRIES else draw(self.space, self._rng)
             if self._is_new(genome):
@@ -140,14 +163,17 @@ class EvolutionSearch(RoundSearcher):
                 return
 
     def _mutant(self, parents: Sequence[Genome]) -> Genome:
-        return mutate(self.space, self._choose(parents), self.settings.mutation_probability, self._rng)
+        return mutate(
+            self.space, self._choose(parents), self.settings.mutation_probability, self._rng
+        )
 
     def _cross(self, parents: Sequence[Genome]) -> Genome:
         other = parents[int(self._rng.integers(len(parents)))]
         return crossover(self._choose(parents), other, self._rng)
 
     def _choose(self, parents: Sequence[Genome]) -> Genome:
-        """The better of two parents drawn at random (they come best first): a small budget needs the pressure."""
+        """The better of two parents drawn at random (they come best first): a small budget needs
+        the pressure."""
         return parents[int(self._rng.integers(len(parents), size=2).min())]
 
     def _seed_genomes(self) -> list[Genome]:

@@ -15,7 +15,8 @@ from megatron_longrope.search.types import Candidate
 class GradientSearch(DescendingSearcher):
     """The seeds, then one descent from the best of them.
 
-    search = GradientSearch(space, DescentSettings(passes=30), seeds=[Candidate((8.0,) * 32)], seed=1, num_documents=5)
+    search = GradientSearch(space, DescentSettings(passes=30), seeds=[Candidate((8.0,) * 32)],
+    seed=1, num_documents=5)
     """
 
     name = "gradient"

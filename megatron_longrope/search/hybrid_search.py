@@ -1,4 +1,5 @@
-"""The default searcher: the best ramp, descents from it, then n̂ where it is asked for and mutants on the grid."""
+"""The default searcher: the best ramp, descents from it, then n̂ where it is asked for and mutants
+on the grid."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _RETRIES = 20
 
 
 class HybridSettings(StrictConfig):
-    """A pass of a descent costs about three evaluations, any other candidate one at most: 130 by default."""
+    """A pass of a descent costs about three evaluations, any other candidate one at most: 130 by
+    default."""
 
     ramp: RampSettings = RampSettings()
     descent: DescentSettings = DescentSettings()
@@ -37,9 +39,11 @@ class HybridSettings(StrictConfig):
 
 
 class HybridSearch(DescendingSearcher):
-    """The seeds; the best one's ramp moved; descents from the best so far; the best with every other n̂; mutants of it.
+    """The seeds; the best one's ramp moved; descents from the best so far; the best with every
+    other n̂; mutants of it.
 
-    search = HybridSearch(space, HybridSettings(), seeds=[Candidate((8.0,) * 32)], seed=1, num_documents=5)
+    search = HybridSearch(space, HybridSettings(), seeds=[Candidate((8.0,) * 32)], seed=1,
+    num_documents=5)
     """
 
     name = "hybrid"
@@ -62,11 +66,17 @@ class HybridSearch(DescendingSearcher):
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations from first to last; fewer where nothing is usable or the space has no more to offer."""
+        """Evaluations from first to last; fewer where nothing is usable or the space has no more to
+        offer."""
         if self.finished:
             return len(self.history)
         others = len(self.space.start_tokens) - 1
-        return self._before_descents + self.num_descent_rounds + others + self.settings.rounds * self.settings.mutants
+        return (
+            self._before_descents
+            + self.num_descent_rounds
+            + others
+            + self.settings.rounds * self.settings.mutants
+        )
 
     def settings_json(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""
@@ -104,13 +114,16 @@ class HybridSearch(DescendingSearcher):
         return [Proposal(replace(best, start_tokens=n), "start tokens") for n in others]
 
     def _mutants(self, best: Candidate) -> Iterator[Proposal]:
-        """New neighbours of the best candidate, on the grid; fewer where the space has run out of them."""
+        """New neighbours of the best candidate, on the grid; fewer where the space has run out of
+        them."""
         seen = {told.candidate for told in self.history}
         parent = self.space.encode(self.space.project(best))
         assert parent is not None
         for _ in range(self.settings.mutants):
             for _ in range(_RETRIES):
-                child = self.space.decode(mutate(self.space, parent, self.settings.mutation_probability, self._rng))
+                child = self.space.decode(
+                    mutate(self.space, parent, self.settings.mutation_probability, self._rng)
+                )
                 if child not in seen:
                     seen.add(child)
                     yield Proposal(child, "mutant")

@@ -11,12 +11,15 @@ _SHOWN = 60
 
 
 def check_same(stored: Mapping[str, Any], present: Mapping[str, Any], source: str) -> None:
-    """Raises InputError that names the first key (dotted) whose value in `stored` differs from that in `present`."""
+    """Raises InputError that names the first key (dotted) whose value in `stored` differs from that
+    in `present`."""
     difference = _first_difference(stored, present, ())
     if difference is not None:
         path, old, new = difference
         raise InputError(
-            path, _short(new), f"differs from the {_short(old)} of the {source}; it cannot go on from there"
+            path,
+            _short(new),
+            f"differs from the {_short(old)} of the {source}; it cannot go on from there",
         )
 
 

@@ -1,9 +1,10 @@
-"""The append-only record of a search: one line of JSON per finished evaluation, on disk before the search goes on.
+"""The append-only record of a search: one line of JSON per finished evaluation, on disk before the
+search goes on.
 
-Line 1 is a header that fixes the search (searcher, seed, settings, space, seeds) and what it is judged by (a
-fingerprint of the objective). Every line ends with its own CRC-32, so that damage inside a number does not go
-unnoticed. A last line without its end is what a kill leaves behind: it is cut off on reopening. All other damage is
-refused.
+Line 1 is a header that fixes the search (searcher, seed, settings, space, seeds) and what it is
+judged by (a fingerprint of the objective). Every line ends with its own CRC-32, so that damage
+inside a number does not go unnoticed. A last line without its end is what a kill leaves behind: it
+is cut off on reopening. All other damage is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """One finished evaluation; `seconds` is its share of the wall time of its batch, `cost_tokens` what it scored."""
+    """One finished evaluation; `seconds` is its share of the wall time of its batch, `cost_tokens`
+    what it scored."""
 
     index: int
     candidate: Candidate
@@ -73,7 +75,8 @@ class Record(Protocol):
 
 
 class MemoryJournal:
-    """A record without a file: for ranks that do not write, which start from the entries the writing rank read."""
+    """A record without a file: for ranks that do not write, which start from the entries the
+    writing rank read."""
 
     def __init__(self, entries: Sequence[JournalEntry] = ()) -> None:
         self._entries = list(entries)
@@ -89,7 +92,8 @@ class MemoryJournal:
 
 
 class Journal:
-    """A journal file open for appending, by one process. `Journal.open` makes one; use it in a `with` statement."""
+    """A journal file open for appending, by one process. `Journal.open` makes one; use it in a
+    `with` statement."""
 
     def __init__(self, path: Path, descriptor: int, entries: list[JournalEntry], size: int) -> None:
         self.path = path
@@ -99,10 +103,12 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any], objective: Any) -> Journal:
-        """Opens the journal at `path`, or creates it, for the search of this identity judged by this objective.
+        """Opens the journal at `path`, or creates it, for the search of this identity judged by
+        this objective.
 
-        `identity` is a searcher's `identity()`, `objective` JSON values that change whenever evaluations would. Raises
-        InputError where the file is another search's (naming the first key that differs) or damaged (naming the line).
+        `identity` is a searcher's `identity()`, `objective` JSON values that change whenever
+        evaluations would. Raises InputError where the file is another search's (naming the first
+        key that differs) or damaged (naming the line).
         """
         header = _plain({"format": FORMAT, "version": VERSION, **identity, "objective": objective})
         if not path.exists():
@@ -120,11 +126,17 @@ class Journal:
         return tuple(self._entries)
 
     def append(self, entry: JournalEntry) -> None:
-        """Writes one line and waits until it is on disk; raises LongRopeError where another process wrote too."""
+        """Writes one line and waits until it is on disk; raises LongRopeError where another process
+        wrote too."""
         if entry.index != len(self._entries):
-            raise LongRopeError(f"journal {self.path}: entry {entry.index} cannot follow {len(self._entries)} entries")
+            raise LongRopeError(
+                f"journal {self.path}: entry {entry.index} cannot follow {len(self._entries)} "
+                "entries"
+            )
         if os.fstat(self._descriptor).st_size != self._size:
-            raise LongRopeError(f"journal {self.path}: another process is writing to it; end one of the two")
+            raise LongRopeError(
+                f"journal {self.path}: another process is writing to it; end one of the two"
+            )
         line = _line(entry.to_json())
         _write_all(self._descriptor, line)
         os.fsync(self._descriptor)
@@ -141,19 +153,24 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[JournalEntry]]:
-    """Returns header and whole entries of the journal at `path` and leaves the file as it is; raises InputError."""
+    """Returns header and whole entries of the journal at `path` and leaves the file as it is;
+    raises InputError."""
     header, entries, _ = _read(path)
     return header, entries
 
 
 def _create(path: Path, header: Mapping[str, Any]) -> None:
-    """Puts a journal of one header line in place at once: no moment shows a file without a whole header."""
+    """Puts a journal of one header line in place at once: no moment shows a file without a whole
+    header."""
     partial = path.with_name(path.name + ".partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
@@ -175,7 +192,10 @@ def _read(path: Path) -> tuple[dict[str, Any], list[JournalEntry], int]:
     header = _parse(lines[0], path, 1)
     if header.get("format") != FORMAT:
         raise InputError("journal", path, "line 1 is not the header of a search journal")
-    entries = [_entry(_parse(line, path, number), path, number) for number, line in enumerate(lines[1:], start=2)]
+    entries = [
+        _entry(_parse(line, path, number), path, number)
+        for number, line in enumerate(lines[1:], start=2)
+    ]
     return header, entries, sum(len(line) + 1 for line in lines)
 
 
@@ -185,7 +205,9 @@ def _entry(data: Mapping[str, Any], path: Path, number: int) -> JournalEntry:
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError("journal", path, f"line {number} is no evaluation: {error!r}") from error
     if entry.index != number - 2:
-        raise InputError("journal", path, f"line {number} holds evaluation {entry.index}, {number - 2} is due")
+        raise InputError(
+            "journal", path, f"line {number} holds evaluation {entry.index}, {number - 2} is due"
+        )
     return entry
 
 
@@ -194,7 +216,9 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
         data = json.loads(line)
         crc = data.pop("crc")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError("journal", path, f"line {number} is damaged: not a JSON object with a crc") from error
+        raise InputError(
+            "journal", path, f"line {number} is damaged: not a JSON object with a crc"
+        ) from error
     if crc != _crc(data):
         raise InputError("journal", path, f"line {number} is damaged: its crc does not match")
     return dict(data)

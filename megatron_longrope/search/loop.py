@@ -1,4 +1,5 @@
-"""Running a search: replay what the journal holds, evaluate the rest round by round, write each result down."""
+"""Running a search: replay what the journal holds, evaluate the rest round by round, write each
+result down."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Objective = Callable[[Sequence[Candidate], Terms], Iterable[Evaluation]]
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What evaluations took. Tokens are those that went through the model, forward, and of those backward too."""
+    """What evaluations took. Tokens are those that went through the model, forward, and of those
+    backward too."""
 
     evaluations: int = 0
     tokens: int = 0
@@ -29,14 +31,18 @@ class SearchCost:
         """Returns the sum over `entries`."""
         kept = list(entries)
         backward = sum(entry.cost_tokens for entry in kept if entry.evaluation.gradient is not None)
-        return cls(len(kept), sum(entry.cost_tokens for entry in kept), backward, sum(entry.seconds for entry in kept))
+        return cls(
+            len(kept),
+            sum(entry.cost_tokens for entry in kept),
+            backward,
+            sum(entry.seconds for entry in kept),
+        )
 
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """How far a search is. `rate` is in evaluations per second since this run began, before its first one ends those of
-
-    the journal's; `best_loss` is nats per token.
+    """How far a search is. `rate` is in evaluations per second since this run began, before its
+    first one ends those of the journal's; `best_loss` is nats per token.
     """
 
     done: int
@@ -71,9 +77,10 @@ def run_search(
 ) -> SearchOutcome:
     """Runs a new `searcher` to its end and returns the best candidate.
 
-    What `journal` holds is told, not evaluated again. Then `objective` is given what is left of each round, and each
-    evaluation is written down and told as it comes. Raises InputError where the journal holds other candidates than
-    the searcher proposes, LongRopeError where nothing usable was found.
+    What `journal` holds is told, not evaluated again. Then `objective` is given what is left of
+    each round, and each evaluation is written down and told as it comes. Raises InputError where
+    the journal holds other candidates than the searcher proposes, LongRopeError where nothing
+    usable was found.
     """
     recovered = _replay(searcher, journal.entries)
     start = time.monotonic()
@@ -94,7 +101,8 @@ def _replay(searcher: Searcher, entries: Sequence[JournalEntry]) -> int:
         proposed = searcher.ask(1)
         if proposed != [entry.candidate]:
             rule = (
-                "this evaluation is of another candidate than the search proposes here; it is another search's journal"
+                "this evaluation is of another candidate than the search proposes here; it is "
+                "another search's journal"
             )
             raise InputError("journal entry", entry.index, rule)
         searcher.tell(entry.candidate, entry.evaluation)
@@ -108,7 +116,8 @@ def _evaluate_some(
     stopping: EarlyStopping | None,
     report: Callable[[], None],
 ) -> None:
-    """Evaluates what is left of the present round, or of the part of it that one rule to stop early holds for."""
+    """Evaluates what is left of the present round, or of the part of it that one rule to stop early
+    holds for."""
     judge, num_left = None, searcher.round_size
     if stopping is not None and searcher.sample is None and not searcher.asks_gradient:
         judge, num_left = _present_rule(searcher, journal.entries, stopping)
@@ -121,24 +130,33 @@ def _evaluate_some(
     for evaluation, candidate in zip(objective(candidates, terms), candidates, strict=False):
         now = time.monotonic()
         index, provenance = len(journal.entries), searcher.provenance(candidate)
-        journal.append(JournalEntry(index, candidate, provenance, evaluation, now - before, evaluation.cost_tokens))
+        journal.append(
+            JournalEntry(
+                index, candidate, provenance, evaluation, now - before, evaluation.cost_tokens
+            )
+        )
         searcher.tell(candidate, evaluation)
         before, num_evaluated = now, num_evaluated + 1
         report()
     if num_evaluated != len(candidates):
-        raise LongRopeError(f"the objective gave {num_evaluated} evaluations of {len(candidates)} candidates")
+        raise LongRopeError(
+            f"the objective gave {num_evaluated} evaluations of {len(candidates)} candidates"
+        )
 
 
 def _present_rule(
     searcher: Searcher, entries: Sequence[JournalEntry], stopping: EarlyStopping
 ) -> tuple[Judge | None, int]:
-    """Returns the rule to stop early, the same wherever a run resumed, and for how many more candidates it holds."""
+    """Returns the rule to stop early, the same wherever a run resumed, and for how many more
+    candidates it holds."""
     round_start = len(entries) - searcher.num_told_of_round
     made_at, end = span_of_rule(round_start, round_start + searcher.round_size, len(entries))
     return stopping.judge([entry.evaluation for entry in entries[:made_at]]), end - len(entries)
 
 
-def _progress(searcher: Searcher, entries: Sequence[JournalEntry], recovered: int, seconds: float) -> SearchProgress:
+def _progress(
+    searcher: Searcher, entries: Sequence[JournalEntry], recovered: int, seconds: float
+) -> SearchProgress:
     done, total, best = len(entries), searcher.num_evaluations, searcher.best
     num_timed = done - recovered or recovered
     timed = seconds if done > recovered else sum(entry.seconds for entry in entries)
@@ -146,12 +164,20 @@ def _progress(searcher: Searcher, entries: Sequence[JournalEntry], recovered: in
     eta = (total - done) / rate if total is not None and rate else None
     if best is None:
         return SearchProgress(done, total, recovered, rate, eta, None, None, None)
-    return SearchProgress(done, total, recovered, rate, eta, best[0], best[1].loss, best[1].perplexity)
+    return SearchProgress(
+        done, total, recovered, rate, eta, best[0], best[1].loss, best[1].perplexity
+    )
 
 
 def _outcome(searcher: Searcher, entries: Sequence[JournalEntry], recovered: int) -> SearchOutcome:
     if searcher.best is None:
-        raise LongRopeError(f"none of {len(entries)} candidates was scored to the end with a finite loss")
+        raise LongRopeError(
+            f"none of {len(entries)} candidates was scored to the end with a finite loss"
+        )
     candidate, evaluation = searcher.best
-    stopped = sum(not entry.evaluation.completed and entry.evaluation.sample is None for entry in entries)
-    return SearchOutcome(candidate, evaluation, recovered, SearchCost.of(entries), stopped, tuple(entries))
+    stopped = sum(
+        not entry.evaluation.completed and entry.evaluation.sample is None for entry in entries
+    )
+    return SearchOutcome(
+        candidate, evaluation, recovered, SearchCost.of(entries), stopped, tuple(entries)
+    )

@@ -1,4 +1,5 @@
-"""Microsoft's piecewise variant of the evolution: both ends of λ frozen, and where they begin is searched too."""
+"""Microsoft's piecewise variant of the evolution: both ends of λ frozen, and where they begin is
+searched too."""
 
 from __future__ import annotations
 
@@ -16,16 +17,23 @@ _SPREAD = 2.0
 
 
 class PiecewiseSearch(EvolutionSearch):
-    """Evolution whose mutants keep λ at its least value up to a pair α, and at `level` from a pair β on.
+    """Evolution whose mutants keep λ at its least value up to a pair α, and at `level` from a pair
+    β on.
 
-    α and β are read off the parent and moved a little with each mutation; between them λ varies as in the plain
-    evolution. Source of the idea: `dim_piece_mono` in microsoft/LongRoPE, where `level` is the scale s.
+    α and β are read off the parent and moved a little with each mutation; between them λ varies as
+    in the plain evolution. Source of the idea: `dim_piece_mono` in microsoft/LongRoPE, where
+    `level` is the scale s.
     """
 
     name = "piecewise"
 
     def __init__(
-        self, space: SearchSpace, settings: EvolutionSettings, seeds: Sequence[Candidate], seed: int, level: float
+        self,
+        space: SearchSpace,
+        settings: EvolutionSettings,
+        seeds: Sequence[Candidate],
+        seed: int,
+        level: float,
     ) -> None:
         self.level = level
         self._level_index = int(nearest(space.values, np.array(level)))
@@ -54,4 +62,6 @@ class PiecewiseSearch(EvolutionSearch):
         pairs = genome[:-2]
         above = np.flatnonzero(pairs > self.space.low[:-2])
         level = np.flatnonzero(pairs >= self._level_index)
-        return int(above[0]) if len(above) else len(pairs), int(level[0]) if len(level) else len(pairs)
+        return int(above[0]) if len(above) else len(pairs), int(level[0]) if len(level) else len(
+            pairs
+        )

@@ -1,7 +1,9 @@
-"""Where along the frequencies the factors rise: a ramp from the least λ to the greatest, its two ends moved.
+"""Where along the frequencies the factors rise: a ramp from the least λ to the greatest, its two
+ends moved.
 
-YaRN's ramp stands where its authors found it good for LLaMA, between 32 turns in the window and one. The best place
-differs from model to model, and two numbers say it: forty evaluations gain more than a thousand λ by λ (docs/log.md).
+YaRN's ramp stands where its authors found it good for LLaMA, between 32 turns in the window and
+one. The best place differs from model to model, and two numbers say it: forty evaluations gain more
+than a thousand λ by λ (docs/log.md).
 """
 
 from __future__ import annotations
@@ -52,8 +54,9 @@ class Place(NamedTuple):
 class Ramp:
     """The rounds of one search for the best place, from a start that is some ramp itself.
 
-    Between begin and end 1/λ falls evenly from 1/λ_low to that of the start's greatest λ, as YaRN's does; λ_low is the
-    space's lower bound, 1 in a first extension and the fine-tuned factors in a second one.
+    Between begin and end 1/λ falls evenly from 1/λ_low to that of the start's greatest λ, as YaRN's
+    does; λ_low is the space's lower bound, 1 in a first extension and the fine-tuned factors in a
+    second one.
     """
 
     def __init__(self, space: SearchSpace, start: Candidate, settings: RampSettings) -> None:
@@ -67,8 +70,8 @@ class Ramp:
         self._asked: dict[Candidate, Place] = {}
 
     def next_round(self, best: Candidate, known: Collection[Candidate]) -> list[Candidate]:
-        """Returns the next places to try, none when the search is over. `best`: of all candidates so far; `known`:
-        those that need no evaluation.
+        """Returns the next places to try, none when the search is over. `best`: of all candidates
+        so far; `known`: those that need no evaluation.
         """
         if self._place is None:
             return []
@@ -93,10 +96,13 @@ class Ramp:
         share = (np.arange(self.space.num_pairs) - place.begin) / (place.end - place.begin)
         share = np.clip(share, 0.0, 1.0)
         rescale = self._lower / (1 - share + share / self._rise)
-        return self.space.project(replace(self.start, rescale=tuple(float(value) for value in rescale)))
+        return self.space.project(
+            replace(self.start, rescale=tuple(float(value) for value in rescale))
+        )
 
     def _place_of(self, start: Candidate) -> Place | None:
-        """From where a quarter and three quarters of the rise are done; None where nothing rises."""
+        """From where a quarter and three quarters of the rise are done; None where nothing
+        rises."""
         if self._rise <= 1 + _SLIGHTEST:
             return None
         share = (1 - self._lower / np.array(start.rescale)) / (1 - 1 / self._rise)

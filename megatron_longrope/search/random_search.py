@@ -24,12 +24,15 @@ class RandomSettings(StrictConfig):
 class RandomSearch(RoundSearcher):
     """The seeds, then draws over the whole space, all in one round.
 
-    search = RandomSearch(space, RandomSettings(evaluations=100), seeds=[Candidate((8.0,) * 32)], seed=1)
+    search = RandomSearch(space, RandomSettings(evaluations=100), seeds=[Candidate((8.0,) * 32)],
+    seed=1)
     """
 
     name = "random"
 
-    def __init__(self, space: SearchSpace, settings: RandomSettings, seeds: Sequence[Candidate], seed: int) -> None:
+    def __init__(
+        self, space: SearchSpace, settings: RandomSettings, seeds: Sequence[Candidate], seed: int
+    ) -> None:
         super().__init__(space, seeds, seed)
         self.settings = settings
         self._rng = np.random.Generator(np.random.PCG64(seed))
@@ -48,5 +51,10 @@ class RandomSearch(RoundSearcher):
         """Returns everything at once."""
         if self.round_number > 0:
             return []
-        draws = [self.space.decode(draw(self.space, self._rng)) for _ in range(self.settings.evaluations)]
-        return [*(Proposal(seed, "seed") for seed in self.seeds), *(Proposal(each, "draw") for each in draws)]
+        draws = [
+            self.space.decode(draw(self.space, self._rng)) for _ in range(self.settings.evaluations)
+        ]
+        return [
+            *(Proposal(seed, "seed") for seed in self.seeds),
+            *(Proposal(each, "draw") for each in draws),
+        ]

@@ -1,4 +1,5 @@
-"""What all searchers share: proposals in rounds, results told in order, the best so far, and exact state."""
+"""What all searchers share: proposals in rounds, results told in order, the best so far, and exact
+state."""
 
 from __future__ import annotations
 
@@ -28,20 +29,22 @@ class Told(NamedTuple):
 
 
 class RoundSearcher(ABC):
-    """A searcher that proposes in rounds. A round is drawn when the last result of the one before has been told, so
+    """A searcher that proposes in rounds. A round is drawn when the last result of the one before
+    has been told, so that nothing depends on how many candidates are asked for at a time. A
+    subclass says what a round holds in `next_round`, from all that was told and its own random
+    state, and starts with `super().__init__`.
 
-    that nothing depends on how many candidates are asked for at a time. A subclass says what a round holds in
-    `next_round`, from all that was told and its own random state, and starts with `super().__init__`.
-
-    The state is the history: `load_state_dict` tells it anew to a fresh searcher, which restores whatever a subclass
-    keeps, random state included.
+    The state is the history: `load_state_dict` tells it anew to a fresh searcher, which restores
+    whatever a subclass keeps, random state included.
     """
 
     name: ClassVar[str]
 
     def __init__(self, space: SearchSpace, seeds: Sequence[Candidate], seed: int) -> None:
         if not seeds:
-            raise InputError("seeds", "none", "the search starts from 1 candidate or more (PI, NTK, YaRN ...)")
+            raise InputError(
+                "seeds", "none", "the search starts from 1 candidate or more (PI, NTK, YaRN ...)"
+            )
         self.space, self.seed = space, seed
         self.seeds = tuple(dict.fromkeys(space.project(candidate) for candidate in seeds))
         self.history: list[Told] = []
@@ -51,7 +54,7 @@ class RoundSearcher(ABC):
         self._num_told = 0
         self._best: tuple[Candidate, Evaluation] | None = None
 
-    # -- what a subclass gives ------------------------------------------------------------------------------------
+    # -- what a subclass gives
 
     @abstractmethod
     def next_round(self) -> list[Proposal]:
@@ -76,14 +79,15 @@ class RoundSearcher(ABC):
         """The documents that this round's evaluations are to be made on; None: all."""
         return None
 
-    # -- ask and tell ---------------------------------------------------------------------------------------------
+    # -- ask and tell
 
     def start(self) -> None:
         """Draws the first round; a subclass calls it at the end of its constructor."""
         self._open_round()
 
     def ask(self, n: int) -> list[Candidate]:
-        """Returns at most `n` candidates, never more than this round has left; none when it is all asked."""
+        """Returns at most `n` candidates, never more than this round has left; none when it is all
+        asked."""
         if n < 1:
             raise InputError("n", n, "ask for 1 candidate or more")
         first = self._num_asked
@@ -102,7 +106,8 @@ class RoundSearcher(ABC):
             self._open_round()
 
     def provenance(self, candidate: Candidate) -> Provenance:
-        """Returns round and origin of a candidate asked and not yet told; raises TellError for any other."""
+        """Returns round and origin of a candidate asked and not yet told; raises TellError for any
+        other."""
         for proposal in self._round[self._num_told : self._num_asked]:
             if proposal.candidate == candidate:
                 return Provenance(self.round_number, proposal.origin)
@@ -128,10 +133,11 @@ class RoundSearcher(ABC):
         """Whether the last round has been told."""
         return not self._round
 
-    # -- identity and state ---------------------------------------------------------------------------------------
+    # -- identity and state
 
     def identity(self) -> dict[str, Any]:
-        """Returns what fixes the whole search: name, seed, settings, space and seeds, as JSON values."""
+        """Returns what fixes the whole search: name, seed, settings, space and seeds, as JSON
+        values."""
         return {
             "searcher": self.name,
             "seed": self.seed,
@@ -143,13 +149,22 @@ class RoundSearcher(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Returns the whole state as JSON values: what was told, and how many more were asked."""
         told = [[told.candidate.to_json(), told.evaluation.to_json()] for told in self.history]
-        return {"identity": self.identity(), "told": told, "num_waiting": self._num_asked - self._num_told}
+        return {
+            "identity": self.identity(),
+            "told": told,
+            "num_waiting": self._num_asked - self._num_told,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on exactly where `state_dict` was taken, from a fresh searcher; raises InputError for another's."""
+        """Goes on exactly where `state_dict` was taken, from a fresh searcher; raises InputError
+        for another's."""
         check_same(state["identity"], self.identity(), "search state")
         if self.history or self._num_asked:
-            raise InputError("search state", f"{len(self.history)} told", "is loaded into a searcher not yet asked")
+            raise InputError(
+                "search state",
+                f"{len(self.history)} told",
+                "is loaded into a searcher not yet asked",
+            )
         for candidate, evaluation in state["told"]:
             self.ask(1)
             self.tell(Candidate.from_json(candidate), Evaluation.from_json(evaluation))
@@ -166,5 +181,6 @@ class RoundSearcher(ABC):
             raise TellError(f"candidate {candidate} was told, but none is waiting for its result")
         if self._round[self._num_told].candidate != candidate:
             raise TellError(
-                f"candidate {candidate} was told out of order: {waiting} are waiting, told in the order asked"
+                f"candidate {candidate} was told out of order: {waiting} are waiting, told in the "
+                "order asked"
             )

@@ -1,8 +1,10 @@
-"""The space a search runs in: bounds per pair, the grid, n̂ and the attention factor; all arithmetic in integers.
+"""The space a search runs in: bounds per pair, the grid, n̂ and the attention factor; all
+arithmetic in integers.
 
-Every gene is an index into a sorted list of allowed values, so that no candidate ever holds 1.0700000000000003. For the
-rescale factors that list is the grid (the multiples of `step`) together with the bounds themselves: a second search
-starts at fine-tuned factors, which must stay allowed exactly even where they lie between two grid points.
+Every gene is an index into a sorted list of allowed values, so that no candidate ever holds
+1.0700000000000003. For the rescale factors that list is the grid (the multiples of `step`) together
+with the bounds themselves: a second search starts at fine-tuned factors, which must stay allowed
+exactly even where they lie between two grid points.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Genome = NDArray[np.int64]
-"""Indices of one candidate, `[num_pairs + 2]`: λ of each pair, then n̂, then the attention factor."""
+"""Indices of one candidate, `[num_pairs + 2]`: λ of each pair, then n̂, then the attention
+factor."""
 
 PAPER_START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 UPPER_OVER_SCALE = 1.25
@@ -33,7 +36,8 @@ _SAME = 1e-9
 
 
 def grid(lower: float, upper: float, step: float) -> tuple[float, ...]:
-    """Returns the multiples of `step` in [lower, upper], each the float nearest to the exact decimal."""
+    """Returns the multiples of `step` in [lower, upper], each the float nearest to the exact
+    decimal."""
     exact = Fraction(str(step))
     first = math.ceil(Fraction(str(lower)) / exact)
     last = math.floor(Fraction(str(upper)) / exact)
@@ -53,10 +57,12 @@ class Choices(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """λ_i in [lower_i, upper_i] on a grid of `step`, non-decreasing in i; n̂ and t out of ascending choices.
+    """λ_i in [lower_i, upper_i] on a grid of `step`, non-decreasing in i; n̂ and t out of ascending
+    choices.
 
-    One choice means a fixed value: `attention_factors=(1.0,)` is the paper's text. Bounds of every pair are allowed
-    values of every pair whose own bounds enclose them. Raises InputError where no non-decreasing λ fits the bounds.
+    One choice means a fixed value: `attention_factors=(1.0,)` is the paper's text. Bounds of every
+    pair are allowed values of every pair whose own bounds enclose them. Raises InputError where no
+    non-decreasing λ fits the bounds.
     """
 
     lower: tuple[float, ...]
@@ -69,7 +75,12 @@ class SearchSpace:
     high: Genome = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, kind in (("lower", float), ("upper", float), ("start_tokens", int), ("attention_factors", float)):
+        for name, kind in (
+            ("lower", float),
+            ("upper", float),
+            ("start_tokens", int),
+            ("attention_factors", float),
+        ):
             object.__setattr__(self, name, tuple(kind(value) for value in getattr(self, name)))
         _check_choices("start_tokens", self.start_tokens, at_least=0)
         _check_choices("attention_factors", self.attention_factors, at_least=np.finfo(float).tiny)
@@ -79,19 +90,28 @@ class SearchSpace:
         values = np.unique(np.array([*grid(lower[0], upper[-1], self.step), *lower, *upper]))
         choices = (len(self.start_tokens) - 1, len(self.attention_factors) - 1)
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "low", np.array([*np.searchsorted(values, lower), 0, 0], dtype=np.int64))
-        object.__setattr__(self, "high", np.array([*np.searchsorted(values, upper), *choices], dtype=np.int64))
+        object.__setattr__(
+            self, "low", np.array([*np.searchsorted(values, lower), 0, 0], dtype=np.int64)
+        )
+        object.__setattr__(
+            self, "high", np.array([*np.searchsorted(values, upper), *choices], dtype=np.int64)
+        )
 
     @classmethod
     def first_stage(cls, num_pairs: int, scale: float, **choices: Unpack[Choices]) -> SearchSpace:
-        """Returns the space of a first extension by `scale`: λ from 1.0 to 1.25·scale for every pair."""
+        """Returns the space of a first extension by `scale`: λ from 1.0 to 1.25·scale for every
+        pair."""
         return cls((1.0,) * num_pairs, (UPPER_OVER_SCALE * scale,) * num_pairs, **choices)
 
     @classmethod
-    def second_stage(cls, fine_tuned: Sequence[float], scale: float, **choices: Unpack[Choices]) -> SearchSpace:
-        """Returns the space above fine-tuned factors: from λ_ft,i to 1.25·scale, `scale` against the pretrained window.
+    def second_stage(
+        cls, fine_tuned: Sequence[float], scale: float, **choices: Unpack[Choices]
+    ) -> SearchSpace:
+        """Returns the space above fine-tuned factors: from λ_ft,i to 1.25·scale, `scale` against
+        the pretrained window.
 
-        Where a fine-tuned factor exceeds 1.25·scale (published sets do) the upper bound is the largest one.
+        Where a fine-tuned factor exceeds 1.25·scale (published sets do) the upper bound is the
+        largest one.
         """
         upper = max(UPPER_OVER_SCALE * scale, *fine_tuned)
         return cls(tuple(fine_tuned), (upper,) * len(fine_tuned), **choices)
@@ -100,7 +120,8 @@ class SearchSpace:
     def recovery(
         cls, fine_tuned: Sequence[float], upper: float | None = None, **choices: Unpack[Choices]
     ) -> SearchSpace:
-        """Returns the space of a short-window search: λ from 1.0 to `upper`, by default the largest fine-tuned λ."""
+        """Returns the space of a short-window search: λ from 1.0 to `upper`, by default the largest
+        fine-tuned λ."""
         highest = max(fine_tuned) if upper is None else upper
         return cls((1.0,) * len(fine_tuned), (highest,) * len(fine_tuned), **choices)
 
@@ -110,18 +131,26 @@ class SearchSpace:
         return len(self.lower)
 
     def contains(self, candidate: Candidate) -> bool:
-        """Whether `candidate` is on the grid, within bounds, non-decreasing and made of allowed choices."""
+        """Whether `candidate` is on the grid, within bounds, non-decreasing and made of allowed
+        choices."""
         return self.encode(candidate) is not None
 
     def admits(self, candidate: Candidate) -> bool:
-        """Whether `candidate` keeps bounds, order and choices; unlike `contains`, between grid points too."""
+        """Whether `candidate` keeps bounds, order and choices; unlike `contains`, between grid
+        points too."""
         self._check_length(candidate)
         rescale = np.array(candidate.rescale)
         lower, upper = self.bounds
         return (
             candidate.start_tokens in self.start_tokens
-            and self.attention_factors[0] <= candidate.attention_factor <= self.attention_factors[-1]
-            and bool(np.all(rescale >= lower) and np.all(rescale <= upper) and np.all(np.diff(rescale) >= 0))
+            and self.attention_factors[0]
+            <= candidate.attention_factor
+            <= self.attention_factors[-1]
+            and bool(
+                np.all(rescale >= lower)
+                and np.all(rescale <= upper)
+                and np.all(np.diff(rescale) >= 0)
+            )
         )
 
     @property
@@ -130,33 +159,43 @@ class SearchSpace:
         return self.values[self.low[:-2]], self.values[self.high[:-2]]
 
     def shape(self, rescale: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the λ of this space's form nearest to `rescale` [num_pairs]; here any form is right."""
+        """Returns the λ of this space's form nearest to `rescale` [num_pairs]; here any form is
+        right."""
         return rescale
 
     def pull_back(self, by_log: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns ∂/∂log λ [num_pairs] of the free pairs from that of all pairs; here all are free."""
+        """Returns ∂/∂log λ [num_pairs] of the free pairs from that of all pairs; here all are
+        free."""
         return by_log
 
     def project(self, candidate: Candidate) -> Candidate:
-        """Returns the nearest candidate of the space: made non-decreasing (least squares), clipped, then rounded."""
+        """Returns the nearest candidate of the space: made non-decreasing (least squares), clipped,
+        then rounded."""
         self._check_length(candidate)
         monotone = _non_decreasing(np.array(candidate.rescale))
         pairs = np.clip(nearest(self.values, monotone), self.low[:-2], self.high[:-2])
-        start = nearest(np.array(self.start_tokens, dtype=float), np.array([float(candidate.start_tokens)]))
+        start = nearest(
+            np.array(self.start_tokens, dtype=float), np.array([float(candidate.start_tokens)])
+        )
         factor = nearest(np.array(self.attention_factors), np.array([candidate.attention_factor]))
         return self.decode(np.concatenate([pairs, start, factor]))
 
     def encode(self, candidate: Candidate) -> Genome | None:
         """Returns the genome of `candidate`, or None where the space does not contain it."""
         self._check_length(candidate)
-        if candidate.start_tokens not in self.start_tokens or candidate.attention_factor not in self.attention_factors:
+        if (
+            candidate.start_tokens not in self.start_tokens
+            or candidate.attention_factor not in self.attention_factors
+        ):
             return None
         rescale = np.array(candidate.rescale)
         pairs = np.minimum(np.searchsorted(self.values, rescale), len(self.values) - 1)
         start = self.start_tokens.index(candidate.start_tokens)
         factor = self.attention_factors.index(candidate.attention_factor)
         genome = np.array([*pairs, start, factor], dtype=np.int64)
-        return genome if np.array_equal(self.values[pairs], rescale) and self.allows(genome) else None
+        return (
+            genome if np.array_equal(self.values[pairs], rescale) and self.allows(genome) else None
+        )
 
     def decode(self, genome: Genome) -> Candidate:
         """Returns the candidate of a genome of this space."""
@@ -181,30 +220,43 @@ class SearchSpace:
         }
 
     def _effective_bounds(self) -> tuple[list[float], list[float]]:
-        """Bounds that a non-decreasing λ can reach: the running maximum from the left, the minimum from the right."""
+        """Bounds that a non-decreasing λ can reach: the running maximum from the left, the minimum
+        from the right."""
         if not self.lower or len(self.lower) != len(self.upper):
             raise InputError(
-                "upper", len(self.upper), f"one bound per pair, as many as lower bounds ({len(self.lower)})"
+                "upper",
+                len(self.upper),
+                f"one bound per pair, as many as lower bounds ({len(self.lower)})",
             )
         for name, bounds in (("lower", self.lower), ("upper", self.upper)):
             if not all(math.isfinite(bound) and bound > 0 for bound in bounds):
                 raise InputError(name, bounds, "bounds are finite and above 0")
         lower = np.maximum.accumulate([_snap(bound, self.step) for bound in self.lower])
-        upper = np.minimum.accumulate([_snap(bound, self.step) for bound in reversed(self.upper)])[::-1]
+        upper = np.minimum.accumulate([_snap(bound, self.step) for bound in reversed(self.upper)])[
+            ::-1
+        ]
         for pair in np.flatnonzero(lower > upper):
-            rule = f"pair {pair} needs an upper bound of at least {lower[pair]} for λ not to decrease"
+            rule = (
+                f"pair {pair} needs an upper bound of at least {lower[pair]} for λ not to decrease"
+            )
             raise InputError("upper", self.upper[pair], rule)
         return [float(bound) for bound in lower], [float(bound) for bound in upper]
 
     def _check_length(self, candidate: Candidate) -> None:
         if len(candidate.rescale) != self.num_pairs:
-            raise InputError("rescale", f"{len(candidate.rescale)} factors", f"this space has {self.num_pairs} pairs")
+            raise InputError(
+                "rescale",
+                f"{len(candidate.rescale)} factors",
+                f"this space has {self.num_pairs} pairs",
+            )
 
 
 def _check_choices(field_name: str, choices: Sequence[float], at_least: float) -> None:
     ascending = all(a < b for a, b in itertools.pairwise(choices))
     if not choices or not ascending or not all(math.isfinite(c) and c >= at_least for c in choices):
-        raise InputError(field_name, choices, f"one or more ascending finite values of at least {at_least:g}")
+        raise InputError(
+            field_name, choices, f"one or more ascending finite values of at least {at_least:g}"
+        )
 
 
 def _snap(value: float, step: float) -> float:
@@ -215,7 +267,8 @@ def _snap(value: float, step: float) -> float:
 
 
 def nearest(allowed: NDArray[np.float64], wanted: NDArray[np.float64]) -> Genome:
-    """Indices of the values of sorted `allowed` nearest to `wanted`, shape as `wanted`; of two as near the lower."""
+    """Indices of the values of sorted `allowed` nearest to `wanted`, shape as `wanted`; of two as
+    near the lower."""
     right = np.clip(np.searchsorted(allowed, wanted), 1, max(len(allowed) - 1, 1))
     left = right - 1
     right = np.minimum(right, len(allowed) - 1)
@@ -223,7 +276,8 @@ def nearest(allowed: NDArray[np.float64], wanted: NDArray[np.float64]) -> Genome
 
 
 def _non_decreasing(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The non-decreasing sequence nearest to `values` in least squares (pool adjacent violators)."""
+    """The non-decreasing sequence nearest to `values` in least squares (pool adjacent
+    violators)."""
     blocks: list[tuple[float, int]] = []
     for value in values:
         mean, size = float(value), 1

@@ -1,4 +1,5 @@
-"""What searchers, objectives and the journal hand to one another: candidates, evaluations, the ask/tell protocol."""
+"""What searchers, objectives and the journal hand to one another: candidates, evaluations, the
+ask/tell protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class TellError(LongRopeError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One point of the search: λ per pair, n̂ in tokens and the attention factor t (q·k is multiplied by t²).
+    """One point of the search: λ per pair, n̂ in tokens and the attention factor t (q·k is
+    multiplied by t²).
 
     Raises InputError where a number is not finite, λ or t is not positive, or n̂ is negative.
     """
@@ -32,10 +34,14 @@ class Candidate:
         object.__setattr__(self, "rescale", tuple(float(value) for value in self.rescale))
         object.__setattr__(self, "attention_factor", float(self.attention_factor))
         object.__setattr__(self, "start_tokens", int(self.start_tokens))
-        if not self.rescale or not all(math.isfinite(value) and value > 0 for value in self.rescale):
+        if not self.rescale or not all(
+            math.isfinite(value) and value > 0 for value in self.rescale
+        ):
             raise InputError("rescale", self.rescale, "one finite factor above 0 per rotary pair")
         if not (math.isfinite(self.attention_factor) and self.attention_factor > 0):
-            raise InputError("attention_factor", self.attention_factor, "must be finite and above 0")
+            raise InputError(
+                "attention_factor", self.attention_factor, "must be finite and above 0"
+            )
         if self.start_tokens < 0:
             raise InputError("start_tokens", self.start_tokens, "must be 0 tokens or more")
 
@@ -55,7 +61,8 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """Derivatives of the loss (nats per token): by λ, float64 `[num_pairs]`, and by the attention factor."""
+    """Derivatives of the loss (nats per token): by λ, float64 `[num_pairs]`, and by the attention
+    factor."""
 
     rescale: NDArray[np.float64]
     attention_factor: float
@@ -63,10 +70,12 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Negative log-likelihood (nats) and predicted tokens of each document that was scored, in document order.
+    """Negative log-likelihood (nats) and predicted tokens of each document that was scored, in
+    document order.
 
-    `completed` is False where scoring was stopped before the last document, and for a sample of the documents. Sums and
-    counts are kept apart so that they can be added up over documents and ranks and divided once.
+    `completed` is False where scoring was stopped before the last document, and for a sample of the
+    documents. Sums and counts are kept apart so that they can be added up over documents and ranks
+    and divided once.
     """
 
     nll_sums: tuple[float, ...]
@@ -89,7 +98,9 @@ class Evaluation:
             rule = f"as many sums as token counts ({len(self.token_counts)})"
             raise InputError("nll_sums", len(self.nll_sums), rule)
         if any(count <= 0 for count in self.token_counts):
-            raise InputError("token_counts", self.token_counts, "every scored document predicts 1 token or more")
+            raise InputError(
+                "token_counts", self.token_counts, "every scored document predicts 1 token or more"
+            )
         assert self.sample is None or not self.completed, "a sample is compared with nothing"
 
     @property
@@ -116,7 +127,8 @@ class Evaluation:
         return self.completed and math.isfinite(self.loss)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns strict JSON values (NaN and infinities as words); `from_json` gives back the same numbers."""
+        """Returns strict JSON values (NaN and infinities as words); `from_json` gives back the same
+        numbers."""
         gradient = self.gradient and {
             "rescale": [_number_to_json(value) for value in self.gradient.rescale.tolist()],
             "attention_factor": _number_to_json(self.gradient.attention_factor),
@@ -136,13 +148,20 @@ class Evaluation:
         """Returns the evaluation that `to_json` wrote."""
         stored = data["gradient"]
         gradient = stored and Gradient(
-            np.array([float(value) for value in stored["rescale"]]), float(stored["attention_factor"])
+            np.array([float(value) for value in stored["rescale"]]),
+            float(stored["attention_factor"]),
         )
         sums = tuple(float(value) for value in data["nll_sums"])
         sample = data.get("sample")
-        return cls(sums, tuple(data["token_counts"]), bool(data["completed"]), gradient, int(data["cost_tokens"]),
-                   None if sample is None else tuple(int(document) for document in sample),
-                   tuple(float(value) for value in data.get("rungs", ())))  # fmt: skip
+        return cls(
+            sums,
+            tuple(data["token_counts"]),
+            bool(data["completed"]),
+            gradient,
+            int(data["cost_tokens"]),
+            None if sample is None else tuple(int(document) for document in sample),
+            tuple(float(value) for value in data.get("rungs", ())),
+        )
 
     @property
     def _sums_are_finite(self) -> bool:
@@ -159,7 +178,8 @@ Judge = Callable[[Evaluation], bool]
 
 @dataclass(frozen=True)
 class Terms:
-    """How candidates are to be evaluated: with gradients, with what rule to stop them early, on which documents."""
+    """How candidates are to be evaluated: with gradients, with what rule to stop them early, on
+    which documents."""
 
     gradient: bool = False
     judge: Judge | None = None
@@ -169,20 +189,24 @@ class Terms:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a candidate came about: its generation (0 is the initial population) and `seed`, `mutant`, `crossover`…"""
+    """How a candidate came about: its generation (0 is the initial population) and `seed`,
+    `mutant`, `crossover`…"""
 
     generation: int
     origin: str
 
 
 class Searcher(Protocol):
-    """An ask/tell search that knows nothing of models. Same seed, same history → same next candidates."""
+    """An ask/tell search that knows nothing of models. Same seed, same history → same next
+    candidates."""
 
     def ask(self, n: int) -> list[Candidate]:
-        """Returns at most `n` new candidates; none while results it needs are still to be told, or when finished."""
+        """Returns at most `n` new candidates; none while results it needs are still to be told, or
+        when finished."""
 
     def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Takes the result of the oldest candidate asked and not yet told; raises TellError for any other."""
+        """Takes the result of the oldest candidate asked and not yet told; raises TellError for any
+        other."""
 
     @property
     def asks_gradient(self) -> bool:
@@ -201,13 +225,16 @@ class Searcher(Protocol):
         """Of these, how many have been told."""
 
     def provenance(self, candidate: Candidate) -> Provenance:
-        """Returns where an asked and not yet told candidate came from; raises TellError for any other."""
+        """Returns where an asked and not yet told candidate came from; raises TellError for any
+        other."""
 
     def identity(self) -> dict[str, Any]:
-        """Returns JSON values that fix all it will ever propose: name, seed, settings, space, starting points."""
+        """Returns JSON values that fix all it will ever propose: name, seed, settings, space,
+        starting points."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns JSON values from which `load_state_dict` goes on exactly, random state included."""
+        """Returns JSON values from which `load_state_dict` goes on exactly, random state
+        included."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`; raises InputError where it belongs to another search."""

@@ -14,7 +14,8 @@ from megatron_longrope.training.trainer import StepReport, Trainer
 
 
 class WriteMetrics:
-    """Writes every step's loss, rate, tokens, gradient norm and seconds to a metrics file, on the main rank."""
+    """Writes every step's loss, rate, tokens, gradient norm and seconds to a metrics file, on the
+    main rank."""
 
     def __init__(self, file: MetricsFile | None) -> None:
         self.file = file
@@ -58,15 +59,19 @@ class SaveCheckpoints:
         self.save = save
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step % trainer.config.checkpoint_every == 0 or report.step == trainer.config.steps:
+        if (
+            report.step % trainer.config.checkpoint_every == 0
+            or report.step == trainer.config.steps
+        ):
             self.save(trainer)
 
 
 class StopOnSignal:
-    """Within it SIGTERM and SIGUSR1 (Slurm's warning before its time limit) save after the step under way, then stop.
+    """Within it SIGTERM and SIGUSR1 (Slurm's warning before its time limit) save after the step
+    under way, then stop.
 
-    All ranks agree on the step at which they stop. Outside, signals do what they did before; one that came too late for
-    a step is sent again.
+    All ranks agree on the step at which they stop. Outside, signals do what they did before; one
+    that came too late for a step is sent again.
     """
 
     def __init__(self, save: Callable[[Trainer], None]) -> None:
@@ -76,11 +81,17 @@ class StopOnSignal:
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+            self._before = {
+                number: signal.signal(number, self._ask)
+                for number in (signal.SIGTERM, signal.SIGUSR1)
+            }
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -94,4 +105,6 @@ class StopOnSignal:
         if not any(trainer.model.runtime.gather(self._asked is not None)):
             return
         self.save(trainer)
-        raise InterruptedRunError(f"stopped on a signal after step {report.step}; run the same command again to go on")
+        raise InterruptedRunError(
+            f"stopped on a signal after step {report.step}; run the same command again to go on"
+        )

@@ -1,4 +1,5 @@
-"""Saving and resuming a training stage: weights, optimizer and the trainer's own state in one checkpoint folder."""
+"""Saving and resuming a training stage: weights, optimizer and the trainer's own state in one
+checkpoint folder."""
 
 from __future__ import annotations
 
@@ -6,19 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.checkpoints.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint, sharded_weights
+from megatron_longrope.model.checkpoints.checkpoint import (
+    is_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    sharded_weights,
+)
 from megatron_longrope.training.optimizer import SHARDING, load_optimizer
 from megatron_longrope.training.trainer import Trainer
 
+_EARLIER_NAMES = {
+    "rows_per_step": "global_batch_size",
+    "micro_batch_rows": "micro_batch_size",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "eps",
+    "clip_gradient": "clip_grad",
+}
+"""Settings in checkpoints written before they were renamed."""
+
 
 def save_training(trainer: Trainer, directory: Path, hf_files: Path | None = None) -> None:
-    """Writes a checkpoint from which `resume_training` goes on exactly, under any layout; every rank calls it."""
+    """Writes a checkpoint from which `resume_training` goes on exactly, under any layout; every
+    rank calls it."""
     save_checkpoint(
         trainer.model,
         directory,
         iteration=trainer.state.step,
         consumed_tokens=trainer.state.tokens,
-        training={"state": trainer.state.state_dict(), "config": trainer.config.model_dump(mode="json")},
+        training={
+            "state": trainer.state.state_dict(),
+            "config": trainer.config.model_dump(mode="json"),
+        },
         extra_sharded={"optimizer": _optimizer_state(trainer, is_loading=False)},
         hf_files=hf_files,
     )
@@ -27,18 +47,24 @@ def save_training(trainer: Trainer, directory: Path, hf_files: Path | None = Non
 def resume_training(trainer: Trainer, directory: Path) -> bool:
     """Goes on from `directory` if a checkpoint is there; returns whether it was.
 
-    Raises InputError where it was trained with other settings: their steps would not be the ones repeated here.
+    Raises InputError where it was trained with other settings: their steps would not be the ones
+    repeated here.
     """
     if not is_checkpoint(directory):
         return False
     description, extra = load_checkpoint(
         trainer.model, directory, {"optimizer": _optimizer_state(trainer, is_loading=True)}
     )
-    stored, mine = description.training.get("config", {}), trainer.config.model_dump(mode="json")
+    stored = {
+        _EARLIER_NAMES.get(k, k): v for k, v in description.training.get("config", {}).items()
+    }
+    mine = trainer.config.model_dump(mode="json")
     for name, value in mine.items():
         if stored.get(name) != value and name not in ("log_every", "checkpoint_every"):
             raise InputError(
-                f"training.{name}", value, f"the checkpoint {directory} was trained with {stored.get(name)}"
+                f"training.{name}",
+                value,
+                f"the checkpoint {directory} was trained with {stored.get(name)}",
             )
     load_optimizer(trainer.optimizer, extra["optimizer"])
     trainer.state.load_state_dict(description.training["state"])

@@ -9,26 +9,33 @@ from megatron_longrope.model import LongRopeModel
 
 
 class WeightMerge:
-    """Keeps a model's trainable weights as they are when it is made; `apply` goes back towards them.
+    """Keeps a model's trainable weights as they are when it is made; `apply` goes back towards
+    them.
 
-    Weights on the straight line between a pretrained model and one fine-tuned from it serve both (WiSE-FT, arXiv
-    2109.01903). On the demonstration model at 0.9 short inputs lost up to a third of a percent less, and a context four
-    times beyond the fine-tuned one up to 6 % more (docs/log.md). Raises InputError for a share outside (0, 1].
+    Weights on the straight line between a pretrained model and one fine-tuned from it serve both
+    (WiSE-FT, arXiv 2109.01903). On the demonstration model at 0.9 short inputs lost up to a third
+    of a percent less, and a context four times beyond the fine-tuned one up to 6 % more
+    (docs/log.md). Raises InputError for a share outside (0, 1].
     """
 
     def __init__(self, model: LongRopeModel, share: float) -> None:
         if not 0 < share <= 1:
             raise InputError("merge", share, "must be above 0 and at most 1")
         self.model, self.share = model, share
-        self.before = {} if share == 1 else {
-            name: parameter.detach().clone()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        }  # fmt: skip
+        self.before = (
+            {}
+            if share == 1
+            else {
+                name: parameter.detach().clone()
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+        )
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Sets each weight to before + share · (now − before), computed in float32; frees what was kept."""
+        """Sets each weight to before + share · (now − before), computed in float32; frees what was
+        kept."""
         weights = dict(self.model.named_parameters())
         for name, before in self.before.items():
             start = before.float()

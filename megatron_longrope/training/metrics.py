@@ -1,4 +1,5 @@
-"""Training metrics as JSON lines, one file that a resumed run goes on writing without a repeated step."""
+"""Training metrics as JSON lines, one file that a resumed run goes on writing without a repeated
+step."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 
 
 class MetricsFile:
-    """Appends `{"stage", "step", …}` lines. Lines of this stage after `resume_step` are taken back on opening:
+    """Appends `{"stage", "step", …}` lines. Lines of this stage after `resume_step` are taken back
+    on opening:
 
     they belong to steps whose checkpoint was never written and that are about to be done again.
     """

@@ -24,14 +24,24 @@ SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 def wrap_for_training(
     model: LongRopeModel, config: TrainingConfig
 ) -> tuple[list[DistributedDataParallel], MegatronOptimizer]:
-    """Returns the chunks wrapped for data parallelism, and their one optimizer with its state in place."""
+    """Returns the chunks wrapped for data parallelism, and their one optimizer with its state in
+    place."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(config.trainable == "all" or is_attention(name))
     groups = model.runtime.groups
-    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
-    wrapped = [DistributedDataParallel(model.config, ddp_config, chunk, pg_collection=groups) for chunk in model.chunks]
-    optimizer = get_megatron_optimizer(_optimizer_config(model, config), wrapped, use_gloo_process_groups=False,
-                                       pg_collection=groups)  # fmt: skip
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=True
+    )
+    wrapped = [
+        DistributedDataParallel(model.config, ddp_config, chunk, pg_collection=groups)
+        for chunk in model.chunks
+    ]
+    optimizer = get_megatron_optimizer(
+        _optimizer_config(model, config),
+        wrapped,
+        use_gloo_process_groups=False,
+        pg_collection=groups,
+    )
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.grad_scale_func = optimizer.scale_loss
     _initialize_torch_adam(optimizer)
@@ -39,7 +49,8 @@ def wrap_for_training(
 
 
 def is_attention(parameter: str) -> bool:
-    """Returns whether a parameter is attention's own, projections and the norms of queries and keys.
+    """Returns whether a parameter is attention's own, projections and the norms of queries and
+    keys.
 
     The norm before it is not, though Transformer Engine keeps that one in its projection.
     """
@@ -47,19 +58,22 @@ def is_attention(parameter: str) -> bool:
 
 
 def set_rates(optimizer: MegatronOptimizer, config: TrainingConfig, rate: float) -> None:
-    """Sets the learning rate, and the weight decay that is meant: megatron-core's groups for norms carry a multiplier
-
-    of 0 but the full decay, and leave the product to its own scheduler.
+    """Sets the learning rate, and the weight decay that is meant: megatron-core's groups for norms
+    carry a multiplier of 0 but the full decay, and leave the product to its own scheduler.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-        group["weight_decay"] = config.weight_decay * (1.0 if config.decay_norms else group["wd_mult"])
+        group["weight_decay"] = config.weight_decay * (
+            1.0 if config.decay_norms else group["wd_mult"]
+        )
 
 
 def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Loads a state; where torch's Adam is at work, gives each parameter a step counter of its own again.
+    """Loads a state; where torch's Adam is at work, gives each parameter a step counter of its own
+    again.
 
-    megatron-core hands every parameter the same counter tensor, which Adam would then advance once per parameter.
+    megatron-core hands every parameter the same counter tensor, which Adam would then advance once
+    per parameter.
     """
     optimizer.load_state_dict(state)
     for part in _parts(optimizer):
@@ -73,10 +87,10 @@ def _optimizer_config(model: LongRopeModel, config: TrainingConfig) -> Optimizer
         optimizer="adam",
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        adam_eps=config.adam_epsilon,
-        clip_grad=config.clip_gradient,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
         bf16=model.config.bf16,
         params_dtype=model.config.params_dtype,
         use_distributed_optimizer=True,
@@ -86,13 +100,13 @@ def _optimizer_config(model: LongRopeModel, config: TrainingConfig) -> Optimizer
 def _initialize_torch_adam(optimizer: MegatronOptimizer) -> None:
     """Gives torch's Adam the state it makes at its first step.
 
-    Where neither Transformer Engine nor Apex is installed megatron-core falls back to torch's Adam, but saves and
-    loads it as if its state existed from the start and held no `step`.
+    Where neither Transformer Engine nor Apex is installed megatron-core falls back to torch's Adam,
+    but saves and loads it as if its state existed from the start and held no `step`.
     """
     for part in _parts(optimizer):
-        if not isinstance(part.optimizer, torch.optim.Optimizer) or not type(part.optimizer).__module__.startswith(
-            "torch.optim"
-        ):
+        if not isinstance(part.optimizer, torch.optim.Optimizer) or not type(
+            part.optimizer
+        ).__module__.startswith("torch.optim"):
             continue
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
@@ -105,10 +119,13 @@ def _initialize_torch_adam(optimizer: MegatronOptimizer) -> None:
 
 
 def _keeping_step(part: Any) -> Any:
-    """Returns the part's loader of one parameter's state, told that `step` stays as load_state_dict has set it."""
+    """Returns the part's loader of one parameter's state, told that `step` stays as load_state_dict
+    has set it."""
     load = part._set_main_param_and_optimizer_states
 
-    def load_keeping_step(model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+    def load_keeping_step(
+        model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+    ) -> None:
         group, order = part.model_param_group_index_map[model_param]
         main = part.optimizer.param_groups[group]["params"][order]
         load(model_param, {**tensors, "step": part.optimizer.state[main]["step"]})

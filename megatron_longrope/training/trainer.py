@@ -25,7 +25,8 @@ from megatron_longrope.training.optimizer import set_rates, wrap_for_training
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. `loss` is nats per predicted token over the global batch, before the update."""
+    """What one step did. `loss` is nats per predicted token over the global batch, before the
+    update."""
 
     step: int
     loss: float
@@ -47,11 +48,16 @@ class TrainState:
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.tokens, self.batches = int(state["step"]), int(state["tokens"]), dict(state["batches"])
+        self.step, self.tokens, self.batches = (
+            int(state["step"]),
+            int(state["tokens"]),
+            dict(state["batches"]),
+        )
 
 
 class Callback(Protocol):
-    """Called after each step, on every rank, in the order given; may raise InterruptedRunError to stop."""
+    """Called after each step, on every rank, in the order given; may raise InterruptedRunError to
+    stop."""
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None: ...
 
@@ -59,8 +65,8 @@ class Callback(Protocol):
 class Trainer:
     """Trains one model on packed rows under the factors in force.
 
-    Random state needs no saving: the seeds of a step are derived from the config's seed and the step's number.
-    Raises InputError where the layout cannot share out the config's rows.
+    Random state needs no saving: the seeds of a step are derived from the config's seed and the
+    step's number. Raises InputError where the layout cannot share out the config's rows.
     """
 
     def __init__(
@@ -71,7 +77,9 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         runtime = model.runtime
-        runtime.layout.check_batch(config.rows_per_step, config.micro_batch_rows, runtime.data_parallel_size)
+        runtime.layout.check_batch(
+            config.global_batch_size, config.micro_batch_size, runtime.data_parallel_size
+        )
         self.model, self.batches, self.config, self.callbacks = model, batches, config, callbacks
         self.state = TrainState()
         self.chunks, self.optimizer = wrap_for_training(model, config)
@@ -87,7 +95,8 @@ class Trainer:
         return self.state
 
     def step(self) -> StepReport:
-        """One optimizer step over one global batch. Raises LongRopeError where the loss is not finite."""
+        """One optimizer step over one global batch. Raises LongRopeError where the loss is not
+        finite."""
         started = time.perf_counter()
         number = self.state.step + 1
         self._seed(number)
@@ -97,11 +106,14 @@ class Trainer:
         loss, tokens = self._forward_backward(micro_batches)
         if not math.isfinite(loss):
             raise LongRopeError(
-                f"the loss of step {number} is {loss}: nothing was updated; the last checkpoint is whole"
+                f"the loss of step {number} is {loss}: nothing was updated; the last checkpoint "
+                "is whole"
             )
         _, gradient_norm, _ = self.optimizer.step()
         self.state = TrainState(number, self.state.tokens + tokens, self.batches.state_dict())
-        return StepReport(number, loss, float(gradient_norm or 0.0), rate, tokens, time.perf_counter() - started)
+        return StepReport(
+            number, loss, float(gradient_norm or 0.0), rate, tokens, time.perf_counter() - started
+        )
 
     def _forward_backward(self, micro_batches: Sequence[DocumentBatch]) -> tuple[float, int]:
         for chunk in self.chunks:

@@ -1,4 +1,5 @@
-"""Every family under TP2 and PP2: megatron-core loads the import into each, and it gives transformers' logits."""
+"""Every family under TP2 and PP2: megatron-core loads the import into each, and it gives
+transformers' logits."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.model import document_logits
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.runtime import ParallelLayout, start_runtime
-from tests.support.spawn import run_distributed
 from tests.support.hf_families import FAMILIES, family_document, family_logits, save_family
+from tests.support.spawn import run_distributed
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 LAYOUTS = {"TP2": ParallelLayout(tensor_parallel=2), "PP2": ParallelLayout(pipeline_parallel=2)}
@@ -22,7 +23,9 @@ SEED = 1
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[np.ndarray], list[np.ndarray]]:
+def folders(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[list[Path], list[np.ndarray], list[np.ndarray]]:
     """One import per family, a document for it, and transformers' logits."""
     paths, documents, logits = [], [], []
     for family in FAMILIES:
@@ -36,8 +39,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[
     return paths, documents, logits
 
 
-def load_and_score(layout: ParallelLayout, paths: list[Path], documents: list[np.ndarray]) -> list[np.ndarray]:
-    """Runs on every rank: logits of each import under this layout, which is then saved again from there."""
+def load_and_score(
+    layout: ParallelLayout, paths: list[Path], documents: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Runs on every rank: logits of each import under this layout, which is then saved again from
+    there."""
     results = []
     with start_runtime(layout, threads=1) as runtime:
         for path, document in zip(paths, documents, strict=True):
@@ -52,7 +58,9 @@ def test_every_family_under_every_layout(
     folders: tuple[list[Path], list[np.ndarray], list[np.ndarray]], layout: str
 ) -> None:
     paths, documents, expected = folders
-    for results in run_distributed(2, load_and_score, LAYOUTS[layout], paths, documents, timeout=400):
+    for results in run_distributed(
+        2, load_and_score, LAYOUTS[layout], paths, documents, timeout=400
+    ):
         for path, logits, theirs in zip(paths, results, expected, strict=True):
             np.testing.assert_allclose(logits, theirs, atol=1e-4, rtol=0, err_msg=path.name)
     for path in paths:

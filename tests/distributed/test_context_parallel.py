@@ -1,4 +1,5 @@
-"""Context parallelism: attention itself in float64, and all that is built on it, against one process."""
+"""Context parallelism: attention itself in float64, and all that is built on it, against one
+process."""
 
 from __future__ import annotations
 
@@ -32,13 +33,20 @@ from megatron_longrope.search.types import Candidate
 from megatron_longrope.training import Trainer, TrainingConfig
 from tests.support.one_world import joined_processes
 from tests.support.spawn import run_distributed
-from tests.support.tiny_models import VOCABULARY, HfWeights, our_model, random_documents, tiny_hf_model
+from tests.support.tiny_models import (
+    VOCABULARY,
+    HfWeights,
+    our_model,
+    random_documents,
+    tiny_hf_model,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
 HEADS, KV_HEADS, HEAD_DIM, SCALE = 4, 2, 8, 0.3
 ROWS = [[24], [1], [12, 12, 24], [1, 1, 1], [7, 30, 2, 2, 5]]
-"""Documents per row: alone, of one token, equal neighbours, fewer than ranks, ending on chunk edges and not."""
+"""Documents per row: alone, of one token, equal neighbours, fewer than ranks, ending on chunk edges
+and not."""
 
 
 def padded(row: list[int], size: int) -> list[int]:
@@ -49,7 +57,10 @@ def attention_problem(lengths: list[int]) -> list[torch.Tensor]:
     """q, k, v and an upstream gradient [tokens, heads, head_dim] in float64."""
     generator = torch.Generator().manual_seed(sum(lengths))
     heads = (HEADS, KV_HEADS, KV_HEADS, HEADS)
-    return [torch.randn(sum(lengths), n, HEAD_DIM, dtype=torch.float64, generator=generator) for n in heads]
+    return [
+        torch.randn(sum(lengths), n, HEAD_DIM, dtype=torch.float64, generator=generator)
+        for n in heads
+    ]
 
 
 def attention_written_out(lengths: list[int]) -> list[torch.Tensor]:
@@ -68,25 +79,41 @@ def attention_errors() -> dict[str, float]:
     """Runs on each of four ranks: the deviation per group size, exchange and row."""
     torch.set_num_threads(1)
     # so that small rows are cut too
-    context_attention.TILE_TOKENS, context_attention.GROUPED_FROM_TOKENS, context_attention.PIECE_TOKENS = 3, 6, 2
+    (
+        context_attention.TILE_TOKENS,
+        context_attention.GROUPED_FROM_TOKENS,
+        context_attention.PIECE_TOKENS,
+    ) = 3, 6, 2
     dist.init_process_group("gloo")
     groups = {size: dist.new_group(list(range(size))) for size in (1, 2, 3, 4)}
     errors = {}
     for size, exchange, row in itertools.product(groups, ("ring", "all_gather"), ROWS):
         if dist.get_rank() < size:
-            errors[f"{size} {exchange} {row}"] = deviation(groups[size], exchange, padded(row, size), torch.float64)
+            errors[f"{size} {exchange} {row}"] = deviation(
+                groups[size], exchange, padded(row, size), torch.float64
+            )
     for exchange in ("ring", "all_gather"):
-        errors[f"bfloat16 {exchange}"] = deviation(groups[4], exchange, padded(ROWS[-1], 4), torch.bfloat16)
+        errors[f"bfloat16 {exchange}"] = deviation(
+            groups[4], exchange, padded(ROWS[-1], 4), torch.bfloat16
+        )
     dist.destroy_process_group()
     return errors
 
 
-def deviation(group: dist.ProcessGroup, exchange: str, lengths: list[int], dtype: torch.dtype) -> float:
-    """The largest error of output, gradients and evaluation on this rank, relative to each tensor's norm."""
+def deviation(
+    group: dist.ProcessGroup, exchange: str, lengths: list[int], dtype: torch.dtype
+) -> float:
+    """The largest error of output, gradients and evaluation on this rank, relative to each tensor's
+    norm."""
     index = share_index(torch.tensor([0, *np.cumsum(lengths)]), group.rank(), group.size())
     *leaves, upstream = (x[index].to(dtype) for x in attention_problem(lengths))
     q, k, v = (x.requires_grad_() for x in leaves)
-    settings: Any = {"document_lengths": lengths, "scale": SCALE, "group": group, "exchange": exchange}
+    settings: Any = {
+        "document_lengths": lengths,
+        "scale": SCALE,
+        "group": group,
+        "exchange": exchange,
+    }
     out = context_attention.attend(q, k, v, **settings)
     found = [out.detach(), *torch.autograd.grad(out, (q, k, v), upstream)]
     lost = [x.detach().clone() for x in (q, k, v)]
@@ -100,17 +127,20 @@ def deviation(group: dist.ProcessGroup, exchange: str, lengths: list[int], dtype
 def test_attention_equals_attention_written_out() -> None:
     for errors in run_distributed(4, attention_errors, timeout=360):
         for name, error in errors.items():
-            assert error < (1e-2 if name.startswith("bfloat16") else 1e-13), name  # NaN is not below either
+            assert error < (1e-2 if name.startswith("bfloat16") else 1e-13), (
+                name
+            )  # NaN is not below either
 
 
 DOCUMENTS = random_documents(64, 37, 130, 2, 9)
 CANDIDATES = [Candidate((1.0,) * 4 + (1.0 + 0.5 * i,) * 4, 4 * i, 1.0 + 0.01 * i) for i in range(3)]
 LAYOUTS = {
-    "CP4": ParallelLayout(context_parallel=4), "CP2·DP2": ParallelLayout(context_parallel=2),
+    "CP4": ParallelLayout(context_parallel=4),
+    "CP2·DP2": ParallelLayout(context_parallel=2),
     "TP2·CP2·SP": ParallelLayout(tensor_parallel=2, context_parallel=2, sequence_parallel=True),
     "PP2·CP2": ParallelLayout(pipeline_parallel=2, context_parallel=2),
     "PP2·VPP2·CP2": ParallelLayout(pipeline_parallel=2, virtual_pipeline=2, context_parallel=2),
-}  # fmt: skip
+}
 
 
 class Seen(NamedTuple):
@@ -129,7 +159,11 @@ def all_layouts(weights: HfWeights, dataset: Path) -> dict[str, Seen]:
     """Runs on each of four ranks."""
     # small documents are cut in many pieces, as long ones are
     lean_layer.SMALLEST_CHUNK, rotary.CHUNK_TOKENS, token_loss.BLOCK_VOCABULARY = 8, 16, 50
-    context_attention.TILE_TOKENS, context_attention.GROUPED_FROM_TOKENS, context_attention.PIECE_TOKENS = 8, 16, 6
+    (
+        context_attention.TILE_TOKENS,
+        context_attention.GROUPED_FROM_TOKENS,
+        context_attention.PIECE_TOKENS,
+    ) = 8, 16, 6
     seen = {}
     with joined_processes() as store:
         for name, layout in LAYOUTS.items():
@@ -143,20 +177,29 @@ def everything(runtime: Runtime, weights: HfWeights, dataset: Path) -> Seen:
     scores = score_documents(model, DOCUMENTS, max_batch_tokens=200)
     objective = PerplexityObjective(model, DOCUMENTS[:2], target_length=256)
     evaluations = [tuple(evaluation.nll_sums) for evaluation in objective(CANDIDATES)]
-    _, gradient = score_with_gradient(model, DOCUMENTS, [np.ones(len(d) - 1) for d in DOCUMENTS], max_batch_tokens=140)
+    _, gradient = score_with_gradient(
+        model, DOCUMENTS, [np.ones(len(d) - 1) for d in DOCUMENTS], max_batch_tokens=140
+    )
     logits = document_logits(model, DOCUMENTS[1])
-    config = TrainingConfig(steps=2, rows_per_step=4, learning_rate=1e-3, warmup_steps=0)
+    config = TrainingConfig(steps=2, global_batch_size=4, learning_rate=1e-3, warmup_steps=0)
     batches = PackedBatches(
-        PackedDataset(dataset), 4, runtime.data_parallel_rank, runtime.data_parallel_size,
+        PackedDataset(dataset),
+        4,
+        runtime.data_parallel_rank,
+        runtime.data_parallel_size,
         pad_to_multiple=runtime.layout.sequence_divisor,
-    )  # fmt: skip
+    )
     reports: list[Any] = []
     Trainer(model, batches, config, [_Keep(reports)]).train()
     return Seen(
-        [score.nll for score in scores], [score.correct for score in scores], logits, evaluations,
-        np.append(gradient.rescale, gradient.attention_factor), [r.loss for r in reports],
+        [score.nll for score in scores],
+        [score.correct for score in scores],
+        logits,
+        evaluations,
+        np.append(gradient.rescale, gradient.attention_factor),
+        [r.loss for r in reports],
         [r.gradient_norm for r in reports],
-    )  # fmt: skip
+    )
 
 
 class _Keep:
@@ -168,9 +211,14 @@ class _Keep:
 
 
 def test_everything_public_gives_what_one_process_gives(tmp_path: Path) -> None:
-    documents = [TokenDocument.generated(str(i), d) for i, d in enumerate(random_documents(40, 24, 64, 10, 54, 30, 34))]
+    documents = [
+        TokenDocument.generated(str(i), d)
+        for i, d in enumerate(random_documents(40, 24, 64, 10, 54, 30, 34))
+    ]
     dataset = tmp_path / "train"
-    write_packed(dataset, documents, 64, TokenizerIdentity(name="none", sha256="0" * 64), VOCABULARY)
+    write_packed(
+        dataset, documents, 64, TokenizerIdentity(name="none", sha256="0" * 64), VOCABULARY
+    )
     weights = HfWeights.of(tiny_hf_model(num_hidden_layers=4))
     with start_runtime(threads=1) as runtime:
         single = everything(runtime, weights, dataset)
@@ -185,6 +233,8 @@ def test_everything_public_gives_what_one_process_gives(tmp_path: Path) -> None:
         difference = np.linalg.norm(seen.factor_gradient - single.factor_gradient)
         assert difference < 1e-5 * np.linalg.norm(single.factor_gradient), name
         np.testing.assert_allclose(seen.losses, single.losses, rtol=2e-6, err_msg=name)
-        np.testing.assert_allclose(seen.gradient_norms, single.gradient_norms, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(
+            seen.gradient_norms, single.gradient_norms, rtol=2e-5, err_msg=name
+        )
     for layout in LAYOUTS:
         assert all(np.array_equal(rank[layout].logits, ranks[0][layout].logits) for rank in ranks)

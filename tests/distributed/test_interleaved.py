@@ -1,4 +1,5 @@
-"""Interleaved pipeline stages: checkpoints without a trace of them, resumes to the bit, weights from Hugging Face."""
+"""Interleaved pipeline stages: checkpoints without a trace of them, resumes to the bit, weights
+from Hugging Face."""
 
 from __future__ import annotations
 
@@ -20,16 +21,16 @@ from megatron_longrope.model.checkpoints.checkpoint import load_weights, save_ch
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
 from megatron_longrope.training import Trainer, TrainingConfig, resume_training, save_training
+from tests.support.hf_folders import SHAPE, random_hf_folder
 from tests.support.one_world import joined_processes
 from tests.support.spawn import run_distributed
-from tests.support.hf_folders import SHAPE, random_hf_folder
 from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 PLAIN = ParallelLayout(pipeline_parallel=2)
 INTERLEAVED = ParallelLayout(pipeline_parallel=2, virtual_pipeline=2)
-CONFIG = TrainingConfig(steps=4, rows_per_step=4, learning_rate=1e-2, warmup_steps=1)
+CONFIG = TrainingConfig(steps=4, global_batch_size=4, learning_rate=1e-2, warmup_steps=1)
 Weights = dict[str, torch.Tensor]
 
 
@@ -51,13 +52,16 @@ def weights_of(model: LongRopeModel) -> Weights:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def trainer(runtime: Runtime, weights: HfWeights, dataset: Path, config: TrainingConfig = CONFIG) -> Trainer:
-    batches = PackedBatches(PackedDataset(dataset), config.rows_per_step, seed=3)
+def trainer(
+    runtime: Runtime, weights: HfWeights, dataset: Path, config: TrainingConfig = CONFIG
+) -> Trainer:
+    batches = PackedBatches(PackedDataset(dataset), config.global_batch_size, seed=3)
     return Trainer(our_model(weights, runtime), batches, config)
 
 
 def train_save_and_resume(weights: HfWeights, folder: Path) -> Seen:
-    """Runs on each of two ranks: training with interleaved stages and without, each resumed by either."""
+    """Runs on each of two ranks: training with interleaved stages and without, each resumed by
+    either."""
     resumed, loaded, final, losses, refusal = {}, {}, {}, {}, ""
     with joined_processes() as store:
         for name, layout in (("plain", PLAIN), ("interleaved", INTERLEAVED)):
@@ -86,7 +90,7 @@ def train_save_and_resume(weights: HfWeights, folder: Path) -> Seen:
 
 def refusal_of_three_rows(runtime: Runtime, weights: HfWeights, dataset: Path) -> str:
     with pytest.raises(InputError) as caught:
-        trainer(runtime, weights, dataset, CONFIG.model_copy(update={"rows_per_step": 3}))
+        trainer(runtime, weights, dataset, CONFIG.model_copy(update={"global_batch_size": 3}))
     return str(caught.value)
 
 
@@ -94,16 +98,29 @@ def refusal_of_three_rows(runtime: Runtime, weights: HfWeights, dataset: Path) -
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset, a checkpoint written by one process, and a Hugging Face folder."""
     path = tmp_path_factory.mktemp("interleaved")
-    documents = [TokenDocument.generated(str(i), d) for i, d in enumerate(random_documents(40, 24, 64, 10, 54, 30, 34))]
-    write_packed(path / "train", documents, 64, TokenizerIdentity(name="none", sha256="0" * 64), SHAPE.vocab_size)
-    random_hf_folder(path / "hf", SHAPE.model_copy(update={"num_layers": 4, "tie_embeddings": False}))
+    documents = [
+        TokenDocument.generated(str(i), d)
+        for i, d in enumerate(random_documents(40, 24, 64, 10, 54, 30, 34))
+    ]
+    write_packed(
+        path / "train",
+        documents,
+        64,
+        TokenizerIdentity(name="none", sha256="0" * 64),
+        SHAPE.vocab_size,
+    )
+    random_hf_folder(
+        path / "hf", SHAPE.model_copy(update={"num_layers": 4, "tie_embeddings": False})
+    )
     return path
 
 
 def test_checkpoints_know_nothing_of_interleaving_and_resume_to_the_bit(folder: Path) -> None:
     weights = HfWeights.of(tiny_hf_model(num_hidden_layers=4))
     with start_runtime(threads=1) as runtime:
-        save_checkpoint(our_model(tiny_hf_model(seed=9, num_hidden_layers=4), runtime), folder / "one")
+        save_checkpoint(
+            our_model(tiny_hf_model(seed=9, num_hidden_layers=4), runtime), folder / "one"
+        )
     ranks = run_distributed(2, train_save_and_resume, weights, folder)
     with start_runtime(threads=1) as runtime:
         alone = {"hf": weights_of(load_model(folder / "hf", runtime).model)}
@@ -115,7 +132,7 @@ def test_checkpoints_know_nothing_of_interleaving_and_resume_to_the_bit(folder: 
         expected = [trained.step().loss for _ in range(4)]
     for seen in ranks:
         np.testing.assert_allclose(seen.losses, expected, rtol=2e-6)
-        assert "rows_per_step=3" in seen.refusal and "virtual_pipeline=2" in seen.refusal
+        assert "global_batch_size=3" in seen.refusal and "virtual_pipeline=2" in seen.refusal
         for case, losses in seen.resumed.items():
             np.testing.assert_allclose(losses, expected[2:], rtol=2e-6, err_msg=case)
         assert seen.resumed["interleaved to interleaved"] == seen.losses[2:]

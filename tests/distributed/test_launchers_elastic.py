@@ -1,4 +1,5 @@
-"""torchrun in our wrapper: the workers' exit code is its own, and SIGUSR1 gives them the time they need."""
+"""torchrun in our wrapper: the workers' exit code is its own, and SIGUSR1 gives them the time they
+need."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def start(folder: Path, what: str) -> subprocess.Popen[str]:
     worker = folder / "worker.py"
     worker.write_text(WORKER)
     argv = [sys.executable, "-m", "launchers.elastic", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen([*argv, str(worker), str(folder), what], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*argv, str(worker), str(folder), what], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_until_up(folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""Every layout of up to four processes gives one process's loss and gradients, and transformers'."""
+"""Every layout of up to four processes gives one process's loss and gradients, and
+transformers'."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.runtime.runtime import divide_processes
 from tests.support.one_world import joined_processes
 from tests.support.spawn import run_distributed
-from tests.support.tiny_models import HfWeights, our_model, random_documents, stage_tensors, tiny_hf_model
+from tests.support.tiny_models import (
+    HfWeights,
+    our_model,
+    random_documents,
+    stage_tensors,
+    tiny_hf_model,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
@@ -36,8 +43,11 @@ class Case:
     recompute: str = "none"
 
     def __str__(self) -> str:
-        sizes = {"TP": self.layout.tensor_parallel, "PP": self.layout.pipeline_parallel,
-                 "CP": self.layout.context_parallel}  # fmt: skip
+        sizes = {
+            "TP": self.layout.tensor_parallel,
+            "PP": self.layout.pipeline_parallel,
+            "CP": self.layout.context_parallel,
+        }
         words = [f"{name}{size}" for name, size in sizes.items() if size > 1] or ["DP"]
         words += [f"VPP{self.layout.virtual_pipeline}"] if self.layout.is_interleaved else []
         words += ["SP"] if self.layout.sequence_parallel else []
@@ -46,41 +56,80 @@ class Case:
         return "-".join(words + ([self.recompute] if self.recompute != "none" else []))
 
 
-def case(tp: int = 1, pp: int = 1, cp: int = 1, sp: bool = False, exchange: str = "auto", vpp: int = 1,
-         **settings: Any) -> Case:  # fmt: skip
-    layout = ParallelLayout(tensor_parallel=tp, pipeline_parallel=pp, context_parallel=cp, sequence_parallel=sp,
-                            context_exchange=exchange, virtual_pipeline=vpp)  # fmt: skip
+def case(
+    tp: int = 1,
+    pp: int = 1,
+    cp: int = 1,
+    sp: bool = False,
+    exchange: str = "auto",
+    vpp: int = 1,
+    **settings: Any,
+) -> Case:
+    layout = ParallelLayout(
+        tensor_parallel=tp,
+        pipeline_parallel=pp,
+        context_parallel=cp,
+        sequence_parallel=sp,
+        context_exchange=exchange,
+        virtual_pipeline=vpp,
+    )
     return Case(layout, **settings)
 
 
-TWO = [case(), case(tp=2), case(tp=2, sp=True), case(pp=2), case(cp=2), case(cp=2, packed=False), case(pp=2, vpp=2)]
+TWO = [
+    case(),
+    case(tp=2),
+    case(tp=2, sp=True),
+    case(pp=2),
+    case(cp=2),
+    case(cp=2, packed=False),
+    case(pp=2, vpp=2),
+]
 FOUR = [
-    case(cp=4, exchange="ring"), case(cp=4, exchange="all_gather"), case(cp=4, packed=False, recompute="full"),
-    case(cp=2, exchange="ring"), case(cp=2, exchange="all_gather", recompute="selective"),
-    case(tp=2, cp=2), case(tp=2, cp=2, sp=True), case(tp=2, cp=2, sp=True, recompute="full"),
-    case(pp=2, cp=2), case(pp=2, cp=2, recompute="full", packed=False),
-    case(tp=2, pp=2), case(tp=2, pp=2, sp=True), case(tp=2, pp=2, sp=True, recompute="selective"),
-    case(tp=2), case(pp=2, recompute="selective"), case(recompute="full"),
-    case(pp=2, vpp=2), case(pp=2, vpp=2, cp=2), case(pp=2, vpp=2, cp=2, recompute="full", packed=False),
-    case(pp=2, vpp=2, tp=2), case(pp=2, vpp=2, tp=2, sp=True, recompute="selective"),
-]  # fmt: skip
+    case(cp=4, exchange="ring"),
+    case(cp=4, exchange="all_gather"),
+    case(cp=4, packed=False, recompute="full"),
+    case(cp=2, exchange="ring"),
+    case(cp=2, exchange="all_gather", recompute="selective"),
+    case(tp=2, cp=2),
+    case(tp=2, cp=2, sp=True),
+    case(tp=2, cp=2, sp=True, recompute="full"),
+    case(pp=2, cp=2),
+    case(pp=2, cp=2, recompute="full", packed=False),
+    case(tp=2, pp=2),
+    case(tp=2, pp=2, sp=True),
+    case(tp=2, pp=2, sp=True, recompute="selective"),
+    case(tp=2),
+    case(pp=2, recompute="selective"),
+    case(recompute="full"),
+    case(pp=2, vpp=2),
+    case(pp=2, vpp=2, cp=2),
+    case(pp=2, vpp=2, cp=2, recompute="full", packed=False),
+    case(pp=2, vpp=2, tp=2),
+    case(pp=2, vpp=2, tp=2, sp=True, recompute="selective"),
+]
 
 
 def documents(packed: bool) -> list[list[np.ndarray]]:
-    """Four micro-batches: rows of several documents (one token, a chunk's edge, fewer tokens than ranks), or of one."""
-    lengths = [[64, 37, 130], [2, 9, 1, 16, 16], [5], [96, 3]] if packed else [[200], [64], [131], [16]]
+    """Four micro-batches: rows of several documents (one token, a chunk's edge, fewer tokens than
+    ranks), or of one."""
+    lengths = (
+        [[64, 37, 130], [2, 9, 1, 16, 16], [5], [96, 3]] if packed else [[200], [64], [131], [16]]
+    )
     return [random_documents(*row, seed=index) for index, row in enumerate(lengths)]
 
 
 class Step(NamedTuple):
-    """Mean loss over all predictions of the four micro-batches, and its gradients (of this process's share)."""
+    """Mean loss over all predictions of the four micro-batches, and its gradients (of this
+    process's share)."""
 
     loss: float
     gradients: Gradients
 
 
 def train_step(model: LongRopeModel, packed: bool) -> Step:
-    """One forward and backward pass by megatron-core's schedule and gradient finalization, as training does it."""
+    """One forward and backward pass by megatron-core's schedule and gradient finalization, as
+    training does it."""
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -89,7 +138,9 @@ def train_step(model: LongRopeModel, packed: bool) -> Step:
 
     groups = model.runtime.groups
     chunks = [
-        DistributedDataParallel(model.config, DistributedDataParallelConfig(), chunk, pg_collection=groups)
+        DistributedDataParallel(
+            model.config, DistributedDataParallelConfig(), chunk, pg_collection=groups
+        )
         for chunk in model.chunks
     ]
     model.config.finalize_model_grads_func = finalize_model_grads
@@ -123,7 +174,9 @@ def share_of_single(model: LongRopeModel, name: str, single: Gradients) -> torch
         return torch.cat([half.chunk(tp.size())[tp.rank()] for half in whole.chunk(2)])
     if "norm" in name:
         return whole
-    return whole.chunk(tp.size(), 1 if "linear_proj" in name or "linear_fc2" in name else 0)[tp.rank()]
+    return whole.chunk(tp.size(), 1 if "linear_proj" in name or "linear_fc2" in name else 0)[
+        tp.rank()
+    ]
 
 
 def _name_alone(name: str, single: Gradients) -> str:
@@ -148,7 +201,8 @@ def errors_of(model: LongRopeModel, step: Step, single: Step, theirs: Step) -> E
         norm = torch.linalg.vector_norm(single.gradients[_name_alone(name, single.gradients)])
         expected = share_of_single(model, name, single.gradients)
         to_single[name], to_hf[name] = (
-            float(torch.linalg.vector_norm(gradient - other) / norm) for other in (expected, of_hf[name])
+            float(torch.linalg.vector_norm(gradient - other) / norm)
+            for other in (expected, of_hf[name])
         )
     worst = max(to_single, key=lambda name: to_single[name])
     finite = np.isfinite([*to_single.values(), *to_hf.values()]).all()
@@ -156,8 +210,9 @@ def errors_of(model: LongRopeModel, step: Step, single: Step, theirs: Step) -> E
     return Errors(loss, to_single[worst], max(to_hf.values()), worst)
 
 
-def errors_of_cases(cases: Sequence[Case], weights: HfWeights, singles: dict[bool, Step],
-                    theirs: dict[bool, Step]) -> list[Errors]:  # fmt: skip
+def errors_of_cases(
+    cases: Sequence[Case], weights: HfWeights, singles: dict[bool, Step], theirs: dict[bool, Step]
+) -> list[Errors]:
     """Runs on every rank: all cases one after another, in one set of processes."""
     results = []
     with joined_processes() as store:
@@ -171,7 +226,12 @@ def errors_of_cases(cases: Sequence[Case], weights: HfWeights, singles: dict[boo
 
 @pytest.fixture(scope="module")
 def hf() -> Any:
-    yarn = {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    yarn = {
+        "rope_theta": 10000.0,
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
     return tiny_hf_model(num_hidden_layers=4, rope_parameters=yarn, max_position_embeddings=256)
 
 
@@ -187,7 +247,9 @@ def theirs(hf: Any) -> dict[bool, Step]:
             tokens = torch.from_numpy(row)
             if len(row) > 1:
                 logits = hf(tokens[None]).logits[0, :-1]
-                total = total + torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum")
+                total = total + torch.nn.functional.cross_entropy(
+                    logits, tokens[1:], reduction="sum"
+                )
         (total / count).backward()
         gradients = {name: parameter.grad.clone() for name, parameter in hf.named_parameters()}
         steps[packed] = Step(float(total / count), gradients)
@@ -202,7 +264,9 @@ def singles(hf: Any) -> dict[bool, Step]:
         return {packed: train_step(our_model(hf, runtime), packed) for packed in (True, False)}
 
 
-def test_one_process_equals_transformers(hf: Any, singles: dict[bool, Step], theirs: dict[bool, Step]) -> None:
+def test_one_process_equals_transformers(
+    hf: Any, singles: dict[bool, Step], theirs: dict[bool, Step]
+) -> None:
     for packed, step in singles.items():
         assert step.loss == pytest.approx(theirs[packed].loss, rel=LOSS_BAR)
 
@@ -211,7 +275,9 @@ def test_one_process_equals_transformers(hf: Any, singles: dict[bool, Step], the
 def test_every_layout_equals_one_process_and_transformers(
     world_size: int, cases: list[Case], hf: Any, singles: dict[bool, Step], theirs: dict[bool, Step]
 ) -> None:
-    ranks = run_distributed(world_size, errors_of_cases, cases, HfWeights.of(hf), singles, theirs, timeout=360)
+    ranks = run_distributed(
+        world_size, errors_of_cases, cases, HfWeights.of(hf), singles, theirs, timeout=360
+    )
     for results in ranks:
         for one, errors in zip(cases, results, strict=True):
             assert errors.loss < LOSS_BAR, (str(one), errors)  # NaN is not below either

@@ -21,7 +21,13 @@ from megatron_longrope.model.forward import run_stage
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.search.types import Candidate
 from tests.support.spawn import run_distributed
-from tests.support.tiny_models import HfWeights, our_model, random_documents, stage_tensors, tiny_hf_model
+from tests.support.tiny_models import (
+    HfWeights,
+    our_model,
+    random_documents,
+    stage_tensors,
+    tiny_hf_model,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 LAYOUTS = {
@@ -29,8 +35,15 @@ LAYOUTS = {
     "TP2+SP": ParallelLayout(tensor_parallel=2, sequence_parallel=True),
     "PP2": ParallelLayout(pipeline_parallel=2),
 }
-YARN = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0,
-                            "original_max_position_embeddings": 64}, "max_position_embeddings": 256}  # fmt: skip
+YARN = {
+    "rope_parameters": {
+        "rope_theta": 10000.0,
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "max_position_embeddings": 256,
+}
 
 
 DOCUMENTS = random_documents(64, 37, 130, 2, 9)  # odd ones are padded under sequence parallelism
@@ -44,7 +57,8 @@ class Expected(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What one rank saw: scores of documents, logits of one, losses, and gradients of its stage beside HF's."""
+    """What one rank saw: scores of documents, logits of one, losses, and gradients of its stage
+    beside HF's."""
 
     nll: list[np.ndarray]
     correct: list[np.ndarray]
@@ -54,7 +68,8 @@ class Results(NamedTuple):
 
 
 def results_of_layout(layout: ParallelLayout, models: list[Expected]) -> list[Results]:
-    """Runs on every rank: for each model scores, logits, and one training step's gradients beside transformers'."""
+    """Runs on every rank: for each model scores, logits, and one training step's gradients beside
+    transformers'."""
     with start_runtime(layout, threads=1) as runtime:
         return [_results(runtime, expected) for expected in models]
 
@@ -66,11 +81,16 @@ def _results(runtime: Runtime, expected: Expected) -> Results:
     losses, gradients = _train_step(model, DOCUMENTS)
     others = stage_tensors(model, expected.gradients)
     pairs = {name: (gradient, others[name].numpy()) for name, gradient in gradients.items()}
-    return Results([score.nll for score in scores], [score.correct for score in scores], logits, losses, pairs)
+    return Results(
+        [score.nll for score in scores], [score.correct for score in scores], logits, losses, pairs
+    )
 
 
-def _train_step(model: LongRopeModel, documents: list[np.ndarray]) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """One forward and backward pass by megatron-core's schedule and gradient finalization, as training does it."""
+def _train_step(
+    model: LongRopeModel, documents: list[np.ndarray]
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """One forward and backward pass by megatron-core's schedule and gradient finalization, as
+    training does it."""
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -97,10 +117,17 @@ def _train_step(model: LongRopeModel, documents: list[np.ndarray]) -> tuple[np.n
 
     batches = [DocumentBatch.from_documents(part, pad) for part in (documents[:2], documents[2:])]
     get_forward_backward_func()(
-        forward_step_func=step, data_iterator=iter(batches), model=[wrapped], num_microbatches=2,
-        seq_length=batches[0].tokens.numel(), micro_batch_size=1, forward_only=False,
-    )  # fmt: skip
-    gradients = {name: parameter.main_grad.numpy().copy() for name, parameter in model.named_parameters()}
+        forward_step_func=step,
+        data_iterator=iter(batches),
+        model=[wrapped],
+        num_microbatches=2,
+        seq_length=batches[0].tokens.numel(),
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    gradients = {
+        name: parameter.main_grad.numpy().copy() for name, parameter in model.named_parameters()
+    }
     return (np.concatenate(kept) if kept else None), gradients
 
 
@@ -117,7 +144,9 @@ def _expected(tied: bool) -> Expected:
     total = torch.zeros(())
     for document in DOCUMENTS:
         tokens = torch.from_numpy(document)
-        total = total + torch.nn.functional.cross_entropy(hf(tokens[None]).logits[0, :-1], tokens[1:], reduction="sum")
+        total = total + torch.nn.functional.cross_entropy(
+            hf(tokens[None]).logits[0, :-1], tokens[1:], reduction="sum"
+        )
     (total / sum(len(document) - 1 for document in DOCUMENTS)).backward()
     return Expected(weights, {name: parameter.grad for name, parameter in hf.named_parameters()})
 
@@ -128,7 +157,9 @@ def alone(models: list[Expected]) -> list[Results]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_scores_and_gradients_equal_one_process(layout: str, models: list[Expected], alone: list[Results]) -> None:
+def test_scores_and_gradients_equal_one_process(
+    layout: str, models: list[Expected], alone: list[Results]
+) -> None:
     ranks = run_distributed(2, results_of_layout, LAYOUTS[layout], models)
     for first, second, single in zip(*ranks, alone, strict=True):
         for rank in (first, second):
@@ -157,22 +188,32 @@ def _assert_close(rank: Results, single: Results) -> None:
 
 
 def evaluations(layout: ParallelLayout, weights: HfWeights) -> tuple[list[Any], list[Any]]:
-    """Runs on every rank: a search objective on seven candidates, and perplexity of five documents."""
+    """Runs on every rank: a search objective on seven candidates, and perplexity of five
+    documents."""
     with start_runtime(layout, threads=1) as runtime:
         model = our_model(weights, runtime)
         documents = random_documents(200, 70, seed=4)
-        candidates = [Candidate((1.0,) * 4 + (1.0 + 0.5 * i,) * 4, 4 * i, 1.0 + 0.01 * i) for i in range(7)]
+        candidates = [
+            Candidate((1.0,) * 4 + (1.0 + 0.5 * i,) * 4, 4 * i, 1.0 + 0.01 * i) for i in range(7)
+        ]
         objective = PerplexityObjective(model, documents, target_length=256)
-        return [evaluation.to_json() for evaluation in objective(candidates)], _perplexity_rows(model)
+        return [evaluation.to_json() for evaluation in objective(candidates)], _perplexity_rows(
+            model
+        )
 
 
 def _perplexity_rows(model: LongRopeModel) -> list[Any]:
-    texts = [EvaluationDocument(f"d{i}", tokens) for i, tokens in enumerate(random_documents(90, 95, 80, 85, 90))]
+    texts = [
+        EvaluationDocument(f"d{i}", tokens)
+        for i, tokens in enumerate(random_documents(90, 95, 80, 85, 90))
+    ]
     labels = EvaluationLabels("base", "none")
     return [
         row.to_json()
         for sliding in (None, SlidingWindow(32, 8))
-        for row in measure_perplexity(model, texts, 80, labels, sliding=sliding, max_batch_tokens=160).rows
+        for row in measure_perplexity(
+            model, texts, 80, labels, sliding=sliding, max_batch_tokens=160
+        ).rows
     ]
 
 
@@ -182,7 +223,9 @@ def test_data_parallel_groups_share_the_work_and_give_the_same_bits(models: list
     assert run_distributed(2, evaluations, ParallelLayout(), weights) == [single, single]
 
 
-def test_each_data_parallel_group_works_with_its_own_tensor_parallel_ranks(models: list[Expected]) -> None:
+def test_each_data_parallel_group_works_with_its_own_tensor_parallel_ranks(
+    models: list[Expected],
+) -> None:
     weights = models[0].weights
     single, _ = evaluations(ParallelLayout(), weights)
     ranks = run_distributed(4, evaluations, ParallelLayout(tensor_parallel=2), weights)

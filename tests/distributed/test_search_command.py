@@ -26,11 +26,27 @@ def search(*arguments: str) -> dict[str, Any] | None:
 def test_two_context_ranks_find_the_single_process_s_perplexity(tmp_path: Path) -> None:
     texts = make_texts(tmp_path / "texts")
     model = make_model(tmp_path / "model", texts)
-    asked = ["--model", str(model), "--text", str(texts[0]), str(texts[1]), "--target", str(TUNED),
-             "--ramp-rounds", "1", "--passes", "1"]  # fmt: skip
+    asked = [
+        "--model",
+        str(model),
+        "--text",
+        str(texts[0]),
+        str(texts[1]),
+        "--target",
+        str(TUNED),
+        "--ramp-rounds",
+        "1",
+        "--passes",
+        "1",
+    ]
     alone = search(*asked, "--out", str(tmp_path / "alone"))
-    spread, other = run_distributed(2, search, *asked, "--out", str(tmp_path / "spread"), "--context-parallel", "2")
+    spread, other = run_distributed(
+        2, search, *asked, "--out", str(tmp_path / "spread"), "--context-parallel", "2"
+    )
     assert alone is not None and other is None
     assert spread["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-6)
     assert (tmp_path / "spread" / "report" / "convergence.png").is_file()
-    assert spread["tokens"] == alone["tokens"] and spread["backward_tokens"] == alone["backward_tokens"] > 0
+    assert (
+        spread["tokens"] == alone["tokens"]
+        and spread["backward_tokens"] == alone["backward_tokens"] > 0
+    )

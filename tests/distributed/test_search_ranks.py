@@ -1,4 +1,5 @@
-"""The same journal on any number of data-parallel ranks, and the same gradient under every layout."""
+"""The same journal on any number of data-parallel ranks, and the same gradient under every
+layout."""
 
 from __future__ import annotations
 
@@ -26,25 +27,49 @@ from megatron_longrope.search import (
     read_journal,
     run_search,
 )
-from tests.support.spawn import run_distributed
 from tests.support.factor_gradients import factors, gradient_of, relative_error
+from tests.support.spawn import run_distributed
 from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CHOICES = {
-    "hybrid": {"searcher": "hybrid", "hybrid": {"ramp": {"max_rounds": 1}, "descent": {"passes": 2, "checks": 2},
-                                                "rounds": 2, "mutants": 5}},
-    "two at a time": {"searcher": "gradient", "gradient": {"passes": 2, "documents_per_step": 2, "checks": 1}},
-    "evolution": {"searcher": "evolution",
-                  "evolution": {"population": 16, "mutants": 5, "crossovers": 4, "parents": 6, "iterations": 2}},
-}  # fmt: skip
+    "hybrid": {
+        "searcher": "hybrid",
+        "hybrid": {
+            "ramp": {"max_rounds": 1},
+            "descent": {"passes": 2, "checks": 2},
+            "rounds": 2,
+            "mutants": 5,
+        },
+    },
+    "two at a time": {
+        "searcher": "gradient",
+        "gradient": {"passes": 2, "documents_per_step": 2, "checks": 1},
+    },
+    "evolution": {
+        "searcher": "evolution",
+        "evolution": {
+            "population": 16,
+            "mutants": 5,
+            "crossovers": 4,
+            "parents": 6,
+            "iterations": 2,
+        },
+    },
+}
 
 
 def searcher(name: str) -> Searcher:
     space = SearchSpace.first_stage(8, 4.0)
     seeds = [Candidate((4.0,) * 8), Candidate(tuple(np.linspace(1.0, 4.0, 8)), 0, 1.1)]
     return make_searcher(
-        SearcherChoice.model_validate(CHOICES[name]), space, seeds, 1, length=200, scale=4.0, num_documents=4
+        SearcherChoice.model_validate(CHOICES[name]),
+        space,
+        seeds,
+        1,
+        length=200,
+        scale=4.0,
+        num_documents=4,
     )
 
 
@@ -56,10 +81,14 @@ def search(layout: ParallelLayout, weights: HfWeights, folder: Path) -> None:
         documents = random_documents(200, 70, 130, 90, seed=4)
         for name in CHOICES:
             ladder = [[document[:40] for document in documents]] if name == "evolution" else []
-            objective = PerplexityObjective(model, documents, target_length=256, max_batch_tokens=200, ladder=ladder)
+            objective = PerplexityObjective(
+                model, documents, target_length=256, max_batch_tokens=200, ladder=ladder
+            )
             stopping = EarlyStopping(error_level=0.3)
             if runtime.is_main:
-                with Journal.open(folder / f"{name}.jsonl", searcher(name).identity(), objective.identity()) as journal:
+                with Journal.open(
+                    folder / f"{name}.jsonl", searcher(name).identity(), objective.identity()
+                ) as journal:
                     run_search(searcher(name), objective.stream, journal, stopping=stopping)
             else:
                 run_search(searcher(name), objective.stream, MemoryJournal(), stopping=stopping)
@@ -86,10 +115,18 @@ def test_journals_are_identical_on_one_two_and_four_ranks(tmp_path: Path) -> Non
     assert False in stopped and True in stopped
     places = {len(entry["nll_sums"]) for entry in timeless(tmp_path / "4" / "evolution.jsonl")}  # type: ignore[arg-type]
     assert 0 in places and len(places) >= 2, "some are stopped on the ladder"
-    samples = [entry["sample"] for entry in timeless(tmp_path / "4" / "hybrid.jsonl") if entry["gradient"]]
+    samples = [
+        entry["sample"] for entry in timeless(tmp_path / "4" / "hybrid.jsonl") if entry["gradient"]
+    ]
     assert sorted(samples[:4]) == [[0], [1], [2], [3]]
-    assert len({document for (document,) in samples[4:]}) == 3, "the last step, at rate 0, is not taken"
-    pairs = [entry["sample"] for entry in timeless(tmp_path / "4" / "two at a time.jsonl") if entry["gradient"]]
+    assert len({document for (document,) in samples[4:]}) == 3, (
+        "the last step, at rate 0, is not taken"
+    )
+    pairs = [
+        entry["sample"]
+        for entry in timeless(tmp_path / "4" / "two at a time.jsonl")
+        if entry["gradient"]
+    ]
     assert sorted(pairs[0] + pairs[1]) == [0, 1, 2, 3]
 
 
@@ -100,23 +137,35 @@ def test_groups_of_two_context_ranks_score_as_one_process(tmp_path: Path) -> Non
     search(ParallelLayout(), weights, tmp_path / "one")
     run_distributed(4, search, ParallelLayout(context_parallel=2), weights, tmp_path / "four")
     for name in CHOICES:
-        alone, spread = (read_journal(tmp_path / folder / f"{name}.jsonl")[1] for folder in ("one", "four"))
+        alone, spread = (
+            read_journal(tmp_path / folder / f"{name}.jsonl")[1] for folder in ("one", "four")
+        )
         same = [(a, b) for a, b in zip(alone, spread, strict=True) if a.candidate == b.candidate]
-        # a last bit of a gradient moves all that follows; where the scores alone decide, every candidate is the same
+        # a last bit of a gradient moves all that follows; where the scores alone decide, every
+        # candidate is the same
         assert len(same) == len(alone) or (name != "evolution" and len(same) >= 3)
         for a, b in ((a.evaluation, b.evaluation) for a, b in same):
-            assert len(b.nll_sums) == len(a.nll_sums) and b.rungs == pytest.approx(a.rungs, rel=1e-6)
-            assert b.loss == pytest.approx(a.loss, rel=1e-6, nan_ok=True), "not a number where the ladder was the end"
+            assert len(b.nll_sums) == len(a.nll_sums) and b.rungs == pytest.approx(
+                a.rungs, rel=1e-6
+            )
+            assert b.loss == pytest.approx(a.loss, rel=1e-6, nan_ok=True), (
+                "not a number where the ladder was the end"
+            )
 
 
-def identities(layout: ParallelLayout, weights: HfWeights, folder: Path) -> tuple[dict[str, object], list[str]]:
-    """Runs on every rank: what the model is known by, and what the two journals of the evolution are met with."""
+def identities(
+    layout: ParallelLayout, weights: HfWeights, folder: Path
+) -> tuple[dict[str, object], list[str]]:
+    """Runs on every rank: what the model is known by, and what the two journals of the evolution
+    are met with."""
     met = []
     with start_runtime(layout, threads=1) as runtime:
         model = our_model(weights, runtime, scaled=False)
         for name in ("own", "other"):
             try:
-                with shared_journal(runtime, folder / f"{name}.jsonl", searcher("evolution").identity(), {}):
+                with shared_journal(
+                    runtime, folder / f"{name}.jsonl", searcher("evolution").identity(), {}
+                ):
                     met.append("opened")
             except InputError as refused:
                 met.append(str(refused))
@@ -142,7 +191,9 @@ def test_a_model_is_known_under_every_layout_and_a_journal_refused_on_all_ranks(
 def gradients(layout: ParallelLayout, weights: HfWeights) -> list[np.ndarray]:
     """Runs on every rank: the gradient by λ and t of the float64 model, without and with n̂."""
     with start_runtime(layout, threads=1) as runtime:
-        model = our_model(weights, runtime, angle_precision="float64", dtype=torch.float64, scaled=False)
+        model = our_model(
+            weights, runtime, angle_precision="float64", dtype=torch.float64, scaled=False
+        )
         return [gradient_of(model, factors(start_tokens)) for start_tokens in (0, 12)]
 
 

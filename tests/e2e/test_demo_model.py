@@ -1,4 +1,5 @@
-"""The shipped model: through Megatron and back without a bit lost, and transformers' numbers at every length (B7)."""
+"""The shipped model: through Megatron and back without a bit lost, and transformers' numbers at
+every length."""
 
 from __future__ import annotations
 
@@ -29,8 +30,15 @@ LONG = 8192
 
 def _factors(growth: float, target: int) -> RopeFactors:
     rescale = tuple(round(1 + growth * (pair / 31) ** 2, 2) for pair in range(32))
-    return RopeFactors(rescale=rescale, attention_factor=1.2, original_length=256, target_length=target, base=10000.0,
-                       head_dim=64, origin=FactorOrigin(method="test"))  # fmt: skip
+    return RopeFactors(
+        rescale=rescale,
+        attention_factor=1.2,
+        original_length=256,
+        target_length=target,
+        base=10000.0,
+        head_dim=64,
+        origin=FactorOrigin(method="test"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +47,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     with start_runtime(threads=1) as runtime:
         import_hf(DEMO, folder / "megatron", runtime)
-    sets = FactorSet(ranges=(FactorRange(up_to=256, factors=_factors(0.5, 256)),
-                             FactorRange(up_to=None, factors=_factors(30.0, LONG))))  # fmt: skip
+    sets = FactorSet(
+        ranges=(
+            FactorRange(up_to=256, factors=_factors(0.5, 256)),
+            FactorRange(up_to=None, factors=_factors(30.0, LONG)),
+        )
+    )
     export_hf(folder / "megatron", folder / "exported", sets)
     return folder / "exported"
 
@@ -51,7 +63,9 @@ def test_to_megatron_and_back_is_bit_identical(tmp_path: Path) -> None:
     export_hf(tmp_path / "megatron", tmp_path / "back")
     assert all_equal(verify(DEMO, tmp_path / "back"))
     # safetensors' own reader; in the file tensors may stand in another order
-    before, after = (load_file(folder / "model.safetensors") for folder in (DEMO, tmp_path / "back"))
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (DEMO, tmp_path / "back")
+    )
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]), name
@@ -79,7 +93,9 @@ def test_transformers_gives_our_numbers(exported: Path) -> None:
             (same,) = score_documents(hf, [tokens[:length]])
             (ours,) = score_documents(exact, [tokens[:length]])
             assert np.abs(same.nll - losses).max() < 1e-4
-            assert abs(math.exp(ours.nll.mean(dtype=np.float64)) / math.exp(losses.mean()) - 1) < 1e-5
+            assert (
+                abs(math.exp(ours.nll.mean(dtype=np.float64)) / math.exp(losses.mean()) - 1) < 1e-5
+            )
             if length <= 512:
                 assert np.abs(document_logits(hf, tokens[:length]) - logits.numpy()).max() < 1e-4
             difference = np.abs(document_logits(exact, tokens[:length]) - logits.numpy()).max()

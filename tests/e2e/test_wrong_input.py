@@ -62,8 +62,17 @@ def test_one_line_and_exit_code_2(change: Change, says: str, tmp_path: Path) -> 
     values = recipe_values(model, texts)
     change(values, model)
     write_yaml(values, tmp_path / "recipe.yaml")
-    command = [sys.executable, "-W", "ignore", "-m", "launchers.main", "extend", str(tmp_path / "recipe.yaml"),
-               "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "launchers.main",
+        "extend",
+        str(tmp_path / "recipe.yaml"),
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     lines = [line for line in ended.stderr.splitlines() if line and not line.startswith("[")]
     assert ended.returncode == 2, ended.stderr

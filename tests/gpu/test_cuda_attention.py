@@ -1,4 +1,5 @@
-"""On a CUDA device: the flash kernel block by block against plain torch in float64, and offload to pinned memory."""
+"""On a CUDA device: the flash kernel block by block against plain torch in float64, and offload to
+pinned memory."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def _near(found: torch.Tensor, expected: torch.Tensor) -> bool:
 def test_a_causal_and_a_full_block_merge_to_the_whole(kv_heads: int) -> None:
     torch.manual_seed(0)
     heads, dtype = (8, kv_heads, kv_heads, 8), torch.bfloat16
-    q, k, v, grad = (torch.randn(2, 192, n, 64, device="cuda", dtype=dtype).transpose(1, 2) for n in heads)
+    q, k, v, grad = (
+        torch.randn(2, 192, n, 64, device="cuda", dtype=dtype).transpose(1, 2) for n in heads
+    )
     kernel, exact = kernel_for(q), PlainTorch()
     assert isinstance(kernel, _CudaFlash) and isinstance(kernel_for(q.float()), PlainTorch)
     wide = [x.double() for x in (q, k, v)]
@@ -32,7 +35,11 @@ def test_a_causal_and_a_full_block_merge_to_the_whole(kv_heads: int) -> None:
     expected, lse = exact.forward(*wide, True, SCALE)
     found, found_lse = kernel.forward(q[:, :, late], k[:, :, late], v[:, :, late], True, SCALE)
     found = found.float()
-    merge(found, found_lse, *kernel.forward(q[:, :, late], k[:, :, early], v[:, :, early], False, SCALE))
+    merge(
+        found,
+        found_lse,
+        *kernel.forward(q[:, :, late], k[:, :, early], v[:, :, early], False, SCALE),
+    )
     assert _near(found, expected[:, :, late]) and (found_lse - lse[:, :, late]).abs().max() < 1e-2
     wanted = exact.backward(grad.double(), *wide, expected, lse, True, SCALE)
     whole, whole_lse = kernel.forward(q, k, v, True, SCALE)
@@ -48,6 +55,12 @@ def test_offloaded_inputs_give_the_same_gradients() -> None:
             batch = DocumentBatch.from_documents(random_documents(33, 20))
             losses = run_stage(model, model.stage, batch)
             (losses * batch.loss_mask.to(losses.device)).sum().backward()
-            found.append([parameter.grad for parameter in model.stage.parameters() if parameter.grad is not None])
+            found.append(
+                [
+                    parameter.grad
+                    for parameter in model.stage.parameters()
+                    if parameter.grad is not None
+                ]
+            )
     for without, with_offload in zip(*found, strict=True):
         torch.testing.assert_close(with_offload, without)

@@ -1,4 +1,5 @@
-"""On a CUDA device: every engine gives the same losses and gradients, and no candidate leaves a trace."""
+"""On a CUDA device: every engine gives the same losses and gradients, and no candidate leaves a
+trace."""
 
 from __future__ import annotations
 
@@ -29,7 +30,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 PACKED = (700, 129, 1, 500)
 ALONE = (1330,)
 TE: dict[str, Any] = {"engine": "transformer-engine"}
-BF16: list[dict[str, Any]] = [{"engine": "torch"}, {"engine": "flash-attn"}, TE, {**TE, "fused_rope": True}]
+BF16: list[dict[str, Any]] = [
+    {"engine": "torch"},
+    {"engine": "flash-attn"},
+    TE,
+    {**TE, "fused_rope": True},
+]
 FP8: list[dict[str, Any]] = [
     {**TE, "fp8": recipe, "fp8_scoring": True} for recipe in ("tensorwise", "blockwise", "mxfp8")
 ]
@@ -55,7 +61,9 @@ def nats(model: LongRopeModel, lengths: tuple[int, ...], factors: Any = None) ->
 
 @pytest.mark.parametrize("lengths", [PACKED, ALONE], ids=["packed", "alone"])
 @pytest.mark.parametrize("settings", BF16 + FP8, ids=named)
-def test_losses_are_those_of_float32(settings: dict[str, Any], lengths: tuple[int, ...], runtime: Runtime) -> None:
+def test_losses_are_those_of_float32(
+    settings: dict[str, Any], lengths: tuple[int, ...], runtime: Runtime
+) -> None:
     found = nats(engine_model(runtime, **settings), lengths)
     expected = nats(engine_model(runtime, torch.float32, engine="torch"), lengths)
     tolerance = FP8_TOLERANCE if "fp8" in settings else BF16_TOLERANCE
@@ -75,7 +83,9 @@ def test_gradients_are_those_of_float32(
     for each in (exact, model):
         each.set_factors(candidate(6.0, 4, 1.15))
     expected_loss = training_pass(exact, batch_for(exact, *lengths))
-    assert training_pass(model, batch_for(model, *lengths)) == pytest.approx(expected_loss, rel=1e-3)
+    assert training_pass(model, batch_for(model, *lengths)) == pytest.approx(
+        expected_loss, rel=1e-3
+    )
     expected, found = gradients(exact), gradients(model)
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():
@@ -83,17 +93,23 @@ def test_gradients_are_those_of_float32(
 
 
 @pytest.mark.parametrize("settings", [*BF16, *FP8], ids=named)
-def test_a_candidate_scores_the_same_bits_after_another_one(settings: dict[str, Any], runtime: Runtime) -> None:
+def test_a_candidate_scores_the_same_bits_after_another_one(
+    settings: dict[str, Any], runtime: Runtime
+) -> None:
     model = engine_model(runtime, **settings)
     first, other = candidate(3.0, 0, 1.0), candidate(8.0, 16, 1.3)
     for lengths in (PACKED, ALONE):
-        before, between, after = (nats(model, lengths, factors) for factors in (first, other, first))
+        before, between, after = (
+            nats(model, lengths, factors) for factors in (first, other, first)
+        )
         assert np.array_equal(before, after)
         assert abs(before.mean() - between.mean()) > 1e-4
 
 
 @pytest.mark.parametrize("settings", BF16, ids=named)
-def test_documents_of_a_pack_do_not_see_each_other(settings: dict[str, Any], runtime: Runtime) -> None:
+def test_documents_of_a_pack_do_not_see_each_other(
+    settings: dict[str, Any], runtime: Runtime
+) -> None:
     model = engine_model(runtime, **settings)
     texts = documents(700, 129, 500)
     together = score_documents(model, texts)
@@ -104,9 +120,12 @@ def test_documents_of_a_pack_do_not_see_each_other(settings: dict[str, Any], run
 
 @pytest.mark.parametrize("backward", [True, False], ids=["fp8 backward", "bf16 backward"])
 def test_training_in_fp8_attention(backward: bool, runtime: Runtime) -> None:
-    """Delayed scaling finds its scales in the first passes; then loss and gradients are near those of BF16."""
+    """Delayed scaling finds its scales in the first passes; then loss and gradients are near those
+    of BF16."""
     bf16 = engine_model(runtime, engine="transformer-engine", packed=False)
-    model = engine_model(runtime, recompute="full", **FP8_ATTENTION, fp8_attention_backward=backward)
+    model = engine_model(
+        runtime, recompute="full", **FP8_ATTENTION, fp8_attention_backward=backward
+    )
     batch = batch_for(model, 1328)
     expected = training_pass(bf16, batch)
     for _ in range(4):
@@ -117,12 +136,16 @@ def test_training_in_fp8_attention(backward: bool, runtime: Runtime) -> None:
     found = gradients(model)
     for name, gradient in gradients(bf16).items():
         assert torch.isfinite(found[name]).all()
-        assert torch.nn.functional.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.9, name
+        assert (
+            torch.nn.functional.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0)
+            > 0.9
+        ), name
 
 
 @pytest.mark.parametrize("settings", BF16, ids=named)
 def test_memory_of_attention_is_linear(settings: dict[str, Any], runtime: Runtime) -> None:
-    """Four times the tokens take at most about four times the memory: no kernel keeps a matrix of length × length."""
+    """Four times the tokens take at most about four times the memory: no kernel keeps a matrix of
+    length × length."""
     model = engine_model(runtime, **settings)
     score_documents(model, documents(256))  # what is allocated once
 

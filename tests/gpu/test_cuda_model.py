@@ -1,4 +1,5 @@
-"""On a CUDA device: the same model, the same losses, in float32 against transformers and in bfloat16 near it."""
+"""On a CUDA device: the same model, the same losses, in float32 against transformers and in
+bfloat16 near it."""
 
 from __future__ import annotations
 

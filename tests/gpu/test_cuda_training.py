@@ -1,4 +1,5 @@
-"""Training on a CUDA device: engines take the same steps, and a resumed run goes on as the undisturbed one."""
+"""Training on a CUDA device: engines take the same steps, and a resumed run goes on as the
+undisturbed one."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from tests.support.gpu_engines import SHAPE, engine_model
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 ROW = 512
 TE: dict[str, Any] = {"engine": "transformer-engine"}
-CONFIG = TrainingConfig(steps=4, rows_per_step=4, micro_batch_rows=2, learning_rate=1e-4, warmup_steps=1)
+CONFIG = TrainingConfig(
+    steps=4, global_batch_size=4, micro_batch_size=2, learning_rate=1e-4, warmup_steps=1
+)
 
 
 def trainer(runtime: Runtime, folder: Path, **settings: Any) -> Trainer:
@@ -27,13 +30,21 @@ def trainer(runtime: Runtime, folder: Path, **settings: Any) -> Trainer:
     if not prefix.with_suffix(".json").exists():
         random = np.random.default_rng(2)
         texts = [TokenDocument.generated(str(n), random.integers(0, 50, ROW)) for n in range(12)]
-        write_packed(prefix, texts, ROW, TokenizerIdentity(name="none", sha256="0" * 64), SHAPE.vocab_size)
-    batches = PackedBatches(PackedDataset(prefix), CONFIG.rows_per_step, seed=3,
-                            micro_batch_rows=CONFIG.micro_batch_rows)  # fmt: skip
+        write_packed(
+            prefix, texts, ROW, TokenizerIdentity(name="none", sha256="0" * 64), SHAPE.vocab_size
+        )
+    batches = PackedBatches(
+        PackedDataset(prefix),
+        CONFIG.global_batch_size,
+        seed=3,
+        micro_batch_size=CONFIG.micro_batch_size,
+    )
     return Trainer(engine_model(runtime, **settings), batches, CONFIG)
 
 
-@pytest.mark.parametrize("settings", [TE, {**TE, "fp8": "tensorwise"}, {**TE, "fp8": "delayed"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [TE, {**TE, "fp8": "tensorwise"}, {**TE, "fp8": "delayed"}], ids=str
+)
 def test_losses_fall_as_with_our_own_engine(settings: dict[str, Any], tmp_path: Path) -> None:
     with start_runtime() as runtime:
         ours = [trainer(runtime, tmp_path, engine="torch").step().loss]
@@ -44,8 +55,12 @@ def test_losses_fall_as_with_our_own_engine(settings: dict[str, Any], tmp_path: 
     assert found[-1] < found[0]
 
 
-@pytest.mark.parametrize("settings", [{"engine": "torch"}, TE, {**TE, "fp8": "tensorwise"}], ids=str)
-def test_a_resumed_training_goes_on_as_the_undisturbed_one(settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"engine": "torch"}, TE, {**TE, "fp8": "tensorwise"}], ids=str
+)
+def test_a_resumed_training_goes_on_as_the_undisturbed_one(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     """Near, not bit for bit: backward kernels of attention add up in no fixed order."""
     with start_runtime() as runtime:
         whole = trainer(runtime, tmp_path, **settings)

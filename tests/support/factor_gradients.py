@@ -15,9 +15,16 @@ _STEP = 2e-6
 
 def factors(start_tokens: int = 0) -> RopeFactors:
     rescale = tuple(1.0 + 0.4 * i for i in range(8))
-    return RopeFactors(rescale=rescale, start_tokens=start_tokens, attention_factor=1.15, original_length=WINDOW,
-                       target_length=4 * WINDOW, base=10000.0, head_dim=16,
-                       origin=FactorOrigin(method="test"))  # fmt: skip
+    return RopeFactors(
+        rescale=rescale,
+        start_tokens=start_tokens,
+        attention_factor=1.15,
+        original_length=WINDOW,
+        target_length=4 * WINDOW,
+        base=10000.0,
+        head_dim=16,
+        origin=FactorOrigin(method="test"),
+    )
 
 
 def loss_of(model: LongRopeModel, chosen: RopeFactors) -> float:

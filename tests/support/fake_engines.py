@@ -1,6 +1,8 @@
-"""Stand-ins for the kernels of Transformer Engine and flash-attn, with their call signatures and exact results.
+"""Stand-ins for the kernels of Transformer Engine and flash-attn, with their call signatures and
+exact results.
 
-tests/unit/model/test_te_signatures.py holds the signatures against the real ones where Transformer Engine is installed.
+tests/unit/model/test_te_signatures.py holds the signatures against the real ones where Transformer
+Engine is installed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 def exact_attention(
     query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], scale: float, left: int = -1
 ) -> Tensor:
-    """Returns [tokens, heads, head_dim]: causal attention by documents in float64; `left`: keys before the query's."""
+    """Returns [tokens, heads, head_dim]: causal attention by documents in float64; `left`: keys
+    before the query's."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     parts = []
@@ -40,26 +43,47 @@ class FakeTeAttention(nn.Module):
     """megatron-core's TEDotProductAttention as we call it. Keeps the arguments of its last call."""
 
     def __init__(
-        self, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str,
-        attention_dropout: float | None = None, softmax_scale: float | None = None, k_channels: int | None = None,
-        v_channels: int | None = None, num_splits: int | None = None, cp_comm_type: str | None = "p2p",
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
+        num_splits: int | None = None,
+        cp_comm_type: str | None = "p2p",
         pg_collection: Any = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        self.flash_attention, self.fused_attention, self.unfused_attention = _Kernel(), _Kernel(), _Kernel()
+        self.flash_attention, self.fused_attention, self.unfused_attention = (
+            _Kernel(),
+            _Kernel(),
+            _Kernel(),
+        )
         self.window_size: tuple[int, int] = (-1, 0)
         self.cp_comm_type = cp_comm_type
         self.last_call: tuple[Tensor, PackedSeqParams | None] | None = None
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, attn_mask_type: AttnMaskType,
-        attention_bias: Tensor | None = None, packed_seq_params: PackedSeqParams | None = None,
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
         num_splits: int | None = None,
-    ) -> Tensor:  # fmt: skip
-        """As Transformer Engine: thd wants [tokens, heads, head_dim] and boundaries, sbhd rows and neither."""
+    ) -> Tensor:
+        """As Transformer Engine: thd wants [tokens, heads, head_dim] and boundaries, sbhd rows and
+        neither."""
         assert attention_mask is None and attn_mask_type == AttnMaskType.causal
         self.last_call = query, packed_seq_params
-        assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()  # strides are not looked at
+        assert (
+            query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
+        )  # strides are not looked at
         scale, left = self.fused_attention.softmax_scale, self.window_size[0]
         assert scale == self.flash_attention.softmax_scale == self.unfused_attention.softmax_scale
         if packed_seq_params is None:
@@ -74,13 +98,28 @@ class FakeTeAttention(nn.Module):
 
 
 def fake_flash_attn_varlen_func(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
-    dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes: Tensor | None = None,
-    deterministic: bool = False, return_attn_probs: bool = False, block_table: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+) -> Tensor:
     """flash_attn.flash_attn_varlen_func, the same in 2.7.0 and 2.8.3."""
     assert causal and softmax_scale is not None and torch.equal(cu_seqlens_q, cu_seqlens_k)
     assert max_seqlen_q == max_seqlen_k == int((cu_seqlens_q[1:] - cu_seqlens_q[:-1]).max())
-    assert all(x.dim() == 3 and x.stride(-1) == 1 for x in (q, k, v)) and cu_seqlens_q.dtype == torch.int32
+    assert (
+        all(x.dim() == 3 and x.stride(-1) == 1 for x in (q, k, v))
+        and cu_seqlens_q.dtype == torch.int32
+    )
     return exact_attention(q, k, v, cu_seqlens_q.tolist(), softmax_scale, window_size[0])

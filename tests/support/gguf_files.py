@@ -13,19 +13,42 @@ from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from megatron_longrope.model import ModelShape
 from tests.support.hf_folders import random_weights
 
-SHAPE = ModelShape(num_layers=2, hidden_size=64, ffn_hidden_size=96, num_heads=4, num_kv_heads=2, head_dim=16,
-                   vocab_size=160, context_length=64)  # fmt: skip
+SHAPE = ModelShape(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=96,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=160,
+    context_length=64,
+)
 NAMES = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-}  # fmt: skip
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
 LLAMA_KEYS: dict[str, Any] = {
-    "block_count": 2, "context_length": 64, "embedding_length": 64, "feed_forward_length": 96,
-    "attention.head_count": 4, "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-5,
-    "rope.dimension_count": 16, "rope.freq_base": 10000.0, "vocab_size": 160,
-}  # fmt: skip
+    "block_count": 2,
+    "context_length": 64,
+    "embedding_length": 64,
+    "feed_forward_length": 96,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.dimension_count": 16,
+    "rope.freq_base": 10000.0,
+    "vocab_size": 160,
+}
 
 
 def gguf_name(hf_name: str) -> str:
@@ -42,8 +65,12 @@ def llama_cpp_rows(hf_name: str, values: np.ndarray, shape: ModelShape = SHAPE) 
     heads = {"q_proj": shape.num_heads, "k_proj": shape.num_kv_heads}.get(hf_name.split(".")[-2])
     if heads is None:
         return values
-    order = [h * shape.head_dim + half * shape.head_dim // 2 + i
-             for h in range(heads) for i in range(shape.head_dim // 2) for half in (0, 1)]  # fmt: skip
+    order = [
+        h * shape.head_dim + half * shape.head_dim // 2 + i
+        for h in range(heads)
+        for i in range(shape.head_dim // 2)
+        for half in (0, 1)
+    ]
     return values[order]
 
 
@@ -55,10 +82,11 @@ def write_gguf(
     seed: int = 0,
     rounded: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Writes a random model without tokenizer, matrices as `kind`, and returns its float32 weights by HF names.
+    """Writes a random model without tokenizer, matrices as `kind`, and returns its float32 weights
+    by HF names.
 
-    `keys` are added to `llama.*`; None takes one away, and a key with a dot at its start is taken as a whole name.
-    `rounded`: all weights fit into bfloat16.
+    `keys` are added to `llama.*`; None takes one away, and a key with a dot at its start is taken
+    as a whole name. `rounded`: all weights fit into bfloat16.
     """
     writer = GGUFWriter(path, "llama")
     for key, value in (LLAMA_KEYS | dict(keys or {})).items():

@@ -1,8 +1,10 @@
-"""What llama.cpp computes for a GGUF file of architecture `llama`, in numpy float64, read by the `gguf` package.
+"""What llama.cpp computes for a GGUF file of architecture `llama`, in numpy float64, read by the
+`gguf` package.
 
-After llama.cpp's sources (src/models/llama.cpp, src/llama-model.cpp get_rope_factors, ggml's rope kernel): rows of q
-and k lie in adjacent pairs, the factor tensor divides the angle, attn_factor multiplies cos and sin, and the long
-tensor is used where the context allocated to a sequence exceeds original_context_length, whatever the prompt is.
+After llama.cpp's sources (src/models/llama.cpp, src/llama-model.cpp get_rope_factors, ggml's rope
+kernel): rows of q and k lie in adjacent pairs, the factor tensor divides the angle, attn_factor
+multiplies cos and sin, and the long tensor is used where the context allocated to a sequence
+exceeds original_context_length, whatever the prompt is.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ class LlamaCpp:
             for tensor in reader.tensors
         }
         window = self._key("rope.scaling.original_context_length", self._key("context_length"))
-        self.factors = self._tensors.get(f"rope_factors_{'long' if context > window else 'short'}.weight")
+        self.factors = self._tensors.get(
+            f"rope_factors_{'long' if context > window else 'short'}.weight"
+        )
         if self._key("rope.scaling.type", "linear") != "longrope":
             self.factors = None
 
@@ -37,14 +41,23 @@ class LlamaCpp:
         for layer in range(self._key("block_count")):
             x = x + self._attention(self._norm(x, f"blk.{layer}.attn_norm"), f"blk.{layer}.")
             inner = self._norm(x, f"blk.{layer}.ffn_norm")
-            gate, up = (inner @ self._tensors[f"blk.{layer}.ffn_{part}.weight"].T for part in ("gate", "up"))
-            x = x + (gate / (1 + np.exp(-gate)) * up) @ self._tensors[f"blk.{layer}.ffn_down.weight"].T
+            gate, up = (
+                inner @ self._tensors[f"blk.{layer}.ffn_{part}.weight"].T for part in ("gate", "up")
+            )
+            x = (
+                x
+                + (gate / (1 + np.exp(-gate)) * up)
+                @ self._tensors[f"blk.{layer}.ffn_down.weight"].T
+            )
         output = self._tensors.get("output.weight", self._tensors["token_embd.weight"])
         return self._norm(x, "output_norm") @ output.T
 
     def _attention(self, x: np.ndarray, layer: str) -> np.ndarray:
         dim = self._key("rope.dimension_count")
-        q, k, v = ((x @ self._tensors[f"{layer}attn_{part}.weight"].T).reshape(len(x), -1, dim) for part in "qkv")
+        q, k, v = (
+            (x @ self._tensors[f"{layer}attn_{part}.weight"].T).reshape(len(x), -1, dim)
+            for part in "qkv"
+        )
         q, k = self._rotated(q), self._rotated(k)
         group = q.shape[1] // k.shape[1]
         k, v = (part.repeat(group, axis=1) for part in (k, v))
@@ -56,7 +69,9 @@ class LlamaCpp:
 
     def _rotated(self, x: np.ndarray) -> np.ndarray:
         pairs = np.arange(x.shape[-1] // 2)
-        angles = np.outer(np.arange(len(x)), self._key("rope.freq_base", 10000.0) ** (-2 * pairs / x.shape[-1]))
+        angles = np.outer(
+            np.arange(len(x)), self._key("rope.freq_base", 10000.0) ** (-2 * pairs / x.shape[-1])
+        )
         if self.factors is not None:
             angles = angles / self.factors
         temperature = self._key("rope.scaling.attn_factor", 1.0)
@@ -66,7 +81,9 @@ class LlamaCpp:
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
         epsilon = self._key("attention.layer_norm_rms_epsilon")
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * self._tensors[f"{name}.weight"]
+        return (
+            x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * self._tensors[f"{name}.weight"]
+        )
 
     def _key(self, name: str, default: Any = None) -> Any:
         field = self._fields.get(f"llama.{name}")

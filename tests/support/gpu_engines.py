@@ -1,4 +1,5 @@
-"""One model for every engine on a CUDA device: a shape all kernels take, weights drawn by name, factors by number."""
+"""One model for every engine on a CUDA device: a shape all kernels take, weights drawn by name,
+factors by number."""
 
 from __future__ import annotations
 
@@ -18,11 +19,19 @@ from megatron_longrope.model.forward import run_stage, share_of, to_batch
 from megatron_longrope.rope import FactorOrigin, RopeFactors
 from megatron_longrope.runtime import Runtime
 
-SHAPE = ModelShape(num_layers=4, hidden_size=512, ffn_hidden_size=1024, num_heads=4, num_kv_heads=2,
-                   head_dim=128, vocab_size=1000, context_length=256)  # fmt: skip
+SHAPE = ModelShape(
+    num_layers=4,
+    hidden_size=512,
+    ffn_hidden_size=1024,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=128,
+    vocab_size=1000,
+    context_length=256,
+)
 BF16_TOLERANCE = 1e-3
-"""Nats per token, in the mean over a thousand tokens, of computing in BF16 to float32. Our own engine on a CPU
-is 6e-5 away, and two candidates of the tests are 0.03 apart."""
+"""Nats per token, in the mean over a thousand tokens, of computing in BF16 to float32. Our own
+engine on a CPU is 6e-5 away, and two candidates of the tests are 0.03 apart."""
 BF16_GRADIENTS = 0.08
 """Of a gradient's norm; our own engine on a CPU is 0.028 away."""
 FP8_TOLERANCE = 2e-2
@@ -32,10 +41,17 @@ FP8_TOLERANCE = 2e-2
 def engine_model(
     runtime: Runtime, dtype: torch.dtype = torch.bfloat16, recompute: Any = "none", **settings: Any
 ) -> LongRopeModel:
-    """Returns the model on an engine, equal weights in each; skips the test where it cannot be had here."""
+    """Returns the model on an engine, equal weights in each; skips the test where it cannot be had
+    here."""
     try:
-        model = build_model(SHAPE, runtime, dtype=dtype, recompute=recompute, initialize=False,
-                            backend=BackendSettings(**settings))  # fmt: skip
+        model = build_model(
+            SHAPE,
+            runtime,
+            dtype=dtype,
+            recompute=recompute,
+            initialize=False,
+            backend=BackendSettings(**settings),
+        )
     except InputError as refusal:
         pytest.skip(str(refusal))
     fill_weights(model)
@@ -44,22 +60,30 @@ def engine_model(
 
 @torch.no_grad()
 def fill_weights(model: LongRopeModel) -> None:
-    """Draws each weight in float32 from its name in checkpoints; twice the usual size: attention is not flat."""
+    """Draws each weight in float32 from its name in checkpoints; twice the usual size: attention is
+    not flat."""
     for name, parameter in model.stage.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0)
             continue
-        generator = torch.Generator("cpu").manual_seed(zlib.crc32(rule_of(name, model.shape).stored.encode()))
+        generator = torch.Generator("cpu").manual_seed(
+            zlib.crc32(rule_of(name, model.shape).stored.encode())
+        )
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.04)
 
 
 def candidate(scale: float, start_tokens: int, temperature: float) -> RopeFactors:
     """Returns factors that rise to `scale`."""
     return RopeFactors(
-        rescale=tuple(np.linspace(1, scale, SHAPE.head_dim // 2).tolist()), start_tokens=start_tokens,
-        attention_factor=temperature, original_length=SHAPE.context_length, target_length=2048, base=SHAPE.rope_base,
-        head_dim=SHAPE.head_dim, origin=FactorOrigin(method="test"),
-    )  # fmt: skip
+        rescale=tuple(np.linspace(1, scale, SHAPE.head_dim // 2).tolist()),
+        start_tokens=start_tokens,
+        attention_factor=temperature,
+        original_length=SHAPE.context_length,
+        target_length=2048,
+        base=SHAPE.rope_base,
+        head_dim=SHAPE.head_dim,
+        origin=FactorOrigin(method="test"),
+    )
 
 
 def documents(*lengths: int) -> list[np.ndarray]:

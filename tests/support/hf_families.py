@@ -15,7 +15,8 @@ LENGTH = 512
 
 
 def random_config(family: str, seed: int) -> Any:
-    """Returns a random small config: heads, head_dim, vocabulary, ties, windows, layers without RoPE, RoPE scaling."""
+    """Returns a random small config: heads, head_dim, vocabulary, ties, windows, layers without
+    RoPE, RoPE scaling."""
     from transformers import CONFIG_MAPPING
 
     draw = random.Random(f"{family}{seed}")
@@ -33,9 +34,11 @@ def random_config(family: str, seed: int) -> Any:
         "max_position_embeddings": WINDOW,
         "rms_norm_eps": draw.choice([1e-5, 1e-6]),
         "tie_word_embeddings": bool(seed % 2),
-        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         **_rope(draw, family, head_dim),
-    }  # fmt: skip
+    }
     if family in ("mistral", "phi3"):
         settings["sliding_window"] = window
     elif family != "llama":
@@ -49,7 +52,11 @@ def random_config(family: str, seed: int) -> Any:
 
 def _rope(draw: random.Random, family: str, head_dim: int) -> dict[str, Any]:
     """Every rope_type whose factors do not follow the input; phi3 knows two."""
-    kinds = ["default", "longrope"] if family == "phi3" else ["default", "linear", "yarn", "llama3", "longrope"]
+    kinds = (
+        ["default", "longrope"]
+        if family == "phi3"
+        else ["default", "linear", "yarn", "llama3", "longrope"]
+    )
     kind = draw.choice(kinds)
     values: dict[str, Any] = {"rope_type": kind, "rope_theta": draw.choice([10000.0, 1e6])}
     if kind != "default":
@@ -57,8 +64,10 @@ def _rope(draw: random.Random, family: str, head_dim: int) -> dict[str, Any]:
     if kind == "llama3":
         values |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     if kind == "longrope":
-        values |= {name: sorted(1 + 6 * draw.random() for _ in range(head_dim // 2))
-                   for name in ("short_factor", "long_factor")}  # fmt: skip
+        values |= {
+            name: sorted(1 + 6 * draw.random() for _ in range(head_dim // 2))
+            for name in ("short_factor", "long_factor")
+        }
     settings = {"rope_parameters": values}
     if kind in ("yarn", "llama3", "longrope"):
         values["original_max_position_embeddings"] = WINDOW
@@ -69,11 +78,14 @@ def _rope(draw: random.Random, family: str, head_dim: int) -> dict[str, Any]:
 
 
 def random_family_model(family: str, seed: int, dtype: torch.dtype = torch.float32) -> Any:
-    """Returns transformers' model of `random_config`, weights enlarged so that attention is not flat."""
+    """Returns transformers' model of `random_config`, weights enlarged so that attention is not
+    flat."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(random_config(family, seed), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        random_config(family, seed), dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

@@ -1,4 +1,5 @@
-"""Llama's forward pass written out in plain float64 torch, with the angles of its rotary embedding given."""
+"""Llama's forward pass written out in plain float64 torch, with the angles of its rotary embedding
+given."""
 
 from __future__ import annotations
 
@@ -15,14 +16,21 @@ def longrope_angles(
 ) -> Tensor:
     """n·θ_i for n < n̂ and n·θ_i/λ_i from there on, one number at a time: [length, head_dim/2]."""
     rows = [
-        [n * base ** (-2 * i / head_dim) / (1.0 if n < start_tokens else rescale[i]) for i in range(head_dim // 2)]
+        [
+            n * base ** (-2 * i / head_dim) / (1.0 if n < start_tokens else rescale[i])
+            for i in range(head_dim // 2)
+        ]
         for n in range(length)
     ]
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def oracle_logits(
-    weights: Mapping[str, Tensor], config: Any, tokens: Tensor, angles: Tensor, attention_factor: float = 1.0
+    weights: Mapping[str, Tensor],
+    config: Any,
+    tokens: Tensor,
+    angles: Tensor,
+    attention_factor: float = 1.0,
 ) -> Tensor:
     """Returns logits [tokens, vocabulary] of a Llama with HF's weight names, in float64."""
     w = {name: weight.double() for name, weight in weights.items()}
@@ -30,14 +38,21 @@ def oracle_logits(
     for layer in range(config.num_hidden_layers):
         of = f"model.layers.{layer}."
         normed = _rms_norm(hidden, w[of + "input_layernorm.weight"], config.rms_norm_eps)
-        heads = _attention(lambda part, of=of: w[f"{of}self_attn.{part}_proj.weight"], config, normed, angles,
-                           attention_factor)  # fmt: skip
+        heads = _attention(
+            lambda part, of=of: w[f"{of}self_attn.{part}_proj.weight"],
+            config,
+            normed,
+            angles,
+            attention_factor,
+        )
         hidden = hidden + heads @ w[of + "self_attn.o_proj.weight"].T
         normed = _rms_norm(hidden, w[of + "post_attention_layernorm.weight"], config.rms_norm_eps)
         gate, up = (normed @ w[f"{of}mlp.{part}_proj.weight"].T for part in ("gate", "up"))
         hidden = hidden + (gate / (1 + torch.exp(-gate)) * up) @ w[of + "mlp.down_proj.weight"].T
     final = _rms_norm(hidden, w["model.norm.weight"], config.rms_norm_eps)
-    return final @ w["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"].T
+    return (
+        final @ w["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"].T
+    )
 
 
 def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -12,7 +12,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @st.composite
 def shapes(draw: st.DrawFn) -> ModelShape:
-    """Returns shapes with 1, 3 or 8 query heads per K/V head, any head_dim, padded vocabulary or not, tied or not."""
+    """Returns shapes with 1, 3 or 8 query heads per K/V head, any head_dim, padded vocabulary or
+    not, tied or not."""
     kv_heads = draw(st.integers(1, 4))
     return ModelShape(
         num_layers=draw(st.integers(1, 3)),

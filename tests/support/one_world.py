@@ -1,4 +1,5 @@
-"""Many layouts in one set of processes: starting processes and connecting them is what costs time."""
+"""Many layouts in one set of processes: starting processes and connecting them is what costs
+time."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from megatron_longrope.runtime.runtime import join_processes
 
 @contextmanager
 def joined_processes() -> Iterator[dist.Store]:
-    """This process joins the others, one thread each; groups of the same ranks are made once. Yields their store."""
+    """This process joins the others, one thread each; groups of the same ranks are made once.
+    Yields their store."""
     torch.set_num_threads(1)
     store = join_processes(torch.device("cpu"), int(os.environ["WORLD_SIZE"]), timeout_seconds=600)
     make, made = dist.new_group, {}

@@ -1,4 +1,5 @@
-"""A stand-in for a model: loss as a smooth, cheap function of a candidate, and small spaces to search."""
+"""A stand-in for a model: loss as a smooth, cheap function of a candidate, and small spaces to
+search."""
 
 from __future__ import annotations
 
@@ -28,9 +29,15 @@ SEEDS = (
 
 
 def stub_evaluation(candidate: Candidate) -> Evaluation:
-    """Two documents of 100 and 50 tokens; the optimum is a logistic step in log λ, n̂ = 4 and t = 1.17."""
+    """Two documents of 100 and 50 tokens; the optimum is a logistic step in log λ, n̂ = 4 and t =
+    1.17."""
     distance = float(np.mean((np.log(candidate.rescale) - _target(len(candidate.rescale))) ** 2))
-    loss = 2.0 + distance + 3 * (candidate.attention_factor - 1.17) ** 2 + 0.002 * abs(candidate.start_tokens - 4)
+    loss = (
+        2.0
+        + distance
+        + 3 * (candidate.attention_factor - 1.17) ** 2
+        + 0.002 * abs(candidate.start_tokens - 4)
+    )
     return Evaluation((100 * loss, 50 * loss), (100, 50))
 
 
@@ -42,12 +49,15 @@ def stub_gradient(candidate: Candidate) -> Gradient:
 
 
 def stub_objective(candidates: Sequence[Candidate], terms: Terms | None = None) -> list[Evaluation]:
-    """Evaluates all of them whole or on the sample asked for, with gradients where those are asked for."""
+    """Evaluates all of them whole or on the sample asked for, with gradients where those are asked
+    for."""
     terms = terms or Terms()
     evaluations = [_of(stub_evaluation(candidate), terms.sample) for candidate in candidates]
     if not terms.gradient:
         return evaluations
-    return [replace(e, gradient=stub_gradient(c)) for e, c in zip(evaluations, candidates, strict=True)]
+    return [
+        replace(e, gradient=stub_gradient(c)) for e, c in zip(evaluations, candidates, strict=True)
+    ]
 
 
 def _of(whole: Evaluation, sample: tuple[int, ...] | None) -> Evaluation:

@@ -1,4 +1,5 @@
-"""Runs a function in several gloo processes, as torchrun would start them, and brings back what each returned."""
+"""Runs a function in several gloo processes, as torchrun would start them, and brings back what
+each returned."""
 
 from __future__ import annotations
 
@@ -22,18 +23,26 @@ _SHOWN_CHARACTERS = 3000
 
 
 def run_distributed(
-    world_size: int, target: Callable[..., Any], *args: Any, timeout: float = 240, on_cuda: bool = False
+    world_size: int,
+    target: Callable[..., Any],
+    *args: Any,
+    timeout: float = 240,
+    on_cuda: bool = False,
 ) -> list[Any]:
     """Returns `target(*args)` of every rank, in rank order.
 
-    `target` is a module-level function of a test module (it starts its own runtime); arguments and results are
-    pickled. Where one process fails or `timeout` seconds pass, all are killed and the test fails with what each
-    wrote on stderr. `on_cuda` gives each process a CUDA device of its own instead of hiding them.
+    `target` is a module-level function of a test module (it starts its own runtime); arguments and
+    results are pickled. Where one process fails or `timeout` seconds pass, all are killed and the
+    test fails with what each wrote on stderr. `on_cuda` gives each process a CUDA device of its own
+    instead of hiding them.
     """
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder, "call")
         call.write_bytes(pickle.dumps((target.__module__, target.__qualname__, args)))
-        processes = [_start(rank, world_size, _port(rank, folder), call, on_cuda) for rank in range(world_size)]
+        processes = [
+            _start(rank, world_size, _port(rank, folder), call, on_cuda)
+            for rank in range(world_size)
+        ]
         try:
             failure = _wait(processes, time.monotonic() + timeout)
         finally:
@@ -41,7 +50,9 @@ def run_distributed(
                 process.kill()
                 process.wait()
         if failure is not None:
-            pytest.fail(f"{target.__qualname__} {failure}\n{_errors(call, world_size)}", pytrace=False)
+            pytest.fail(
+                f"{target.__qualname__} {failure}\n{_errors(call, world_size)}", pytrace=False
+            )
         return [pickle.loads(_of(call, rank, "result").read_bytes()) for rank in range(world_size)]  # noqa: S301
 
 
@@ -55,12 +66,20 @@ def _port(rank: int, folder: str) -> int:
     return int(place.read_text())
 
 
-def _start(rank: int, world_size: int, port: int, call: Path, on_cuda: bool) -> subprocess.Popen[bytes]:
+def _start(
+    rank: int, world_size: int, port: int, call: Path, on_cuda: bool
+) -> subprocess.Popen[bytes]:
     settings = {
-        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+        "PYTHONPATH": ROOT,
         "PYTHONWARNINGS": "ignore",
-    }  # fmt: skip
+    }
     settings |= {"CUDA_DEVICE_MAX_CONNECTIONS": 1} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     with _of(call, rank, "stderr").open("wb") as stderr:
@@ -78,12 +97,18 @@ def _wait(processes: list[subprocess.Popen[bytes]], deadline: float) -> str | No
         if None not in codes:
             return None
         if time.monotonic() > deadline:
-            return f"timed out; still running: ranks {[rank for rank, code in enumerate(codes) if code is None]}"
+            return (
+                "timed out; still running: ranks "
+                f"{[rank for rank, code in enumerate(codes) if code is None]}"
+            )
         time.sleep(_POLL_SECONDS)
 
 
 def _errors(call: Path, world_size: int) -> str:
-    texts = [_of(call, rank, "stderr").read_text(errors="replace")[-_SHOWN_CHARACTERS:] for rank in range(world_size)]
+    texts = [
+        _of(call, rank, "stderr").read_text(errors="replace")[-_SHOWN_CHARACTERS:]
+        for rank in range(world_size)
+    ]
     return "\n".join(f"--- rank {rank} ---\n{text}" for rank, text in enumerate(texts))
 
 

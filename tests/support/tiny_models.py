@@ -1,4 +1,5 @@
-"""Random Llama models of transformers, small enough for unit tests, and their weights put into ours."""
+"""Random Llama models of transformers, small enough for unit tests, and their weights put into
+ours."""
 
 from __future__ import annotations
 
@@ -18,14 +19,21 @@ VOCABULARY = 203  # no multiple of 128: the embedding is padded on our side
 
 
 def tiny_hf_model(seed: int = 0, **config: Any) -> Any:
-    """Returns a random float32 LlamaForCausalLM in eval mode; weights are enlarged so that attention is not flat."""
+    """Returns a random float32 LlamaForCausalLM in eval mode; weights are enlarged so that
+    attention is not flat."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": WINDOW,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": WINDOW,
         "tie_word_embeddings": True,
-    }  # fmt: skip
+    }
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**(settings | config))).float().eval()
     with torch.no_grad():
@@ -48,7 +56,10 @@ class HfWeights(NamedTuple):
         """Returns config and weights of a transformers model; of HfWeights themselves."""
         if isinstance(hf_model, HfWeights):
             return hf_model
-        return cls(hf_model.config.to_dict(), {name: t.clone() for name, t in hf_model.state_dict().items()})
+        return cls(
+            hf_model.config.to_dict(),
+            {name: t.clone() for name, t in hf_model.state_dict().items()},
+        )
 
 
 def our_model(
@@ -60,12 +71,15 @@ def our_model(
     scaled: bool = True,
     **build: Any,
 ) -> LongRopeModel:
-    """Returns our model with `hf_model`'s weights (or HfWeights) and, if `scaled`, the factors its config asks for.
+    """Returns our model with `hf_model`'s weights (or HfWeights) and, if `scaled`, the factors its
+    config asks for.
 
     `build`: what else `build_model` takes.
     """
     config, weights = HfWeights.of(hf_model)
-    model = build_model(ModelShape.from_hf(config), runtime, angle_precision=angle_precision, dtype=dtype, **build)
+    model = build_model(
+        ModelShape.from_hf(config), runtime, angle_precision=angle_precision, dtype=dtype, **build
+    )
     tensors = stage_tensors(model, weights)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -77,7 +91,8 @@ def our_model(
 
 
 def stage_tensors(model: LongRopeModel, hf: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns what of HF tensors (weights, or gradients by the same names) each parameter of this process holds."""
+    """Returns what of HF tensors (weights, or gradients by the same names) each parameter of this
+    process holds."""
     return {name: _local_tensor(model, name, hf) for name, _ in model.named_parameters()}
 
 
@@ -89,7 +104,9 @@ def _local_tensor(model: LongRopeModel, name: str, hf: Mapping[str, Tensor]) -> 
 
     if name.startswith(("embedding", "output_layer")):
         tied = model.shape.tie_embeddings or name.startswith("embedding")
-        return share(_padded(hf["model.embed_tokens.weight" if tied else "lm_head.weight"], model.shape))
+        return share(
+            _padded(hf["model.embed_tokens.weight" if tied else "lm_head.weight"], model.shape)
+        )
     if name == "decoder.final_layernorm.weight":
         return hf["model.norm.weight"]
     of = f"model.layers.{name.split('.')[2]}."
@@ -98,25 +115,39 @@ def _local_tensor(model: LongRopeModel, name: str, hf: Mapping[str, Tensor]) -> 
     if "linear_proj" in name:
         return share(hf[of + "self_attn.o_proj.weight"], 1)
     if "linear_fc1" in name:
-        return torch.cat([share(hf[of + "mlp.gate_proj.weight"]), share(hf[of + "mlp.up_proj.weight"])])
+        return torch.cat(
+            [share(hf[of + "mlp.gate_proj.weight"]), share(hf[of + "mlp.up_proj.weight"])]
+        )
     if "linear_fc2" in name:
         return share(hf[of + "mlp.down_proj.weight"], 1)
-    return hf[of + ("input_layernorm.weight" if "input_layernorm" in name else "post_attention_layernorm.weight")]
+    return hf[
+        of
+        + (
+            "input_layernorm.weight"
+            if "input_layernorm" in name
+            else "post_attention_layernorm.weight"
+        )
+    ]
 
 
 def _grouped_qkv(hf: Mapping[str, Tensor], of: str, shape: ModelShape) -> Tensor:
     """Rows [q … q, k, v] for each group of query heads that share a key head."""
     parts = [
-        hf[f"{of}self_attn.{kind}_proj.weight"].reshape(shape.num_kv_heads, -1, shape.hidden_size) for kind in "qkv"
+        hf[f"{of}self_attn.{kind}_proj.weight"].reshape(shape.num_kv_heads, -1, shape.hidden_size)
+        for kind in "qkv"
     ]
     return torch.cat(parts, dim=1).reshape(-1, shape.hidden_size)
 
 
 def _padded(weight: Tensor, shape: ModelShape) -> Tensor:
-    return torch.cat([weight, weight.new_zeros(shape.padded_vocab_size - len(weight), weight.shape[1])])
+    return torch.cat(
+        [weight, weight.new_zeros(shape.padded_vocab_size - len(weight), weight.shape[1])]
+    )
 
 
-def random_documents(*lengths: int, seed: int = 0, vocabulary: int = VOCABULARY) -> list[np.ndarray]:
+def random_documents(
+    *lengths: int, seed: int = 0, vocabulary: int = VOCABULARY
+) -> list[np.ndarray]:
     """Returns a document of random tokens for each length."""
     random = np.random.default_rng(seed)
     return [random.integers(0, vocabulary, length) for length in lengths]

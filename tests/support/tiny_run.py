@@ -34,10 +34,21 @@ def make_texts(folder: Path) -> list[Path]:
 def make_model(folder: Path, texts: list[Path]) -> Path:
     """Returns an HF folder with a fresh two-layer model and its tokenizer."""
     tokenizer = folder.with_name("tokenizer")
-    keys = "The pass key is 0123456789. Remember it. What is the pass key? The grass is green. The sky is blue.\n" * 9
+    keys = (
+        "The pass key is 0123456789. Remember it. What is the pass key? The grass is green. The "
+        "sky is blue.\n" * 9
+    )
     train_bpe([keys, *(path.read_text(encoding="utf-8") for path in texts)], 320, tokenizer)
-    shape = ModelShape(num_layers=2, hidden_size=64, ffn_hidden_size=96, num_heads=4, num_kv_heads=2, head_dim=16,
-                       vocab_size=320, context_length=WINDOW)  # fmt: skip
+    shape = ModelShape(
+        num_layers=2,
+        hidden_size=64,
+        ffn_hidden_size=96,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        vocab_size=320,
+        context_length=WINDOW,
+    )
     initialize_model(shape, "normal", 1, folder, tokenizer)
     return folder
 
@@ -46,22 +57,44 @@ def recipe_values(model: Path, texts: list[Path]) -> dict[str, Any]:
     """Returns a recipe that goes through every stage in seconds."""
     evolution = {"population": 6, "mutants": 2, "crossovers": 2, "parents": 4, "iterations": 1}
     search = {"num_documents": 2, "searcher": "evolution", "evolution": evolution}
-    training = {"steps": 4, "rows_per_step": 2, "learning_rate": 1e-3, "warmup_steps": 1, "checkpoint_every": 2}
-    data = {"sequence_length": TUNED, "short_piece_share": 0.5,
-            "retrieval": {"share": 0.2, "min_length": 100, "max_length": TUNED}}  # fmt: skip
-    inherited = {**search, "temperature": "inherited"}
+    training = {
+        "steps": 4,
+        "global_batch_size": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "checkpoint_every": 2,
+    }
+    data = {
+        "sequence_length": TUNED,
+        "short_piece_share": 0.5,
+        "retrieval": {"share": 0.2, "min_length": 100, "max_length": TUNED},
+    }
+    inherited = {**search, "attention_factor": "inherited"}
     return {
         "name": "tiny",
         "model": str(model),
-        "corpus": {"documents": [str(path) for path in texts], "num_search": 3, "num_evaluation": 2},
+        "corpus": {
+            "documents": [str(path) for path in texts],
+            "num_search": 3,
+            "num_evaluation": 2,
+        },
         "extension": [
-            {"length": TUNED, "search": search, "fine_tune": {"training": training, "data": data, "control": True}},
+            {
+                "length": TUNED,
+                "search": search,
+                "fine_tune": {"training": training, "data": data, "control": True},
+            },
             {"length": TARGET, "search": {**inherited, "retrieval_documents": 1}},
         ],
         "recovery": [{"length": WINDOW, "search": inherited}],
-        "evaluation": {"lengths": [32, WINDOW, TUNED, TARGET], "num_documents": 2, "passkey_lengths": [TUNED, TARGET],
-                       "passkey_depths": [0.0, 1.0], "passkey_trials": 1},
-    }  # fmt: skip
+        "evaluation": {
+            "lengths": [32, WINDOW, TUNED, TARGET],
+            "num_documents": 2,
+            "passkey_lengths": [TUNED, TARGET],
+            "passkey_depths": [0.0, 1.0],
+            "passkey_trials": 1,
+        },
+    }
 
 
 def make_recipe(folder: Path) -> Recipe:

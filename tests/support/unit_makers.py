@@ -1,4 +1,5 @@
-"""Makers of units for the tests of `--processes`: functions that other processes can import, with little to import."""
+"""Makers of units for the tests of `--processes`: functions that other processes can import, with
+little to import."""
 
 from __future__ import annotations
 
@@ -49,4 +50,9 @@ if __name__ == "__main__":  # a parent for the test to kill
     from checkpoints_tools.common.units import Unit, make_units, partial_folder
 
     with partial_folder(Path(sys.argv[1]) / "target", {}, 0) as partial:
-        make_units(partial, [Unit(f"unit-{n}", 1000) for n in range(NUMBER_OF_UNITS)], never_end, processes=2)
+        make_units(
+            partial,
+            [Unit(f"unit-{n}", 1000) for n in range(NUMBER_OF_UNITS)],
+            never_end,
+            processes=2,
+        )

@@ -1,7 +1,8 @@
-"""The model families this project carries: what each Hugging Face config means, and how it is written back.
+"""The model families this project carries: what each Hugging Face config means, and how it is
+written back.
 
-transformers gives silent defaults that differ between families; each stands here once. What a family's config can say
-and our model cannot do is refused by name.
+transformers gives silent defaults that differ between families; each stands here once. What a
+family's config can say and our model cannot do is refused by name.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from megatron_longrope.errors import InputError
 
 ArchitectureName = Literal["llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3"]
 Windows = tuple[int | None, ...]
-"""Tokens each layer's attention reaches back, itself included; None: all. Empty: None for every layer."""
+"""Tokens each layer's attention reaches back, itself included; None: all. Empty: None for every
+layer."""
 Config = Mapping[str, Any]
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family. `must_be`: settings with the only value carried; `must_say`: no default to fall back on."""
+    """One family. `must_be`: settings with the only value carried; `must_say`: no default to fall
+    back on."""
 
     hf_class: str
     qkv_bias: bool = False
@@ -38,7 +41,9 @@ class Architecture:
     """Those transformers accepts for this family; None: every one."""
 
 
-def attention_settings(name: ArchitectureName, windows: Windows, rope_free: Sequence[int], layers: int) -> Config:
+def attention_settings(
+    name: ArchitectureName, windows: Windows, rope_free: Sequence[int], layers: int
+) -> Config:
     """Returns the HF config keys for windows and for layers without RoPE."""
     settings = ARCHITECTURES[name].write_windows(windows, layers)
     if name == "smollm3":
@@ -56,8 +61,14 @@ def read_rope_free_layers(name: str, config: Config, layers: int) -> tuple[int, 
         if not _is_count(interval):
             raise InputError("config.no_rope_layer_interval", interval, "a positive whole number")
         return tuple(range(interval - 1, layers, interval))
-    if not isinstance(said, list) or len(said) != layers or any(entry not in (0, 1) for entry in said):
-        raise InputError("config.no_rope_layers", _short(said), f"a 1 (rotates) or 0 for each of {layers} layers")
+    if (
+        not isinstance(said, list)
+        or len(said) != layers
+        or any(entry not in (0, 1) for entry in said)
+    ):
+        raise InputError(
+            "config.no_rope_layers", _short(said), f"a 1 (rotates) or 0 for each of {layers} layers"
+        )
     return tuple(layer for layer, rotates in enumerate(said) if not rotates)
 
 
@@ -71,7 +82,9 @@ def _uniform_windows(default: int | None) -> Callable[[Config, int], Windows]:
 
 def _write_uniform(windows: Windows, layers: int) -> dict[str, Any]:
     if len(set(windows)) > 1:
-        raise InputError("attention_windows", _short(windows), "this architecture has one window for all layers")
+        raise InputError(
+            "attention_windows", _short(windows), "this architecture has one window for all layers"
+        )
     return {"sliding_window": windows[0] if windows else None}
 
 
@@ -89,28 +102,50 @@ def _smollm3_windows(config: Config, layers: int) -> Windows:
     """transformers: the layers without RoPE, unless layer_types says which."""
     window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
     rope_free = read_rope_free_layers("smollm3", config, layers)
-    return _by_layer_types(config, window, [window is not None and layer in rope_free for layer in range(layers)])
+    return _by_layer_types(
+        config, window, [window is not None and layer in rope_free for layer in range(layers)]
+    )
 
 
 def _by_layer_types(config: Config, window: object, slides: list[bool]) -> Windows:
     types = config.get("layer_types")
     if types is not None:
-        if not isinstance(types, list) or len(types) != len(slides) or not {*map(str, types)} <= {_FULL, _SLIDING}:
-            raise InputError("config.layer_types", _short(types), f"{_FULL} or {_SLIDING} for each of {len(slides)}")
+        if (
+            not isinstance(types, list)
+            or len(types) != len(slides)
+            or not {*map(str, types)} <= {_FULL, _SLIDING}
+        ):
+            raise InputError(
+                "config.layer_types",
+                _short(types),
+                f"{_FULL} or {_SLIDING} for each of {len(slides)}",
+            )
         slides = [kind == _SLIDING for kind in types]
     if not any(slides):
         return ()
     if window is None:
-        raise InputError("config.layer_types", _SLIDING, "use_sliding_window is off or there is no sliding_window")
+        raise InputError(
+            "config.layer_types",
+            _SLIDING,
+            "use_sliding_window is off or there is no sliding_window",
+        )
     return tuple(_window(window) if slide else None for slide in slides)
 
 
 def _write_layer_types(windows: Windows, layers: int) -> dict[str, Any]:
     sizes = {window for window in windows if window is not None}
     if len(sizes) > 1:
-        raise InputError("attention_windows", sorted(sizes), "transformers knows one window size in this architecture")
+        raise InputError(
+            "attention_windows",
+            sorted(sizes),
+            "transformers knows one window size in this architecture",
+        )
     types = [_FULL if window is None else _SLIDING for window in windows] or [_FULL] * layers
-    return {"use_sliding_window": bool(sizes), "sliding_window": sizes.pop() if sizes else None, "layer_types": types}
+    return {
+        "use_sliding_window": bool(sizes),
+        "sliding_window": sizes.pop() if sizes else None,
+        "layer_types": types,
+    }
 
 
 def _write_qwen(windows: Windows, layers: int) -> dict[str, Any]:
@@ -177,4 +212,8 @@ ARCHITECTURES: dict[ArchitectureName, Architecture] = {
         write_windows=_write_layer_types,
     ),
 }
-COMMON_MUST_BE: Mapping[str, object] = {"hidden_act": "silu", "attention_dropout": 0.0, "quantization_config": None}
+COMMON_MUST_BE: Mapping[str, object] = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "quantization_config": None,
+}

@@ -1,1 +1,2 @@
-"""Attention over long contexts: kernels, the context-parallel ring, and the engines that run them."""
+"""Attention over long contexts: kernels, the context-parallel ring, and the engines that run
+them."""

@@ -1,4 +1,5 @@
-"""How keys, values and their gradients travel between context-parallel ranks: around a ring, or gathered at once."""
+"""How keys, values and their gradients travel between context-parallel ranks: around a ring, or
+gathered at once."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ ExchangeKind = Literal["ring", "all_gather"]
 
 
 ALL_GATHER_TOKENS = 1024
-"""Whole sequences up to this length are gathered, longer ones go around the ring (docs/context_parallelism.md)."""
+"""Whole sequences up to this length are gathered, longer ones go around the ring
+(docs/context_parallelism.md)."""
 
 
 def choose_exchange(setting: ContextExchange, tokens: int, size: int) -> ExchangeKind:
@@ -30,16 +32,21 @@ def choose_exchange(setting: ContextExchange, tokens: int, size: int) -> Exchang
 class Exchange(Protocol):
     """One attention call's traffic, on every rank of the group alike."""
 
-    def visit(self, own: Pair, pieces: Iterable[Pair], overwrite: bool) -> Iterator[tuple[int, int, Pair]]:
-        """Yields (source rank, index of the piece, keys and values): `own` first, then each piece of all others.
+    def visit(
+        self, own: Pair, pieces: Iterable[Pair], overwrite: bool
+    ) -> Iterator[tuple[int, int, Pair]]:
+        """Yields (source rank, index of the piece, keys and values): `own` first, then each piece
+        of all others.
 
-        `pieces` are made one by one when their turn comes, of equal shapes on every rank; [own] travels whole. With
-        `overwrite` they may be lost, and own where it is one of them. What was yielded holds until the next is.
+        `pieces` are made one by one when their turn comes, of equal shapes on every rank; [own]
+        travels whole. With `overwrite` they may be lost, and own where it is one of them. What was
+        yielded holds until the next is.
         """
         ...
 
     def give(self, source: int, gradients: Pair) -> None:
-        """Takes the gradients of what `source` lent, in the order visited; they may be overwritten."""
+        """Takes the gradients of what `source` lent, in the order visited; they may be
+        overwritten."""
         ...
 
     def collect(self) -> Pair:
@@ -48,14 +55,17 @@ class Exchange(Protocol):
 
 
 def exchange_over(group: dist.ProcessGroup, kind: ExchangeKind) -> Exchange:
-    """Returns the exchange of one forward or one backward pass; a group of one exchanges nothing."""
+    """Returns the exchange of one forward or one backward pass; a group of one exchanges
+    nothing."""
     if group.size() == 1:
         return _Alone()
     return _Ring(group) if kind == "ring" else _AllGather(group)
 
 
 class _Alone:
-    def visit(self, own: Pair, pieces: Iterable[Pair], overwrite: bool) -> Iterator[tuple[int, int, Pair]]:
+    def visit(
+        self, own: Pair, pieces: Iterable[Pair], overwrite: bool
+    ) -> Iterator[tuple[int, int, Pair]]:
         yield 0, 0, own
 
     def give(self, source: int, gradients: Pair) -> None:
@@ -66,8 +76,9 @@ class _Alone:
 
 
 class _Ring:
-    """Each rank sends to the next while it computes with what it has. So at most three pieces of K/V are held beside
-    its own: one to compute with, one that leaves, one that arrives. Whole K/V that may be lost need one beside them.
+    """Each rank sends to the next while it computes with what it has. So at most three pieces of
+    K/V are held beside its own: one to compute with, one that leaves, one that arrives. Whole K/V
+    that may be lost need one beside them.
 
     Gradients follow one step behind on the same way and are home after the last step.
     """
@@ -80,8 +91,11 @@ class _Ring:
         self.arriving: Pair | None = None
         self.works: list[dist.Work] = []
 
-    def visit(self, own: Pair, pieces: Iterable[Pair], overwrite: bool) -> Iterator[tuple[int, int, Pair]]:
-        """The next transfer, of a new piece too, is always under way while what came before is computed with."""
+    def visit(
+        self, own: Pair, pieces: Iterable[Pair], overwrite: bool
+    ) -> Iterator[tuple[int, int, Pair]]:
+        """The next transfer, of a new piece too, is always under way while what came before is
+        computed with."""
         ready, spare = (self.rank, 0, own), None
         for piece, here in enumerate(pieces):
             for step in range(self.size - 1):
@@ -117,13 +131,16 @@ class _Ring:
 
 
 class _AllGather:
-    """A piece of all ranks' K/V at once, or the whole: fewer, larger messages, where they fit with ease."""
+    """A piece of all ranks' K/V at once, or the whole: fewer, larger messages, where they fit with
+    ease."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group, self.rank, self.size = group, group.rank(), group.size()
         self.given: dict[int, Pair] = {}
 
-    def visit(self, own: Pair, pieces: Iterable[Pair], overwrite: bool) -> Iterator[tuple[int, int, Pair]]:
+    def visit(
+        self, own: Pair, pieces: Iterable[Pair], overwrite: bool
+    ) -> Iterator[tuple[int, int, Pair]]:
         ready = [(self.rank, 0, own)]
         for piece, here in enumerate(pieces):
             whole = [x.new_empty(self.size, *x.shape) for x in here]
@@ -143,7 +160,9 @@ class _AllGather:
     def collect(self) -> Pair:
         sums = _empty_like(self.given[self.rank])
         for part, total in enumerate(sums):
-            dist.reduce_scatter(total, [self.given[source][part] for source in range(self.size)], group=self.group)
+            dist.reduce_scatter(
+                total, [self.given[source][part] for source in range(self.size)], group=self.group
+            )
         return sums
 
 

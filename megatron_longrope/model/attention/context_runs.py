@@ -1,4 +1,5 @@
-"""Where the documents of a share lie, and how its keys and values are cut in pieces for their way to other ranks."""
+"""Where the documents of a share lie, and how its keys and values are cut in pieces for their way
+to other ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from megatron_longrope.model.attention.context_exchange import Pair
 
 
 class Run(NamedTuple):
-    """Neighbouring documents of one length: `rows` of this rank's tokens, `length` of them per document."""
+    """Neighbouring documents of one length: `rows` of this rank's tokens, `length` of them per
+    document."""
 
     rows: slice
     length: int
@@ -23,7 +25,8 @@ class Run(NamedTuple):
         return (self.rows.stop - self.rows.start) // self.length if self.length else 0
 
     def of(self, x: Tensor) -> Tensor:
-        """Returns this run of x [tokens, heads, head_dim] as a view [documents, heads, length, head_dim]."""
+        """Returns this run of x [tokens, heads, head_dim] as a view [documents, heads, length,
+        head_dim]."""
         return x[self.rows].unflatten(0, (-1, self.length)).transpose(1, 2)
 
 
@@ -32,19 +35,26 @@ Runs = tuple[Run, ...]
 
 def runs_of(document_lengths: Sequence[int], size: int) -> Runs:
     """Returns the runs of one rank's share; neighbours of one length share kernel calls."""
-    return _lay_out((length // size, sum(1 for _ in same)) for length, same in groupby(document_lengths))
+    return _lay_out(
+        (length // size, sum(1 for _ in same)) for length, same in groupby(document_lengths)
+    )
 
 
 def cut_runs(runs: Runs, num_pieces: int) -> list[Runs]:
-    """Returns where each run's keys lie within each of `num_pieces` pieces; a short document's may have length 0.
+    """Returns where each run's keys lie within each of `num_pieces` pieces; a short document's may
+    have length 0.
 
-    A piece has a part of every document's early chunk and the same part of its late chunk, in this order. So it means
-    the same work to the ranks that need the early chunks alone and to those that need both.
+    A piece has a part of every document's early chunk and the same part of its late chunk, in this
+    order. So it means the same work to the ranks that need the early chunks alone and to those that
+    need both.
     """
     if num_pieces == 1:
         return [runs]
     return [
-        _lay_out((2 * (stop - start), run.num_documents) for run, (start, stop) in _parts(runs, piece, num_pieces))
+        _lay_out(
+            (2 * (stop - start), run.num_documents)
+            for run, (start, stop) in _parts(runs, piece, num_pieces)
+        )
         for piece in range(num_pieces)
     ]
 
@@ -56,7 +66,9 @@ def cut_keys(own: Pair, runs: Runs, num_pieces: int) -> Iterator[Pair]:
         return
     for piece in range(num_pieces):
         parts = list(_parts(runs, piece, num_pieces))
-        key, value = (torch.cat([_part(x, run, bounds) for run, bounds in parts], dim=1) for x in own)
+        key, value = (
+            torch.cat([_part(x, run, bounds) for run, bounds in parts], dim=1) for x in own
+        )
         yield key, value
 
 

@@ -1,4 +1,5 @@
-"""Attention by the flash-attn package, for GPUs without Transformer Engine and without context parallelism."""
+"""Attention by the flash-attn package, for GPUs without Transformer Engine and without context
+parallelism."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from megatron_longrope.model.attention.packed import LongRopePackedParams
 
 
 class FlashDocumentAttention(nn.Module):
-    """megatron-core's core-attention slot: one kernel call for all documents of a batch, K/V heads never copied."""
+    """megatron-core's core-attention slot: one kernel call for all documents of a batch, K/V heads
+    never copied."""
 
     def __init__(
         self,
@@ -30,8 +32,8 @@ class FlashDocumentAttention(nn.Module):
         kernel: Callable[..., Tensor] | None = None,
         **_: Any,
     ) -> None:
-        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns this layer's queries
-        and keys; `kernel`: flash_attn_varlen_func unless told otherwise.
+        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns
+        this layer's queries and keys; `kernel`: flash_attn_varlen_func unless told otherwise.
         """
         super().__init__()
         assert config.attention_dropout == 0.0 and config.context_parallel_size == 1
@@ -49,8 +51,8 @@ class FlashDocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and K/V
-        [tokens, kv_heads, head_dim]. In evaluation query and key are overwritten.
+        """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and
+        K/V [tokens, kv_heads, head_dim]. In evaluation query and key are overwritten.
         """
         batch = packed_seq_params
         assert batch is not None and attention_mask is None and attention_bias is None
@@ -60,9 +62,17 @@ class FlashDocumentAttention(nn.Module):
             query, key, scale = apply_factors(query, key, batch, overwrite=overwrite)
         boundaries, longest = batch.cu_seqlens_q, batch.max_seqlen_q
         out = self.kernel(
-            query, key, value, boundaries, boundaries, longest, longest,
-            softmax_scale=scale, causal=True, window_size=self.window_size,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            boundaries,
+            boundaries,
+            longest,
+            longest,
+            softmax_scale=scale,
+            causal=True,
+            window_size=self.window_size,
+        )
         return out.flatten(1)
 
 

@@ -1,9 +1,11 @@
-"""One block of attention, forward and backward: what the context-parallel exchange is assembled from.
+"""One block of attention, forward and backward: what the context-parallel exchange is assembled
+from.
 
-A block kernel returns its log-sum-exp beside its output, so that blocks over different keys can be merged, and its
-backward takes the merged output and log-sum-exp, so that each block's share of the gradients can be computed alone.
-Tensors are [batch, heads, seq, head_dim] (any strides, the last dimension dense), log-sum-exps [batch, heads, seq].
-Keys and values may have fewer heads than queries; they are never copied for it.
+A block kernel returns its log-sum-exp beside its output, so that blocks over different keys can be
+merged, and its backward takes the merged output and log-sum-exp, so that each block's share of the
+gradients can be computed alone. Tensors are [batch, heads, seq, head_dim] (any strides, the last
+dimension dense), log-sum-exps [batch, heads, seq]. Keys and values may have fewer heads than
+queries; they are never copied for it.
 """
 
 from __future__ import annotations
@@ -22,12 +24,22 @@ FALLBACK_CHUNK = 512
 class BlockKernel(Protocol):
     """`causal` blocks have as many keys as queries; the others attend everything."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """Returns the output and its log-sum-exp."""
         ...
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of q, k, v for `grad` of the merged output."""
         ...
@@ -36,8 +48,9 @@ class BlockKernel(Protocol):
 def kernel_for(query: Tensor) -> BlockKernel:
     """Returns the fastest kernel that takes this device, dtype and head size.
 
-    The CPU's flash kernel takes every float type, float64 too. CUDA's takes half precision and head sizes that are
-    multiples of 8 up to 256; for the rest (float32, float64: comparisons) plain torch serves.
+    The CPU's flash kernel takes every float type, float64 too. CUDA's takes half precision and head
+    sizes that are multiples of 8 up to 256; for the rest (float32, float64: comparisons) plain
+    torch serves.
     """
     if query.device.type == "cpu":
         return _CpuFlash()
@@ -48,12 +61,24 @@ def kernel_for(query: Tensor) -> BlockKernel:
 
 
 class _CpuFlash:
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, scale=scale
+        )
         return out, lse
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, scale=scale
@@ -64,25 +89,53 @@ class _CpuFlash:
 class _CudaFlash:
     """Without dropout the random state the kernel asks for is never looked at."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+            q, k, v, 0.0, causal, False, scale=scale
+        )
         return out, lse
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         unused = torch.zeros(2, dtype=torch.uint64, device=q.device)
         grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal, unused, unused[:1],
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse.contiguous(),
+            None,
+            None,
+            q.shape[2],
+            k.shape[2],
+            0.0,
+            causal,
+            unused,
+            unused[:1],
             scale=scale,
-        )  # fmt: skip
+        )
         return grads  # type: ignore[no-any-return]
 
 
 class PlainTorch:
-    """Any device and float type, a chunk of queries at a time; sums are kept in float32 at least."""
+    """Any device and float type, a chunk of queries at a time; sums are kept in float32 at
+    least."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
         out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:3], dtype=_sum_dtype(q.dtype))
         for rows in _chunks(q.shape[2]):
@@ -93,7 +146,15 @@ class PlainTorch:
         return out, lse
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = _sum_dtype(q.dtype)
         grad_q = torch.empty_like(q)
@@ -104,7 +165,9 @@ class PlainTorch:
             delta = (upstream * out[:, :, rows].unflatten(1, groups)).sum(-1, keepdim=True)
             scores = _scores(q[:, :, rows], k, rows.start, causal, scale)
             weights = (scores - lse[:, :, rows].unflatten(1, groups).unsqueeze(-1)).exp()
-            grad_scores = weights * (upstream @ v.unsqueeze(2).to(wide).transpose(-1, -2) - delta) * scale
+            grad_scores = (
+                weights * (upstream @ v.unsqueeze(2).to(wide).transpose(-1, -2) - delta) * scale
+            )
             grad_q[:, :, rows] = (grad_scores @ k.unsqueeze(2).to(wide)).flatten(1, 2).to(q.dtype)
             grad_k += (grad_scores.transpose(-1, -2) @ queries).sum(2)
             grad_v += (weights.transpose(-1, -2) @ upstream).sum(2)
@@ -114,7 +177,8 @@ class PlainTorch:
 def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
     """Merges another block over the same queries into `out` and `lse`, in place.
 
-    out = Σ out_b · exp(lse_b − lse) with lse = log Σ exp(lse_b): softmax over the union of the blocks' keys.
+    out = Σ out_b · exp(lse_b − lse) with lse = log Σ exp(lse_b): softmax over the union of the
+    blocks' keys.
     """
     weight = torch.sigmoid(other_lse - lse).unsqueeze(-1)
     out.lerp_(other_out.to(out.dtype), weight.to(out.dtype))
@@ -131,7 +195,8 @@ def _chunks(length: int) -> Iterator[slice]:
 
 
 def _scores(q: Tensor, k: Tensor, first: int, causal: bool, scale: float) -> Tensor:
-    """Returns scaled scores [batch, kv_heads, heads per kv head, queries, keys]; `first`: position of query 0."""
+    """Returns scaled scores [batch, kv_heads, heads per kv head, queries, keys]; `first`: position
+    of query 0."""
     wide = _sum_dtype(q.dtype)
     grouped = q.unflatten(1, (k.shape[1], q.shape[1] // k.shape[1])).to(wide)
     scores = (grouped @ k.unsqueeze(2).to(wide).transpose(-1, -2)) * scale

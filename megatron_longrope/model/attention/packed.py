@@ -1,8 +1,9 @@
-"""What travels with one packed batch through the model: document boundaries, rotary angles, softmax scale.
+"""What travels with one packed batch through the model: document boundaries, rotary angles, softmax
+scale.
 
-Both halves of a factor set — angles and temperature — ride with the data instead of living in modules. So a change
-of factors takes effect with the next batch, no cache can outlive it, and recomputation in the backward pass sees the
-factors its own forward pass saw.
+Both halves of a factor set — angles and temperature — ride with the data instead of living in
+modules. So a change of factors takes effect with the next batch, no cache can outlive it, and
+recomputation in the backward pass sees the factors its own forward pass saw.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class LongRopePackedParams(PackedSeqParams):
     """megatron-core's packed-sequence parameters, with ours beside them."""
 
     rotary_table: Tensor | None = None
-    """Angles [tokens, head_dim/2] in radians of this rank's share, positions restarting in each document."""
+    """Angles [tokens, head_dim/2] in radians of this rank's share, positions restarting in each
+    document."""
     softmax_scale: float = 1.0
     """t² / √head_dim of the factors in force."""
     document_lengths: tuple[int, ...] = field(default_factory=tuple)
@@ -32,15 +34,18 @@ class LongRopePackedParams(PackedSeqParams):
     positions: Tensor | None = None
     """Of each token of the share in its document, int64 [tokens]."""
     scale_gradient: Tensor | None = None
-    """Where a leaf stands here, its gradient becomes s · ∂loss/∂s of the softmax scale s, summed over layers."""
+    """Where a leaf stands here, its gradient becomes s · ∂loss/∂s of the softmax scale s, summed
+    over layers."""
     context_exchange: ExchangeKind = "ring"
     """How K/V travel between context-parallel ranks."""
 
 
 class NoRotary(nn.Module):
-    """Takes the place of megatron-core's rotary embedding: the core attention turns by the batch's own table.
+    """Takes the place of megatron-core's rotary embedding: the core attention turns by the batch's
+    own table.
 
-    megatron-core would want a table of the whole sequence on every rank, and turns q and k with six copies of each.
+    megatron-core would want a table of the whole sequence on every rank, and turns q and k with six
+    copies of each.
     """
 
     def get_rotary_seq_len(self, *_: object) -> int:
@@ -58,7 +63,8 @@ def packed_params(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> LongRopePackedParams:
-    """Returns the parameters of `batch`, whole or a share, under the factors its longest document selects.
+    """Returns the parameters of `batch`, whole or a share, under the factors its longest document
+    selects.
 
     The table is float32 whatever the model's `dtype` is, and float64 for a float64 model.
     """

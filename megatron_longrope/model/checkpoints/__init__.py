@@ -1,1 +1,2 @@
-"""Megatron checkpoints on disk: torch_dist and Megatron-LM's, read without unpickling foreign objects."""
+"""Megatron checkpoints on disk: torch_dist and Megatron-LM's, read without unpickling foreign
+objects."""

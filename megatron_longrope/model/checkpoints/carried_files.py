@@ -1,4 +1,5 @@
-"""What of a Hugging Face folder travels with the weights through every conversion, byte for byte, and what does not."""
+"""What of a Hugging Face folder travels with the weights through every conversion, byte for byte,
+and what does not."""
 
 from __future__ import annotations
 
@@ -7,11 +8,28 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HF_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-    "sentencepiece.bpe.model", "tekken.json", "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt",
-    "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
+)
 TEMPLATES_FOLDER = "additional_chat_templates"
 """Where transformers keeps chat templates other than the default one, a `.jinja` file each."""
 _PATTERNS = ("tokenizer.model.v*", "*.tiktoken", f"{TEMPLATES_FOLDER}/*.jinja")
@@ -20,7 +38,9 @@ _PATTERNS = ("tokenizer.model.v*", "*.tiktoken", f"{TEMPLATES_FOLDER}/*.jinja")
 def carried_files(folder: Path) -> list[str]:
     """Returns the files of a folder that travel, as paths relative to it."""
     named = [name for name in HF_FILES if (folder / name).is_file()]
-    matched = (path for pattern in _PATTERNS for path in sorted(folder.glob(pattern)) if path.is_file())
+    matched = (
+        path for pattern in _PATTERNS for path in sorted(folder.glob(pattern)) if path.is_file()
+    )
     return named + [path.relative_to(folder).as_posix() for path in matched]
 
 
@@ -41,11 +61,20 @@ def holds_only_templates(folder: Path) -> bool:
 
 
 def stays_behind(folder: Path, read: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names in a folder that neither travel nor are in `read`, those of the weights; folders with a slash.
+    """Returns the names in a folder that neither travel nor are in `read`, those of the weights;
+    folders with a slash.
 
-    Hidden ones are the work of git and of download tools. Code (`modeling_….py`) is among those that stay: what a
-    config's `auto_map` names is never run here.
+    Hidden ones are the work of git and of download tools. Code (`modeling_….py`) is among those
+    that stay: what a config's `auto_map` names is never run here.
     """
     known = {*read, *carried_files(folder)}
-    others = [path for path in sorted(folder.iterdir()) if path.name not in known and not path.name.startswith(".")]
-    return tuple(f"{path.name}/" if path.is_dir() else path.name for path in others if not holds_only_templates(path))
+    others = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name not in known and not path.name.startswith(".")
+    ]
+    return tuple(
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in others
+        if not holds_only_templates(path)
+    )

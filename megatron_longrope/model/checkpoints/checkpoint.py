@@ -1,4 +1,5 @@
-"""The Megatron checkpoint folder: weights, what they are, and the files of the model they came from.
+"""The Megatron checkpoint folder: weights, what they are, and the files of the model they came
+from.
 
     <dir>/weights/        megatron-core's torch_dist
     <dir>/longrope.json   shape, factor set in force, iteration, settings of training
@@ -24,10 +25,14 @@ from pydantic import Field, NonNegativeInt
 from megatron_longrope.config import StrictConfig, build_config
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.checkpoints.carried_files import copy_carried
-from megatron_longrope.model.longrope_model import LongRopeModel
-from megatron_longrope.model.checkpoints.megatron_lm import is_megatron_lm, iteration_folder, read_megatron_lm
-from megatron_longrope.model.shape import ModelShape
+from megatron_longrope.model.checkpoints.megatron_lm import (
+    is_megatron_lm,
+    iteration_folder,
+    read_megatron_lm,
+)
 from megatron_longrope.model.checkpoints.torch_dist import load_sharded, save_sharded
+from megatron_longrope.model.longrope_model import LongRopeModel
+from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, factors_from_json, factors_to_json
 
 FORMAT = "longrope-checkpoint"
@@ -37,12 +42,18 @@ WEIGHTS_FOLDER = "weights"
 HF_FOLDER = "hf"
 
 _EXTRA_STATE = "_extra_state"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 class CheckpointDescription(StrictConfig):
-    """What `longrope.json` says. `consumed_tokens` counts training tokens; `training` is its writer's own."""
+    """What `longrope.json` says. `consumed_tokens` counts training tokens; `training` is its
+    writer's own."""
 
     shape: ModelShape
     factor_set: FactorSet
@@ -80,10 +91,12 @@ def save_checkpoint(
     extra_sharded: Mapping[str, Any] | None = None,
     hf_files: Path | None = None,
 ) -> None:
-    """Writes the model, its factors and `extra_sharded` (an optimizer's sharded state, say); every rank calls it.
+    """Writes the model, its factors and `extra_sharded` (an optimizer's sharded state, say); every
+    rank calls it.
 
-    `training` is JSON. A checkpoint already at `directory` stays until the new one is whole; anything else there is
-    an InputError. `hf_files` is a folder whose files other than weights are carried along.
+    `training` is JSON. A checkpoint already at `directory` stays until the new one is whole;
+    anything else there is an InputError. `hf_files` is a folder whose files other than weights are
+    carried along.
     """
     directory = Path(directory)
     partial = directory.with_name(directory.name + ".partial")
@@ -112,12 +125,15 @@ def save_checkpoint(
 
 
 def read_description(directory: Path | str) -> CheckpointDescription:
-    """Returns what the checkpoint says of itself, without reading weights. Raises InputError where it does not."""
+    """Returns what the checkpoint says of itself, without reading weights. Raises InputError where
+    it does not."""
     path = _locate(Path(directory)) / DESCRIPTION_FILE
     if not path.is_file() and is_megatron_lm(path.parent):
         return _describe_megatron_lm(path.parent)
     if not path.is_file():
-        raise InputError("checkpoint", directory, f"not a Megatron checkpoint: it has no {DESCRIPTION_FILE}")
+        raise InputError(
+            "checkpoint", directory, f"not a Megatron checkpoint: it has no {DESCRIPTION_FILE}"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -126,18 +142,23 @@ def read_description(directory: Path | str) -> CheckpointDescription:
         raise InputError("checkpoint", path, f'it has no "format": "{FORMAT}"')
     version = values.pop("version", None)
     if version != VERSION:
-        raise InputError("version", version, f"this release reads checkpoints of version {VERSION} ({path})")
+        raise InputError(
+            "version", version, f"this release reads checkpoints of version {VERSION} ({path})"
+        )
     values["factor_set"] = factors_from_json(values.get("factor_set"), str(path))
     return build_config(CheckpointDescription, values, str(path))
 
 
 def _describe_megatron_lm(directory: Path) -> CheckpointDescription:
     shape, factor_set, dtype, iteration = read_megatron_lm(directory)
-    return CheckpointDescription(shape=shape, factor_set=factor_set, dtype=dtype_name(dtype), iteration=iteration)
+    return CheckpointDescription(
+        shape=shape, factor_set=factor_set, dtype=dtype_name(dtype), iteration=iteration
+    )
 
 
 def load_weights(model: LongRopeModel, directory: Path | str) -> None:
-    """Fills the model from a checkpoint of any layout and dtype; factors stay as they are. Every rank calls it.
+    """Fills the model from a checkpoint of any layout and dtype; factors stay as they are. Every
+    rank calls it.
 
     Raises InputError for a checkpoint of another shape, and for missing, damaged or hostile files.
     """
@@ -147,7 +168,8 @@ def load_weights(model: LongRopeModel, directory: Path | str) -> None:
 def load_checkpoint(
     model: LongRopeModel, directory: Path | str, extra_sharded: Mapping[str, Any] | None = None
 ) -> tuple[CheckpointDescription, dict[str, Any]]:
-    """As `load_weights`; returns the description and `extra_sharded` filled from the checkpoint, key by key.
+    """As `load_weights`; returns the description and `extra_sharded` filled from the checkpoint,
+    key by key.
 
     The caller puts the description's factors in force if it wants them.
     """
@@ -155,17 +177,21 @@ def load_checkpoint(
     for name in ModelShape.model_fields:
         mine, stored = getattr(model.shape, name), getattr(description.shape, name)
         if mine != stored:
-            raise InputError("checkpoint", directory, f"its {name} is {stored}, the model's is {mine}")
+            raise InputError(
+                "checkpoint", directory, f"its {name} is {stored}, the model's is {mine}"
+            )
     state = {"model": _without_objects(sharded_weights(model)), **(extra_sharded or {})}
-    loaded = load_sharded(state, weights_folder(directory), read_common=not is_megatron_lm(Path(directory)))
+    loaded = load_sharded(
+        state, weights_folder(directory), read_common=not is_megatron_lm(Path(directory))
+    )
     for number, chunk in enumerate(model.chunks):
         _fill(chunk, loaded["model"][str(number)])
     return description, {key: loaded[key] for key in extra_sharded or {} if key in loaded}
 
 
 def sharded_weights(model: LongRopeModel) -> dict[str, dict[str, Any]]:
-    """Returns megatron's sharded state of each chunk. In a checkpoint a weight has its name in the whole model, so it
-    tells nothing of chunks.
+    """Returns megatron's sharded state of each chunk. In a checkpoint a weight has its name in the
+    whole model, so it tells nothing of chunks.
     """
     return {str(number): chunk.sharded_state_dict() for number, chunk in enumerate(model.chunks)}
 
@@ -186,11 +212,14 @@ def write_description(directory: Path, description: CheckpointDescription) -> No
     """Writes `longrope.json` into a folder that is not in place yet."""
     values = {"format": FORMAT, "version": VERSION, **description.model_dump(mode="json")}
     values["factor_set"] = factors_to_json(description.factor_set)
-    (directory / DESCRIPTION_FILE).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (directory / DESCRIPTION_FILE).write_text(
+        json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def put_in_place(partial: Path, directory: Path) -> None:
-    """Makes the whole folder `partial` durable and renames it to `directory`, whose old contents go last.
+    """Makes the whole folder `partial` durable and renames it to `directory`, whose old contents go
+    last.
 
     Killed in between, the old one is found under its other name by every function that reads.
     """
@@ -205,15 +234,17 @@ def put_in_place(partial: Path, directory: Path) -> None:
 
 
 def _fill(chunk: torch.nn.Module, weights: Mapping[str, Any]) -> None:
-    """Fills the chunk; only the places for Transformer Engine's extra state, which no checkpoint of ours has, stay."""
+    """Fills the chunk; only the places for Transformer Engine's extra state, which no checkpoint of
+    ours has, stay."""
     found = chunk.load_state_dict(weights, strict=False)
     missing = [name for name in found.missing_keys if not name.endswith(_EXTRA_STATE)]
     assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
 
 
 def _with_empty_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Transformer Engine's extra state is a pickle, which is never read back: its places stay, as megatron's other
-    readers look for them, and are empty. What is lost is the history of delayed scaling."""
+    """Transformer Engine's extra state is a pickle, which is never read back: its places stay, as
+    megatron's other readers look for them, and are empty. What is lost is the history of delayed
+    scaling."""
     for value in (value for sharded in chunks.values() for value in sharded.values()):
         if isinstance(value, ShardedObject):
             value.data = None
@@ -221,17 +252,27 @@ def _with_empty_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[
 
 
 def _without_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """megatron's layers keep a place for Transformer Engine's extra state; ours is empty whoever wrote the weights."""
+    """megatron's layers keep a place for Transformer Engine's extra state; ours is empty whoever
+    wrote the weights."""
     return {
-        number: {name: value for name, value in sharded.items() if not isinstance(value, ShardedObject)}
+        number: {
+            name: value for name, value in sharded.items() if not isinstance(value, ShardedObject)
+        }
         for number, sharded in chunks.items()
     }
 
 
 def refuse_foreign_folder(directory: Path) -> None:
-    """Raises InputError where `directory` is there and is no checkpoint of ours, which alone is replaced."""
-    if directory.exists() and not is_checkpoint(directory) and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError("checkpoint", directory, "exists and is not a Megatron checkpoint; it is left alone")
+    """Raises InputError where `directory` is there and is no checkpoint of ours, which alone is
+    replaced."""
+    if (
+        directory.exists()
+        and not is_checkpoint(directory)
+        and (not directory.is_dir() or any(directory.iterdir()))
+    ):
+        raise InputError(
+            "checkpoint", directory, "exists and is not a Megatron checkpoint; it is left alone"
+        )
 
 
 def carry_hf_files(source: Path | None, target: Path) -> None:
@@ -249,7 +290,8 @@ def _aside(directory: Path) -> Path:
 
 
 def _locate(directory: Path) -> Path:
-    """Returns `directory`, or its previous contents where a kill came between taking them away and the new ones."""
+    """Returns `directory`, or its previous contents where a kill came between taking them away and
+    the new ones."""
     return _aside(directory) if not directory.exists() and _aside(directory).is_dir() else directory
 
 

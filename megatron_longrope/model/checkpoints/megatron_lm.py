@@ -1,10 +1,12 @@
-"""Checkpoints that Megatron-LM itself wrote (`--ckpt-format torch_dist`), described from the arguments it saved.
+"""Checkpoints that Megatron-LM itself wrote (`--ckpt-format torch_dist`), described from the
+arguments it saved.
 
     <root>/latest_checkpointed_iteration.txt   "100" or "release"
     <root>/iter_0000100/                       torch_dist, with common.pt that holds the arguments
 
-common.pt is a pickle of whatever objects Megatron-LM's arguments hold. It is read by an unpickler that imports nothing:
-what the pickle names is replaced by an empty stand-in, and only plain values are looked at.
+common.pt is a pickle of whatever objects Megatron-LM's arguments hold. It is read by an unpickler
+that imports nothing: what the pickle names is replaced by an empty stand-in, and only plain values
+are looked at.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.checkpoints.safe_metadata import FIELD, METADATA_FILE, one_line, read_metadata
+from megatron_longrope.model.checkpoints.safe_metadata import (
+    FIELD,
+    METADATA_FILE,
+    one_line,
+    read_metadata,
+)
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import FactorSet, Llama3, NoScaling, RopeGeometry
 
@@ -34,28 +41,44 @@ _EMBEDDING = "embedding.word_embeddings.weight"
 _LLAMA3_WINDOW = 8192
 """megatron-core hard-codes it, and the two bounds, in its rotary embedding."""
 _MUST_BE: Mapping[str, tuple[object, ...]] = {
-    "position_embedding_type": ("rope",), "rotary_percent": (1.0,), "rotary_interleaved": (False,),
-    "rotary_seq_len_interpolation_factor": (None, 1), "swiglu": (True,), "normalization": ("RMSNorm",),
-    "add_bias_linear": (False,), "num_experts": (None,), "multi_latent_attention": (False,), "qk_l2_norm": (False,),
-    "apply_layernorm_1p": (False,), "apply_residual_connection_post_layernorm": (False,), "mtp_num_layers": (None, 0),
-    "window_attn_skip_freq": (None,), "attention_output_gate": (False,), "experimental_attention_variant": (None,),
-    "linear_attention_freq": (None,), "softmax_type": ("vanilla",), "squared_relu": (False,),
-    "attention_dropout": (0.0,), "hidden_dropout": (0.0,),
-}  # fmt: skip
+    "position_embedding_type": ("rope",),
+    "rotary_percent": (1.0,),
+    "rotary_interleaved": (False,),
+    "rotary_seq_len_interpolation_factor": (None, 1),
+    "swiglu": (True,),
+    "normalization": ("RMSNorm",),
+    "add_bias_linear": (False,),
+    "num_experts": (None,),
+    "multi_latent_attention": (False,),
+    "qk_l2_norm": (False,),
+    "apply_layernorm_1p": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "mtp_num_layers": (None, 0),
+    "window_attn_skip_freq": (None,),
+    "attention_output_gate": (False,),
+    "experimental_attention_variant": (None,),
+    "linear_attention_freq": (None,),
+    "softmax_type": ("vanilla",),
+    "squared_relu": (False,),
+    "attention_dropout": (0.0,),
+    "hidden_dropout": (0.0,),
+}
 """Arguments that change the model, and the values carried; older releases do not know them all."""
 _MUST_SAY = ("position_embedding_type", "swiglu", "normalization", "add_bias_linear")
 _TRAINING_ONLY = frozenset({"attention_dropout", "hidden_dropout"})
 
 
 def is_megatron_lm(directory: Path) -> bool:
-    """Returns whether `directory` is Megatron-LM's: the folder of all iterations, or one of them."""
+    """Returns whether `directory` is Megatron-LM's: the folder of all iterations, or one of
+    them."""
     if (directory / LATEST_FILE).is_file():
         return True
     return bool(_ITERATION.fullmatch(directory.name)) and (directory / METADATA_FILE).is_file()
 
 
 def iteration_folder(directory: Path) -> Path:
-    """Returns the folder of the latest iteration; of itself, if it is one. Raises InputError where it is missing."""
+    """Returns the folder of the latest iteration; of itself, if it is one. Raises InputError where
+    it is missing."""
     latest = directory / LATEST_FILE
     if not latest.is_file():
         return directory
@@ -69,10 +92,11 @@ def iteration_folder(directory: Path) -> Path:
 
 
 def read_megatron_lm(directory: Path) -> tuple[ModelShape, FactorSet, torch.dtype, int]:
-    """Returns shape, factors in force, dtype of the weights and iteration of a Megatron-LM checkpoint.
+    """Returns shape, factors in force, dtype of the weights and iteration of a Megatron-LM
+    checkpoint.
 
-    Raises InputError for arguments whose model is not one of ours, and for damaged files. The vocabulary is what
-    --vocab-size said, else the padded one.
+    Raises InputError for arguments whose model is not one of ours, and for damaged files. The
+    vocabulary is what --vocab-size said, else the padded one.
     """
     folder = iteration_folder(directory)
     common = _read_common(folder / _COMMON_FILE)
@@ -131,13 +155,18 @@ def _describe(args: _Arguments, embedding_rows: int) -> tuple[ModelShape, Factor
         "architecture": _architecture(args),
     }
     shape = build_config(ModelShape, values, f"the arguments in {args.folder}")
-    geometry = RopeGeometry(base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length)
-    method = Llama3(factor=args.get("rope_scaling_factor", 8.0), low_freq_factor=1.0, high_freq_factor=4.0)
+    geometry = RopeGeometry(
+        base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length
+    )
+    method = Llama3(
+        factor=args.get("rope_scaling_factor", 8.0), low_freq_factor=1.0, high_freq_factor=4.0
+    )
     return shape, (method if scaled else NoScaling()).factor_set(geometry)
 
 
 def _architecture(args: _Arguments) -> str:
-    """The family in Hugging Face that has these options; Megatron-LM can combine what none of them does."""
+    """The family in Hugging Face that has these options; Megatron-LM can combine what none of them
+    does."""
     wanted = {
         "qwen2": args.get("add_qkv_bias", False),
         "qwen3": args.get("qk_layernorm", False),
@@ -145,7 +174,9 @@ def _architecture(args: _Arguments) -> str:
     }
     names = [name for name, is_wanted in wanted.items() if is_wanted]
     if len(names) > 1:
-        raise args.refuse("add_qkv_bias", f"no supported family has what {' and '.join(names)} have together")
+        raise args.refuse(
+            "add_qkv_bias", f"no supported family has what {' and '.join(names)} have together"
+        )
     return names[0] if names else ("mistral" if args.get("window_size") is not None else "llama")
 
 
@@ -154,7 +185,11 @@ def _windows(args: _Arguments, layers: object) -> tuple[int, ...]:
     window = args.get("window_size")
     if window is None or not isinstance(layers, int):
         return ()
-    if not isinstance(window, list | tuple) or len(window) != 2 or not all(isinstance(n, int) for n in window):
+    if (
+        not isinstance(window, list | tuple)
+        or len(window) != 2
+        or not all(isinstance(n, int) for n in window)
+    ):
         raise args.refuse("window_size", "two whole numbers")
     if window[1] not in (0, -1) or window[0] < 0:
         raise args.refuse("window_size", "only windows before the query are supported")
@@ -183,7 +218,9 @@ class _StandIn:
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
-            self.__dict__.update({key: value for key, value in state.items() if isinstance(key, str)})
+            self.__dict__.update(
+                {key: value for key, value in state.items() if isinstance(key, str)}
+            )
 
     def append(self, _: object) -> None:
         """What pickle calls for subclasses of list."""
@@ -200,7 +237,11 @@ class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) == ("argparse", "Namespace"):
             return _Namespace
-        return OrderedDict if (module_name, global_name) == ("collections", "OrderedDict") else _StandIn
+        return (
+            OrderedDict
+            if (module_name, global_name) == ("collections", "OrderedDict")
+            else _StandIn
+        )
 
     def persistent_load(self, pid: Any) -> Any:
         return _StandIn()
@@ -208,7 +249,9 @@ class _InertUnpickler(pickle.Unpickler):
 
 def _read_common(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise InputError(FIELD, path.parent, f"not a whole Megatron-LM checkpoint: it has no {path.name}")
+        raise InputError(
+            FIELD, path.parent, f"not a whole Megatron-LM checkpoint: it has no {path.name}"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             (member,) = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
@@ -216,8 +259,19 @@ def _read_common(path: Path) -> Mapping[str, Any]:
                 raise InputError(FIELD, path, "larger than any arguments")
             with archive.open(member) as stream:
                 common = _InertUnpickler(stream).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, OSError, ValueError, EOFError, LookupError, TypeError,
-            AttributeError, RecursionError, MemoryError, NotImplementedError) as error:  # fmt: skip
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        OSError,
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+        NotImplementedError,
+    ) as error:
         raise InputError(FIELD, path, f"damaged: {one_line(error)}") from error
     if not isinstance(common, dict):
         raise InputError(FIELD, path, "damaged: it does not hold a dictionary")

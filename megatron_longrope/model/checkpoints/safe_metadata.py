@@ -1,7 +1,7 @@
 """Reading the `.metadata` of a torch_dist checkpoint without running what a stranger put into it.
 
-It is a pickle, so it is read through an unpickler with a closed list of names, and what comes out is checked against
-the files beside it before anything else looks at it.
+It is a pickle, so it is read through an unpickler with a closed list of names, and what comes out
+is checked against the files beside it before anything else looks at it.
 """
 
 from __future__ import annotations
@@ -33,30 +33,63 @@ _MAX_METADATA_BYTES = 1 << 30
 _DATA_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.distcp")
 
 _DTYPES = frozenset(
-    {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int32", "int16", "int8",
-     "uint8", "bool"}
-)  # fmt: skip
+    {
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+    }
+)
 _DCP = "torch.distributed.checkpoint"
 _ALLOWED: Mapping[str, frozenset[str]] = {
     f"{_DCP}.metadata": frozenset(
-        {"BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-         "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"}
+        {
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        }
     ),
     f"{_DCP}.filesystem": frozenset({"_StorageInfo", "_StoragePrefix"}),
     f"{_DCP}.planner": frozenset({"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"}),
-    "torch.distributed._shard.sharded_tensor.metadata": frozenset({"MEM_FORMAT_ENCODING", "TensorProperties"}),
+    "torch.distributed._shard.sharded_tensor.metadata": frozenset(
+        {"MEM_FORMAT_ENCODING", "TensorProperties"}
+    ),
     # Megatron-LM's own checkpoints keep every rank's save plan and their path.
-    "megatron.core.dist_checkpointing.strategies.torch": frozenset({"MCoreMetadata", "MCoreSavePlan"}),
+    "megatron.core.dist_checkpointing.strategies.torch": frozenset(
+        {"MCoreMetadata", "MCoreSavePlan"}
+    ),
     "pathlib": frozenset({"Path", "PosixPath", "PurePosixPath"}),
     "pathlib._local": frozenset({"Path", "PosixPath", "PurePosixPath"}),
     "collections": frozenset({"OrderedDict"}),
     "torch": frozenset({"Size"}) | _DTYPES,
     "torch.serialization": frozenset({"_get_layout"}),
-}  # fmt: skip
+}
 _WRONG_PICKLE = (
-    pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
-    MemoryError, RecursionError, TypeError, ValueError,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class _ForbiddenNameError(pickle.UnpicklingError):
@@ -77,24 +110,32 @@ class _MetadataUnpickler(pickle.Unpickler):
 def read_metadata(weights: Path) -> Metadata:
     """Returns the checked metadata of the torch_dist checkpoint in the folder `weights`.
 
-    Every entry of it lies inside a data file beside it. Raises InputError that names a class outside the closed list,
-    or the file or entry that is missing, cut short or not what it says.
+    Every entry of it lies inside a data file beside it. Raises InputError that names a class
+    outside the closed list, or the file or entry that is missing, cut short or not what it says.
     """
     path = weights / METADATA_FILE
     if not path.is_file():
-        raise InputError(FIELD, weights, f"not a whole Megatron checkpoint: it has no {METADATA_FILE}")
+        raise InputError(
+            FIELD, weights, f"not a whole Megatron checkpoint: it has no {METADATA_FILE}"
+        )
     if path.stat().st_size > _MAX_METADATA_BYTES:
         raise InputError(FIELD, path, f"larger than any metadata ({_MAX_METADATA_BYTES} bytes)")
     try:
         with path.open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
     except _ForbiddenNameError as error:
-        raise InputError(FIELD, path, f"refused: its pickle asks for {error}, which no checkpoint needs") from error
+        raise InputError(
+            FIELD, path, f"refused: its pickle asks for {error}, which no checkpoint needs"
+        ) from error
     except _WRONG_PICKLE as error:
         raise InputError(FIELD, path, f"damaged: {one_line(error)}") from error
     try:
         _check(metadata, weights)
-    except (AttributeError, AssertionError, TypeError) as error:  # attributes of another type than they should have
+    except (
+        AttributeError,
+        AssertionError,
+        TypeError,
+    ) as error:  # attributes of another type than they should have
         raise InputError(FIELD, path, f"damaged: {one_line(error)}") from error
     return metadata  # type: ignore[no-any-return]
 
@@ -107,12 +148,18 @@ def one_line(error: BaseException, limit: int = 240) -> str:
 
 def _check(metadata: object, weights: Path) -> None:
     if not isinstance(metadata, Metadata):
-        raise InputError(FIELD, weights / METADATA_FILE, "its pickle is not a checkpoint's metadata")
+        raise InputError(
+            FIELD, weights / METADATA_FILE, "its pickle is not a checkpoint's metadata"
+        )
     entries, places = metadata.state_dict_metadata, metadata.storage_data
-    assert isinstance(entries, dict) and isinstance(places, dict), "no dictionary of entries and places"
+    assert isinstance(entries, dict) and isinstance(places, dict), (
+        "no dictionary of entries and places"
+    )
     sizes: dict[str, int] = {}
     for index, place in places.items():
-        assert isinstance(index, MetadataIndex) and isinstance(place, _StorageInfo), "a place of unknown kind"
+        assert isinstance(index, MetadataIndex) and isinstance(place, _StorageInfo), (
+            "a place of unknown kind"
+        )
         _check_place(index, place, weights, sizes)
     for name, entry in entries.items():
         assert isinstance(name, str), "an entry's name is no text"
@@ -122,12 +169,18 @@ def _check(metadata: object, weights: Path) -> None:
             raise InputError(FIELD, weights, f"{name} is of unknown kind {type(entry).__name__}")
 
 
-def _check_place(index: MetadataIndex, place: _StorageInfo, weights: Path, sizes: dict[str, int]) -> None:
+def _check_place(
+    index: MetadataIndex, place: _StorageInfo, weights: Path, sizes: dict[str, int]
+) -> None:
     name = place.relative_path
     if not isinstance(name, str) or not _DATA_FILE.fullmatch(name):
-        raise InputError(FIELD, weights, f"{index.fqn} lies at {name!r}, which is no data file of this folder")
+        raise InputError(
+            FIELD, weights, f"{index.fqn} lies at {name!r}, which is no data file of this folder"
+        )
     if getattr(place, "transform_descriptors", None):
-        raise InputError(FIELD, weights, f"{index.fqn} is stored transformed, which is not supported")
+        raise InputError(
+            FIELD, weights, f"{index.fqn} is stored transformed, which is not supported"
+        )
     if name not in sizes:
         path = weights / name
         if not path.is_file():
@@ -135,26 +188,45 @@ def _check_place(index: MetadataIndex, place: _StorageInfo, weights: Path, sizes
         sizes[name] = path.stat().st_size
     assert type(place.offset) is int and type(place.length) is int, f"{index.fqn} has no byte range"
     if place.offset < 0 or place.length < 0 or place.offset + place.length > sizes[name]:
-        raise InputError(FIELD, weights / name, f"cut short: {index.fqn} ends at byte {place.offset + place.length}, "
-                                                f"the file has {sizes[name]}")  # fmt: skip
+        raise InputError(
+            FIELD,
+            weights / name,
+            f"cut short: {index.fqn} ends at byte {place.offset + place.length}, "
+            f"the file has {sizes[name]}",
+        )
 
 
-def _check_tensor(name: str, entry: TensorStorageMetadata, places: dict[Any, Any], weights: Path) -> None:
-    """A tensor's chunks fill it and fit the bytes stored for them, so that nobody allocates what is not there."""
+def _check_tensor(
+    name: str, entry: TensorStorageMetadata, places: dict[Any, Any], weights: Path
+) -> None:
+    """A tensor's chunks fill it and fit the bytes stored for them, so that nobody allocates what is
+    not there."""
     properties = entry.properties
-    assert isinstance(properties.dtype, torch.dtype) and isinstance(entry.size, torch.Size), f"{name} has no size"
-    assert isinstance(properties, TensorProperties | OldTensorProperties), f"{name} has no properties"
+    assert isinstance(properties.dtype, torch.dtype) and isinstance(entry.size, torch.Size), (
+        f"{name} has no size"
+    )
+    assert isinstance(properties, TensorProperties | OldTensorProperties), (
+        f"{name} has no properties"
+    )
     filled = 0
     for chunk in entry.chunks:
         assert isinstance(chunk, ChunkStorageMetadata), f"{name} has a chunk of unknown kind"
         place = places.get(MetadataIndex(name, chunk.offsets))
         if place is None:
-            raise InputError(FIELD, weights, f"{name} has no data for its chunk at {tuple(chunk.offsets)}")
+            raise InputError(
+                FIELD, weights, f"{name} has no data for its chunk at {tuple(chunk.offsets)}"
+            )
         numel = math.prod(chunk.sizes)
-        inside = all(o >= 0 and s >= 0 and o + s <= n
-                     for o, s, n in zip(chunk.offsets, chunk.sizes, entry.size, strict=True))  # fmt: skip
+        inside = all(
+            o >= 0 and s >= 0 and o + s <= n
+            for o, s, n in zip(chunk.offsets, chunk.sizes, entry.size, strict=True)
+        )
         if not inside or numel * properties.dtype.itemsize > place.length:
-            raise InputError(FIELD, weights, f"{name} claims a chunk of {tuple(chunk.sizes)} that is not there")
+            raise InputError(
+                FIELD, weights, f"{name} claims a chunk of {tuple(chunk.sizes)} that is not there"
+            )
         filled += numel
     if filled != math.prod(entry.size):
-        raise InputError(FIELD, weights, f"{name} claims {tuple(entry.size)} and holds {filled} numbers")
+        raise InputError(
+            FIELD, weights, f"{name} claims {tuple(entry.size)} and holds {filled} numbers"
+        )

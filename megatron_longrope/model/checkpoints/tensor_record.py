@@ -1,7 +1,9 @@
-"""Where in a `torch.save` record a tensor's numbers lie, so that they can be read straight to where they are wanted.
+"""Where in a `torch.save` record a tensor's numbers lie, so that they can be read straight to where
+they are wanted.
 
-torch.load copies them twice. A record is a zip archive whose one data entry is stored as it is; its pickle is read here
-by an unpickler that knows the two things a plain tensor's pickle names and imports nothing.
+torch.load copies them twice. A record is a zip archive whose one data entry is stored as it is; its
+pickle is read here by an unpickler that knows the two things a plain tensor's pickle names and
+imports nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 _DTYPES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
-}  # fmt: skip
+}
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _MAX_PICKLE_BYTES = 1 << 16
 
 
 class TensorPlace(NamedTuple):
-    """A tensor that fills its storage row by row: `start` in bytes from the beginning of the file."""
+    """A tensor that fills its storage row by row: `start` in bytes from the beginning of the
+    file."""
 
     dtype: torch.dtype
     sizes: tuple[int, ...]
@@ -37,14 +42,26 @@ class _Storage(NamedTuple):
 
 
 def locate_tensor(file: BinaryIO, start: int, length: int) -> TensorPlace | None:
-    """Returns the place of the tensor in the record at `start` of `length` bytes; None where it is not a plain one.
+    """Returns the place of the tensor in the record at `start` of `length` bytes; None where it is
+    not a plain one.
 
     None says nothing about damage: torch.load is the one to ask then.
     """
     try:
         return _locate(file, start, length)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, LookupError, ValueError, TypeError, EOFError,
-            AttributeError, NotImplementedError, RecursionError, MemoryError):  # fmt: skip
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        struct.error,
+        LookupError,
+        ValueError,
+        TypeError,
+        EOFError,
+        AttributeError,
+        NotImplementedError,
+        RecursionError,
+        MemoryError,
+    ):
         return None
 
 
@@ -55,7 +72,9 @@ def _locate(file: BinaryIO, start: int, length: int) -> TensorPlace | None:
         if described.compress_type != zipfile.ZIP_STORED or described.file_size > _MAX_PICKLE_BYTES:
             return None
         file.seek(_data_start(file, start, described))
-        storage, offset, sizes, strides, *_ = _PlainTensor(io.BytesIO(file.read(described.file_size))).load()
+        storage, offset, sizes, strides, *_ = _PlainTensor(
+            io.BytesIO(file.read(described.file_size))
+        ).load()
         data = entries[f"data/{storage.key}"]
         place = TensorPlace(storage.dtype, tuple(sizes), _data_start(file, start, data))
     num_bytes = torch.Size(place.sizes).numel() * place.dtype.itemsize

@@ -1,4 +1,5 @@
-"""Megatron's torch_dist format, written without helper processes and read without trusting its pickles."""
+"""Megatron's torch_dist format, written without helper processes and read without trusting its
+pickles."""
 
 from __future__ import annotations
 
@@ -44,14 +45,20 @@ _FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module
 def save_sharded(state: dict[str, Any], weights: Path) -> None:
     """Writes megatron's sharded state dict into the empty folder `weights`; every rank calls it."""
     with _refusing_damage(weights, write=True):
-        dist_checkpointing.save(state, str(weights), sharded_strategy=_InProcessSave("torch_dist", 1))
+        dist_checkpointing.save(
+            state, str(weights), sharded_strategy=_InProcessSave("torch_dist", 1)
+        )
 
 
-def load_sharded(state: dict[str, Any], weights: Path, *, read_common: bool = True) -> dict[str, Any]:
-    """Returns megatron's sharded state dict filled from `weights`, whatever layout wrote it; every rank calls it.
+def load_sharded(
+    state: dict[str, Any], weights: Path, *, read_common: bool = True
+) -> dict[str, Any]:
+    """Returns megatron's sharded state dict filled from `weights`, whatever layout wrote it; every
+    rank calls it.
 
-    `read_common=False` leaves common.pt alone: in Megatron-LM's checkpoints it holds any objects. Raises InputError for
-    missing, damaged or hostile files, and for tensors of other names or shapes.
+    `read_common=False` leaves common.pt alone: in Megatron-LM's checkpoints it holds any objects.
+    Raises InputError for missing, damaged or hostile files, and for tensors of other names or
+    shapes.
     """
     metadata = read_metadata(weights)
     with _refusing_damage(weights):
@@ -65,24 +72,33 @@ def load_sharded(state: dict[str, Any], weights: Path, *, read_common: bool = Tr
 
 
 class StoredTensors:
-    """The tensors of a checkpoint as they are stored, read one at a time: no model, no process groups."""
+    """The tensors of a checkpoint as they are stored, read one at a time: no model, no process
+    groups."""
 
     def __init__(self, weights: Path) -> None:
         self._weights = weights
         self._metadata = read_metadata(weights)
         self._buffer = bytearray()
         entries = self._metadata.state_dict_metadata
-        self.entries = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+        self.entries = {
+            name: entry
+            for name, entry in entries.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
 
     def read(self, name: str, layer: int | None = None) -> torch.Tensor:
-        """Returns a whole tensor, or row `layer` of one that stacks all layers. Raises InputError for a damaged one."""
+        """Returns a whole tensor, or row `layer` of one that stacks all layers. Raises InputError
+        for a damaged one."""
         if name not in self.entries:
             raise InputError(FIELD, self._weights, f"has no tensor {name}")
         entry = self.entries[name]
         size, prefix = (entry.size, 0) if layer is None else (entry.size[1:], 1)
         tensor = torch.empty(size, dtype=entry.properties.dtype)
         for chunk in entry.chunks:
-            if layer is not None and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
+            if (
+                layer is not None
+                and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]
+            ):
                 continue
             part = self._read_chunk(MetadataIndex(name, chunk.offsets), chunk.sizes, tensor.dtype)
             part = part if layer is None else part[layer - chunk.offsets[0]]
@@ -91,7 +107,8 @@ class StoredTensors:
         return tensor
 
     def row_parts(self, name: str, layer: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yields (first row, rows) of what `read` returns, chunk by chunk where the chunks hold whole rows.
+        """Yields (first row, rows) of what `read` returns, chunk by chunk where the chunks hold
+        whole rows.
 
         Rows are good until the next ones are asked for.
         """
@@ -99,16 +116,23 @@ class StoredTensors:
             raise InputError(FIELD, self._weights, f"has no tensor {name}")
         entry = self.entries[name]
         at = 0 if layer is None else 1
-        boxes = [box for box in entry.chunks
-                 if layer is None or box.offsets[0] <= layer < box.offsets[0] + box.sizes[0]]  # fmt: skip
+        boxes = [
+            box
+            for box in entry.chunks
+            if layer is None or box.offsets[0] <= layer < box.offsets[0] + box.sizes[0]
+        ]
         if any(box.sizes[at + 1 :] != entry.size[at + 1 :] for box in boxes):
             yield 0, self.read(name, layer)
             return
         for box in sorted(boxes, key=lambda box: box.offsets[at]):
-            part = self._read_chunk(MetadataIndex(name, box.offsets), box.sizes, entry.properties.dtype)
+            part = self._read_chunk(
+                MetadataIndex(name, box.offsets), box.sizes, entry.properties.dtype
+            )
             yield box.offsets[at], part if layer is None else part[layer - box.offsets[0]]
 
-    def _read_chunk(self, index: MetadataIndex, sizes: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    def _read_chunk(
+        self, index: MetadataIndex, sizes: torch.Size, dtype: torch.dtype
+    ) -> torch.Tensor:
         place = self._metadata.storage_data[index]
         path = self._weights / place.relative_path
         with _refusing_damage(self._weights), path.open("rb", buffering=0) as file:
@@ -116,12 +140,16 @@ class StoredTensors:
             if found is not None and (found.dtype, found.sizes) == (dtype, tuple(sizes)):
                 return self._read_numbers(file, found.start, sizes, dtype)
             file.seek(place.offset)
-            part = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+            part = torch.load(
+                io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True
+            )
         if not isinstance(part, torch.Tensor) or part.shape != sizes or part.dtype != dtype:
             raise InputError(FIELD, path, f"{index.fqn} is not what the metadata says")
         return part
 
-    def _read_numbers(self, file: RawIOBase, start: int, sizes: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    def _read_numbers(
+        self, file: RawIOBase, start: int, sizes: torch.Size, dtype: torch.dtype
+    ) -> torch.Tensor:
         """Returns a tensor whose memory the next chunk uses again."""
         if sizes.numel() == 0:
             return torch.empty(sizes, dtype=dtype)
@@ -139,17 +167,21 @@ class StoredTensors:
 
 
 class _Writer(FileSystemWriter):
-    """torch's own writer, in this process and thread; it leaves no path and no random id in the checkpoint."""
+    """torch's own writer, in this process and thread; it leaves no path and no random id in the
+    checkpoint."""
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta()
 
 
 class _InProcessSave(SaveShardedStrategy):
-    """megatron-core's own save strategy starts processes for writing; a checkpoint here needs none."""
+    """megatron-core's own save strategy starts processes for writing; a checkpoint here needs
+    none."""
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
-        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
+        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, keep_only_main_replica=True
+        )
         checkpoint.save(
             mcore_to_pyt_state_dict(flat, is_loading=False),
             storage_writer=_Writer(checkpoint_dir, thread_count=1, sync_files=True),
@@ -173,10 +205,13 @@ class _SafeReader(FileSystemReader):
 
 
 class _SafePlanner(MCoreLoadPlanner):
-    """torch's planner unpickles objects stored between the tensors; this one reads plain values and tensors only."""
+    """torch's planner unpickles objects stored between the tensors; this one reads plain values and
+    tensors only."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        self.original_state_dict[read_item.dest_index.fqn] = torch.load(value, map_location="cpu", weights_only=True)
+        self.original_state_dict[read_item.dest_index.fqn] = torch.load(
+            value, map_location="cpu", weights_only=True
+        )
 
 
 class _SafeLoad(TorchDistLoadShardedStrategy):
@@ -184,15 +219,25 @@ class _SafeLoad(TorchDistLoadShardedStrategy):
         super().__init__()
         self._metadata = metadata
 
-    def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> dict[str, Any]:
-        tensors = [value for value in nested_values(sharded_state_dict) if isinstance(value, ShardedTensor)]
+    def load(
+        self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path
+    ) -> dict[str, Any]:
+        tensors = [
+            value for value in nested_values(sharded_state_dict) if isinstance(value, ShardedTensor)
+        ]
         flat, paths, names = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
         target = mcore_to_pyt_state_dict(flat, is_loading=True)
         planner = _SafePlanner(
-            shapes_validation_sharded_tensors=[tensor for tensor in tensors if not tensor.allow_shape_mismatch],
-            allow_shape_mismatch_sharded_tensors={t.key: t for t in tensors if t.allow_shape_mismatch},
+            shapes_validation_sharded_tensors=[
+                tensor for tensor in tensors if not tensor.allow_shape_mismatch
+            ],
+            allow_shape_mismatch_sharded_tensors={
+                t.key: t for t in tensors if t.allow_shape_mismatch
+            },
         )
-        checkpoint.load(target, storage_reader=_SafeReader(checkpoint_dir, self._metadata), planner=planner)
+        checkpoint.load(
+            target, storage_reader=_SafeReader(checkpoint_dir, self._metadata), planner=planner
+        )
         unwrapped = {name: _unwrap_pyt_sharded_tensor(value) for name, value in target.items()}
         loaded: dict[str, Any] = _replace_sharded_keys_with_state_dict_keys(unwrapped, paths, names)
         _restore_dict_types(loaded, sharded_state_dict)
@@ -205,7 +250,9 @@ class _SafeCommonLoad(TorchCommonLoadStrategy):
     def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
         path = Path(checkpoint_dir) / COMMON_FILE
         if not path.is_file():
-            raise InputError(FIELD, checkpoint_dir, f"not a whole Megatron checkpoint: it has no {COMMON_FILE}")
+            raise InputError(
+                FIELD, checkpoint_dir, f"not a whole Megatron checkpoint: it has no {COMMON_FILE}"
+            )
         common = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(common, dict):
             raise InputError(FIELD, path, "damaged: it does not hold a dictionary")
@@ -224,10 +271,20 @@ def _refusing_damage(weights: Path, *, write: bool = False) -> Iterator[None]:
     """Turns what torch and megatron-core raise over a checkpoint's files into one line."""
     try:
         yield
-    except CheckpointException as error:  # torch's collection of what each rank met; not an Exception
+    except (
+        CheckpointException
+    ) as error:  # torch's collection of what each rank met; not an Exception
         cause = next(iter(error.failures.values()))[0]
         raise _explained(cause, weights, write) from error
-    except (CheckpointingException, UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+    except (
+        CheckpointingException,
+        UnpicklingError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        EOFError,
+        OSError,
+    ) as error:
         raise _explained(error, weights, write) from error
 
 
@@ -238,7 +295,13 @@ def _explained(cause: BaseException, weights: Path, write: bool) -> LongRopeErro
         return LongRopeError(f"{weights}: the checkpoint could not be written: {one_line(cause)}")
     forbidden = _FORBIDDEN.search(" ".join(str(cause).split()))
     if forbidden:
-        return InputError(FIELD, weights, f"refused: a pickle in it asks for {forbidden[1]}, which no checkpoint needs")
+        return InputError(
+            FIELD,
+            weights,
+            f"refused: a pickle in it asks for {forbidden[1]}, which no checkpoint needs",
+        )
     if isinstance(cause, UnpicklingError):  # torch's text tells people to unpickle it anyway
-        return InputError(FIELD, weights, "refused: damaged, or a pickle in it holds more than tensors and values")
+        return InputError(
+            FIELD, weights, "refused: damaged, or a pickle in it holds more than tensors and values"
+        )
     return InputError(FIELD, weights, f"cannot be read: {one_line(cause)}")

@@ -1,4 +1,5 @@
-"""Which engine builds a model: settings, layout and machine checked together, and what follows for its batches."""
+"""Which engine builds a model: settings, layout and machine checked together, and what follows for
+its batches."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from megatron_longrope.runtime.te_environment import prepare_transformer_engine
 
 @dataclass(frozen=True)
 class Backend:
-    """The engine a model is built with, checked. It says what goes into megatron-core's config and what batches fit."""
+    """The engine a model is built with, checked. It says what goes into megatron-core's config and
+    what batches fit."""
 
     engine: Engine
     reason: str
@@ -50,22 +52,31 @@ class Backend:
         if layout.context_parallel > 1:
             values["cp_comm_type"] = self.communication
         if self.settings.fp8 != "off":
-            # Gradients have a wider range than activations; recipes that scale by block do without the wider format.
+            # Gradients have a wider range than activations; recipes that scale by block do without
+            # the wider format.
             by_tensor = self.settings.fp8 in ("delayed", "tensorwise")
-            values |= {"fp8": "hybrid" if by_tensor else "e4m3", "fp8_recipe": self.settings.fp8,
-                       "fp8_dot_product_attention": self.settings.fp8_attention}  # fmt: skip
+            values |= {
+                "fp8": "hybrid" if by_tensor else "e4m3",
+                "fp8_recipe": self.settings.fp8,
+                "fp8_dot_product_attention": self.settings.fp8_attention,
+            }
         return values
 
     def prepare(self) -> None:
-        """Sets what the engine reads from the environment. Raises InputError where a person has set the opposite."""
+        """Sets what the engine reads from the environment. Raises InputError where a person has set
+        the opposite."""
         if self.engine == "transformer-engine":
             backward = self.settings.fp8_attention_backward if self.settings.fp8_attention else None
             prepare_transformer_engine(fp8_attention_backward=backward)
 
     def check_searching(self) -> None:
-        """Raises InputError where scores of candidates may come out in another order than in BF16."""
+        """Raises InputError where scores of candidates may come out in another order than in
+        BF16."""
         if self.settings.fp8 != "off" and not self.settings.fp8_scoring:
-            rule = "may reorder candidates: show that it does not with benchmarks/fp8_ranking.py, then set fp8_scoring"
+            rule = (
+                "may reorder candidates: show that it does not with benchmarks/fp8_ranking.py, "
+                "then set fp8_scoring"
+            )
             raise InputError("fp8", self.settings.fp8, rule)
 
     def padded_total(self, tokens: int) -> int:
@@ -76,13 +87,21 @@ class Backend:
         """Raises InputError for a batch this engine was not built for."""
         tokens = int(batch.cu_seqlens[-1])
         if tokens % self.token_multiple:
-            rule = f"FP8 ({self.settings.fp8}) under this layout needs a multiple of {self.token_multiple} tokens"
+            rule = (
+                f"FP8 ({self.settings.fp8}) under this layout needs a multiple of "
+                f"{self.token_multiple} tokens"
+            )
             raise InputError("sequence_length", tokens, rule)
         if self.max_tokens is not None and tokens > self.max_tokens:
-            rule = f"fused_rope takes at most {self.max_tokens} tokens under this layout; set it to false"
+            rule = (
+                f"fused_rope takes at most {self.max_tokens} tokens under this layout; set it to "
+                "false"
+            )
             raise InputError("sequence_length", tokens, rule)
         if not self.settings.packed and batch.num_documents > 1:
-            raise InputError("packed", False, f"a row holds {batch.num_documents} documents; set it to true")
+            raise InputError(
+                "packed", False, f"a row holds {batch.num_documents} documents; set it to true"
+            )
 
 
 def resolve_backend(
@@ -97,15 +116,17 @@ def resolve_backend(
     sequence_length: int | None = None,
     stack: GpuStack | None = None,
 ) -> Backend:
-    """Returns the engine to build with. Raises InputError, in one line, for what does not go together."""
+    """Returns the engine to build with. Raises InputError, in one line, for what does not go
+    together."""
     stack = stack or gpu_stack()
     if settings.engine == "auto":
         choice = choose_engine(stack, dtype, layout.context_parallel, shape.head_dim)
         engine, reason = choice.engine, choice.reason
     else:
         engine, reason = settings.engine, "asked for"
-    combination = Combination(settings, engine, shape, layout, dtype, recompute, purpose, sliding_window,
-                              sequence_length)  # fmt: skip
+    combination = Combination(
+        settings, engine, shape, layout, dtype, recompute, purpose, sliding_window, sequence_length
+    )
     check_combination(combination, stack)
     limit = max_fused_rope_tokens(combination) if settings.fused_rope else None
     return Backend(engine, reason, settings, token_multiple(settings.fp8, layout), limit)

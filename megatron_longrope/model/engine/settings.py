@@ -15,13 +15,20 @@ from megatron_longrope.runtime.gpu_stack import Engine
 EngineName = Literal["auto", "transformer-engine", "flash-attn", "torch"]
 Communication = Literal["auto", "p2p", "all_gather", "a2a", "a2a+p2p"]
 Fp8Recipe = Literal["off", "delayed", "tensorwise", "blockwise", "mxfp8"]
-"""megatron-core's names: `delayed` scales by the maxima of earlier steps, `tensorwise` by the tensor's own (current
-scaling), `blockwise` and `mxfp8` by those of blocks of 128 and 32 values."""
+"""megatron-core's names: `delayed` scales by the maxima of earlier steps, `tensorwise` by the
+tensor's own (current scaling), `blockwise` and `mxfp8` by those of blocks of 128 and 32 values."""
 Recompute = Literal["none", "selective", "full"]
 Purpose = Literal["training", "scoring"]
 
-FP8_BLOCK: dict[Fp8Recipe, int] = {"off": 1, "delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
-"""What the sizes of a matrix product in FP8 are multiples of: widths, and the tokens of one tensor-parallel process."""
+FP8_BLOCK: dict[Fp8Recipe, int] = {
+    "off": 1,
+    "delayed": 16,
+    "tensorwise": 16,
+    "blockwise": 128,
+    "mxfp8": 32,
+}
+"""What the sizes of a matrix product in FP8 are multiples of: widths, and the tokens of one
+tensor-parallel process."""
 
 
 class BackendSettings(StrictConfig):
@@ -29,7 +36,8 @@ class BackendSettings(StrictConfig):
 
     engine: EngineName = "auto"
     cp_comm_type: Communication = "auto"
-    """How Transformer Engine passes K and V between context-parallel processes; `auto`: p2p, a ring."""
+    """How Transformer Engine passes K and V between context-parallel processes; `auto`: p2p, a
+    ring."""
     fp8: Fp8Recipe = "off"
     """Recipe of FP8 matrix products in the layers."""
     fp8_attention: bool = False
@@ -37,22 +45,28 @@ class BackendSettings(StrictConfig):
     fp8_attention_backward: bool = True
     """Its gradient in FP8 as well; false: BF16."""
     fp8_scoring: bool = False
-    """Score in FP8 too. Only where benchmarks/fp8_ranking.py has shown that it keeps the order of the candidates."""
+    """Score in FP8 too. Only where benchmarks/fp8_ranking.py has shown that it keeps the order of
+    the candidates."""
     packed: bool = True
-    """Rows may hold several documents; false promises one each, which more ways of attention can take."""
+    """Rows may hold several documents; false promises one each, which more ways of attention can
+    take."""
     fused_rope: bool = False
     """Rotate queries and keys in Transformer Engine's kernel, in float32."""
 
     def for_scoring(self) -> BackendSettings:
-        """Returns the settings for searching and evaluating: without FP8 unless `fp8_scoring` is set."""
+        """Returns the settings for searching and evaluating: without FP8 unless `fp8_scoring` is
+        set."""
         if self.fp8_scoring:
             return self
-        return self.model_copy(update={"fp8": "off", "fp8_attention": False, "fp8_attention_backward": True})
+        return self.model_copy(
+            update={"fp8": "off", "fp8_attention": False, "fp8_attention_backward": True}
+        )
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Everything a run wants that decides whether it can be built. The matrix is a function of this and the stack."""
+    """Everything a run wants that decides whether it can be built. The matrix is a function of this
+    and the stack."""
 
     settings: BackendSettings
     engine: Engine

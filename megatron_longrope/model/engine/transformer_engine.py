@@ -1,4 +1,5 @@
-"""Layers of Transformer Engine, with our attention in them. Import it where Transformer Engine is installed only."""
+"""Layers of Transformer Engine, with our attention in them. Import it where Transformer Engine is
+installed only."""
 
 from __future__ import annotations
 
@@ -8,25 +9,32 @@ from megatron.core.extensions.transformer_engine import TENorm
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_longrope.model.layers.lean_layer import LeanLayer
 from megatron_longrope.model.attention.transformer_engine import TeDocumentAttention
+from megatron_longrope.model.layers.lean_layer import LeanLayer
 
 FINAL_NORM = TENorm
 
 
 def te_layer_spec(
-    *, fused_rope: bool = False, is_lean: bool = True, qk_norm: bool = False, window: int | None = None,
+    *,
+    fused_rope: bool = False,
+    is_lean: bool = True,
+    qk_norm: bool = False,
+    window: int | None = None,
     is_rotated: bool = True,
-) -> ModuleSpec:  # fmt: skip
-    """Returns megatron-core's specification of one layer: norms fused into the projections that follow them.
+) -> ModuleSpec:
+    """Returns megatron-core's specification of one layer: norms fused into the projections that
+    follow them.
 
-    `fused_rope`, `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: norms on each head's query and key.
-    `is_lean`: evaluate in chunks of tokens; in FP8 a chunk would be scaled by itself and have to fill whole blocks.
+    `fused_rope`, `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: norms on each
+    head's query and key. `is_lean`: evaluate in chunks of tokens; in FP8 a chunk would be scaled by
+    itself and have to fill whole blocks.
     """
     spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
     if is_lean:
         spec.module = LeanLayer
     attention = spec.submodules.self_attention.submodules
-    attention.core_attention = partial(TeDocumentAttention, window=window, is_rotated=is_rotated,
-                                       fused_rope=fused_rope)  # fmt: skip
+    attention.core_attention = partial(
+        TeDocumentAttention, window=window, is_rotated=is_rotated, fused_rope=fused_rope
+    )
     return spec

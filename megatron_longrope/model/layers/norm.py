@@ -10,15 +10,19 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """x · w / √(mean(x²) + ε), computed in float32 at least, as Hugging Face's Llama does.
 
-    megatron-core's own wrapper of torch's norm refuses sequence parallelism; all it takes is the mark on the weight
-    by which the gradients of the sequence shares are summed.
+    megatron-core's own wrapper of torch's norm refuses sequence parallelism; all it takes is the
+    mark on the weight by which the gradients of the sequence shares are summed.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object
+    ) -> None:
         super().__init__()
         self.eps = eps
         device = torch.cuda.current_device()
-        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
+        self.weight = nn.Parameter(
+            torch.ones(hidden_size, dtype=config.params_dtype, device=device)
+        )
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Checkpointed layer inputs kept in host memory between the forward and the backward pass.
 
-megatron-core refuses its own offload together with recomputation. What recomputation keeps is one hidden state per
-layer: the least there is to move, and at long context far less time to move than a layer takes to compute.
+megatron-core refuses its own offload together with recomputation. What recomputation keeps is one
+hidden state per layer: the least there is to move, and at long context far less time to move than a
+layer takes to compute.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ class _Away(NamedTuple):
 
 
 def offload_inputs_of(block: nn.Module, hidden_size: int) -> None:
-    """Makes every forward pass of `block` under autograd keep its hidden states [tokens, batch, hidden_size] in host
-    memory (pinned, where the device is another); the backward pass brings each back when it is due.
+    """Makes every forward pass of `block` under autograd keep its hidden states [tokens, batch,
+    hidden_size] in host memory (pinned, where the device is another); the backward pass brings each
+    back when it is due.
 
     The block is to recompute its layers in full: then these are what it keeps.
     """
@@ -51,13 +53,17 @@ class _Mover:
     def pack(self, tensor: Tensor) -> Tensor | _Away:
         if tensor.dim() != 3 or tensor.shape[-1] != self.hidden_size:
             return tensor
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+        host = torch.empty(
+            tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
+        )
         if not tensor.is_cuda:
             return _Away(host.copy_(tensor), tensor.device)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             host.copy_(tensor, non_blocking=True)
-        tensor.record_stream(self.stream)  # its memory is not given to others before the copy is done
+        tensor.record_stream(
+            self.stream
+        )  # its memory is not given to others before the copy is done
         return _Away(host, tensor.device)
 
     def unpack(self, kept: Tensor | _Away) -> Tensor:

@@ -13,10 +13,12 @@ from torch.nn.functional import silu
 
 
 class SwiGluMLP(MLP):
-    """MLP of gate, up and down projections without biases; its layers, names and checkpoints are megatron-core's.
+    """MLP of gate, up and down projections without biases; its layers, names and checkpoints are
+    megatron-core's.
 
-    megatron-core's own activation is compiled on GPUs. On a CPU it runs as a dozen element-wise steps with an array
-    each: forward and backward of 2048 × 1280 float32 take 48 ms on a core, these 14 (docs/log.md).
+    megatron-core's own activation is compiled on GPUs. On a CPU it runs as a dozen element-wise
+    steps with an array each: forward and backward of 2048 × 1280 float32 take 48 ms on a core,
+    these 14 (docs/log.md).
     """
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor | None]:
@@ -27,8 +29,8 @@ class SwiGluMLP(MLP):
 
 
 def swiglu_mlp(submodules: MLPSubmodules, tp_group: dist.ProcessGroup) -> type[SwiGluMLP]:
-    """Returns SwiGluMLP as a class that needs a config alone: megatron-core gives its group to no MLP but its own, and
-    warns of others.
+    """Returns SwiGluMLP as a class that needs a config alone: megatron-core gives its group to no
+    MLP but its own, and warns of others.
     """
 
     class BoundMLP(SwiGluMLP):

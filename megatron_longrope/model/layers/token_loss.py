@@ -1,10 +1,12 @@
-"""Per-token negative log-likelihood over a vocabulary-parallel output layer; logits exist one block at a time.
+"""Per-token negative log-likelihood over a vocabulary-parallel output layer; logits exist one block
+at a time.
 
-A block is some tokens × some vocabulary rows. Neither the peak of memory nor the size of a matrix product depends on
-the vocabulary: the log-sum-exp is built up block by block, and the backward pass makes each block again, turns it into
-softmax − one-hot in place, and adds its two matrix products up. Where the weight is frozen the hidden states' product
-is built up in the forward pass, beside the log-sum-exp, and nothing is made again: a token's upstream gradient is one
-number, by which its row is multiplied later.
+A block is some tokens × some vocabulary rows. Neither the peak of memory nor the size of a matrix
+product depends on the vocabulary: the log-sum-exp is built up block by block, and the backward pass
+makes each block again, turns it into softmax − one-hot in place, and adds its two matrix products
+up. Where the weight is frozen the hidden states' product is built up in the forward pass, beside
+the log-sum-exp, and nothing is made again: a token's upstream gradient is one number, by which its
+row is multiplied later.
 """
 
 from __future__ import annotations
@@ -23,13 +25,19 @@ _LOWEST = -1e30  # finite, so that a rank whose rows are all padding stays free 
 
 
 def token_losses(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, vocab_size: int, group: dist.ProcessGroup,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    vocab_size: int,
+    group: dist.ProcessGroup,
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
-) -> Tensor:  # fmt: skip
-    """Returns nats [total] of `labels` [total] under hidden [total, hidden_size] · weightᵀ, float32 at least.
+) -> Tensor:
+    """Returns nats [total] of `labels` [total] under hidden [total, hidden_size] · weightᵀ, float32
+    at least.
 
-    `weight` is this rank's share of the output layer's rows; rows from `vocab_size` on are padding and get no
-    probability. The gradient of `hidden` is this rank's part of a sum over the group.
+    `weight` is this rank's share of the output layer's rows; rows from `vocab_size` on are padding
+    and get no probability. The gradient of `hidden` is this rank's part of a sum over the group.
     """
     layer = _OutputLayer(group, vocab_size, chunk_tokens)
     return _TokenLosses.apply(hidden, weight, labels, layer)  # type: ignore[no-any-return, no-untyped-call]
@@ -37,10 +45,16 @@ def token_losses(
 
 @torch.no_grad()
 def scored_tokens(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, vocab_size: int, group: dist.ProcessGroup,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    vocab_size: int,
+    group: dist.ProcessGroup,
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
-) -> Tensor:  # fmt: skip
-    """Returns [2, total]: nats of each label, and 1 where it is the arg-max (ties go to the lowest id), else 0."""
+) -> Tensor:
+    """Returns [2, total]: nats of each label, and 1 where it is the arg-max (ties go to the lowest
+    id), else 0."""
     layer = _OutputLayer(group, vocab_size, chunk_tokens)
     result = hidden.new_empty(2, hidden.shape[0], dtype=_wide(hidden.dtype))
     for rows in layer.chunks(hidden):
@@ -51,7 +65,9 @@ def scored_tokens(
 
 
 @torch.no_grad()
-def full_logits(hidden: Tensor, weight: Tensor, *, vocab_size: int, group: dist.ProcessGroup) -> Tensor:
+def full_logits(
+    hidden: Tensor, weight: Tensor, *, vocab_size: int, group: dist.ProcessGroup
+) -> Tensor:
     """Returns the whole logits [total, vocab_size]: for comparisons over short inputs only."""
     logits = linear(hidden, weight).to(_wide(hidden.dtype))
     shares = [torch.empty_like(logits) for _ in range(group.size())]
@@ -71,7 +87,8 @@ class _OutputLayer(NamedTuple):
             yield slice(start, start + self.chunk_tokens)
 
     def blocks(self, weight: Tensor) -> Iterator[tuple[slice, int]]:
-        """Yields this rank's rows block by block, padding left out, and the vocabulary id of each block's first."""
+        """Yields this rank's rows block by block, padding left out, and the vocabulary id of each
+        block's first."""
         first = self.group.rank() * weight.shape[0]
         rows = min(weight.shape[0], self.vocab_size - first)
         for start in range(0, rows, BLOCK_VOCABULARY):
@@ -86,12 +103,15 @@ class _Seen(NamedTuple):
     best: Tensor
     """The id with the highest logit, the lowest of equals."""
     slope: Tensor | None = None
-    """[tokens, hidden_size]: this rank's part of the gradient of the loss by the hidden states, where asked for."""
+    """[tokens, hidden_size]: this rank's part of the gradient of the loss by the hidden states,
+    where asked for."""
 
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer
+    ) -> Tensor:
         losses = hidden.new_empty(hidden.shape[0], dtype=_wide(hidden.dtype))
         log_sums = torch.empty_like(losses)
         ctx.is_frozen = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
@@ -130,10 +150,14 @@ class _TokenLosses(torch.autograd.Function):
         return grad_hidden, grad_weight.to(weight.dtype), None, None
 
 
-def _seen(hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer, with_slope: bool = False) -> _Seen:
+def _seen(
+    hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer, with_slope: bool = False
+) -> _Seen:
     peak = hidden.new_full(labels.shape, _LOWEST, dtype=_wide(hidden.dtype))
     total, target, best = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(labels)
-    pulled = hidden.new_zeros(hidden.shape, dtype=peak.dtype) if with_slope else None  # Σ exp(logit − peak) · row
+    pulled = (
+        hidden.new_zeros(hidden.shape, dtype=peak.dtype) if with_slope else None
+    )  # Σ exp(logit − peak) · row
     for block, first in layer.blocks(weight):
         logits = _logits(hidden, weight[block])
         local, mine = _local(labels, first, logits.shape[1])
@@ -153,13 +177,17 @@ def _seen(hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer, w
     return seen._replace(slope=_slope(pulled, (peak - seen.log_sum).exp(), weight, labels, layer))
 
 
-def _slope(pulled: Tensor, scale: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer) -> Tensor:
+def _slope(
+    pulled: Tensor, scale: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer
+) -> Tensor:
     """(softmax − one-hot) · weight, over this rank's rows."""
     local, mine = _local(labels, layer.group.rank() * weight.shape[0], weight.shape[0])
     return pulled.mul_(scale[:, None]).sub_(weight[local[:, 0]] * mine)
 
 
-def _over_group(peak: Tensor, total: Tensor, target: Tensor, best: Tensor, group: dist.ProcessGroup) -> _Seen:
+def _over_group(
+    peak: Tensor, total: Tensor, target: Tensor, best: Tensor, group: dist.ProcessGroup
+) -> _Seen:
     if group.size() > 1:
         highest = peak.clone()
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
@@ -176,7 +204,8 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def _local(labels: Tensor, first: int, size: int) -> tuple[Tensor, Tensor]:
-    """Returns each label's column in a block that starts at id `first` (0 where it is not there), and whether it is."""
+    """Returns each label's column in a block that starts at id `first` (0 where it is not there),
+    and whether it is."""
     local = labels[:, None] - first
     mine = (local >= 0) & (local < size)
     return local.where(mine, 0), mine

@@ -20,20 +20,26 @@ def convergence_panel(found: Convergence, baseline: BaselineRow | None) -> Panel
     """Returns the plot for the page; None where there is no curve."""
     if not found.curves:
         return None
-    svg = draw("convergence", "Best perplexity against cost", lambda axes: _paint(axes, found, baseline))
+    svg = draw(
+        "convergence", "Best perplexity against cost", lambda axes: _paint(axes, found, baseline)
+    )
     entries = [legend_entry(searcher_look(curve.searcher), bold=True) for curve in found.curves]
     if baseline is not None:
         entries.append(LegendEntry(_baseline_label(baseline), "muted", "", True))
     return Panel("Best perplexity against cost", svg, tuple(entries), _note(found))
 
 
-def convergence_png(found: Convergence, baseline: BaselineRow | None, title: str, path: Path) -> None:
+def convergence_png(
+    found: Convergence, baseline: BaselineRow | None, title: str, path: Path
+) -> None:
     """Writes the same plot, of one curve or more, with legend and title as a PNG."""
 
     def paint(axes: Axes) -> None:
         _paint(axes, found, baseline)
         axes.set_title(title, loc="left")
-        axes.legend(loc="lower left", frameon=False)  # where curves that fall to the right leave room
+        axes.legend(
+            loc="lower left", frameon=False
+        )  # where curves that fall to the right leave room
         if found.left_out:
             axes.set_xlabel(f"{COST}\n{_note(found)}")
 
@@ -45,19 +51,34 @@ def _paint(axes: Axes, found: Convergence, baseline: BaselineRow | None) -> None
     values = [value for curve in curves for value in curve.perplexities]
     for curve in curves:
         look = searcher_look(curve.searcher)
-        axes.step(curve.costs, curve.perplexities, where="post", color=look.light, linewidth=2.2, label=look.label,
-                  zorder=3)  # fmt: skip
+        axes.step(
+            curve.costs,
+            curve.perplexities,
+            where="post",
+            color=look.light,
+            linewidth=2.2,
+            label=look.label,
+            zorder=3,
+        )
         axes.plot(curve.costs[-1], curve.perplexities[-1], look.marker, color=look.light, zorder=4)
     if baseline is not None and baseline.perplexity is not None:
-        axes.axhline(baseline.perplexity, color=MUTED, linewidth=1.6, linestyle=(0, (5, 2)), zorder=2,
-                     label=_baseline_label(baseline))  # fmt: skip
+        axes.axhline(
+            baseline.perplexity,
+            color=MUTED,
+            linewidth=1.6,
+            linestyle=(0, (5, 2)),
+            zorder=2,
+            label=_baseline_label(baseline),
+        )
         values.append(baseline.perplexity)
     low = min(values)
     highest = max(value for value in values if value <= TOP * low)
     high = highest if highest > low else 1.01 * low
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    _cost_axis(axes, min(curve.costs[0] for curve in curves), max(curve.costs[-1] for curve in curves))
+    _cost_axis(
+        axes, min(curve.costs[0] for curve in curves), max(curve.costs[-1] for curve in curves)
+    )
     axes.set_xlabel(COST)
     axes.set_ylabel("best perplexity so far")
 
@@ -72,7 +93,9 @@ def _cost_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def _baseline_label(baseline: BaselineRow) -> str:
-    return f"Best baseline: {method_look(baseline.method).label}, {baseline.temperature} temperature"
+    return (
+        f"Best baseline: {method_look(baseline.method).label}, {baseline.temperature} temperature"
+    )
 
 
 def _note(found: Convergence) -> str:

@@ -1,4 +1,5 @@
-"""Perplexity against length, and over the position in the context: one panel per model, every method a curve."""
+"""Perplexity against length, and over the position in the context: one panel per model, every
+method a curve."""
 
 from __future__ import annotations
 
@@ -8,19 +9,40 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from megatron_longrope.report.aggregate import PerplexityGrid, Series, Total, method_family, series_order
-from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, highlight, legend_entry, mark_length
-from megatron_longrope.report.style import length_axis, log_value_axis, model_name, series_look, short_length
+from megatron_longrope.report.aggregate import (
+    PerplexityGrid,
+    Series,
+    Total,
+    method_family,
+    series_order,
+)
+from megatron_longrope.report.plots.panel import (
+    LegendEntry,
+    Panel,
+    draw,
+    highlight,
+    legend_entry,
+    mark_length,
+)
+from megatron_longrope.report.style import (
+    length_axis,
+    log_value_axis,
+    model_name,
+    series_look,
+    short_length,
+)
 from megatron_longrope.report.tables import format_perplexity
 
 Points = Sequence[tuple[float, float]]
-TOP = 3.0  # what is this much worse than the best leaves the plot, so that the contenders can be told apart
+# what is this much worse than the best leaves the plot, so that the contenders can be told apart
+TOP = 3.0
 TEMPERATURES = {"own": "own temperature", "searched": "searched temperature"}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The axes all panels of a section share: (low, high) in tokens and in perplexity, and the original window."""
+    """The axes all panels of a section share: (low, high) in tokens and in perplexity, and the
+    original window."""
 
     tokens: tuple[float, float]
     perplexity: tuple[float, float]
@@ -28,7 +50,8 @@ class Frame:
 
 
 def length_panels(grid: PerplexityGrid, window: int | None) -> list[Panel]:
-    """Returns perplexity against length, scored from the first token on: a panel per model and temperature."""
+    """Returns perplexity against length, scored from the first token on: a panel per model and
+    temperature."""
     curves = {
         series: [(float(length), total.perplexity) for length, total in sorted(row.items())]
         for series, row in grid.cells.items()
@@ -37,16 +60,21 @@ def length_panels(grid: PerplexityGrid, window: int | None) -> list[Panel]:
     return _panels("length", _groups(curves), curves, window, "context length (tokens)")
 
 
-def position_panels(buckets: Mapping[Series, Sequence[tuple[int, int, Total]]], window: int | None) -> list[Panel]:
-    """Returns perplexity at each position, drawn at the middle of its bucket: a panel per model and temperature."""
+def position_panels(
+    buckets: Mapping[Series, Sequence[tuple[int, int, Total]]], window: int | None
+) -> list[Panel]:
+    """Returns perplexity at each position, drawn at the middle of its bucket: a panel per model and
+    temperature."""
     curves: dict[Series, Points] = {
-        series: [((start + end) / 2, total.perplexity) for start, end, total in row] for series, row in buckets.items()
+        series: [((start + end) / 2, total.perplexity) for start, end, total in row]
+        for series, row in buckets.items()
     }
     return _panels("position", _groups(curves), curves, window, "position in the context (tokens)")
 
 
 def _groups(curves: Mapping[Series, Points]) -> dict[str, list[Series]]:
-    """Title → members of a panel, one per model and temperature; a method with one temperature stands in both."""
+    """Title → members of a panel, one per model and temperature; a method with one temperature
+    stands in both."""
     groups: dict[str, list[Series]] = {}
     for model in _lead_models(curves):
         own = [series for series in sorted(curves, key=series_order) if series.model == model]
@@ -54,13 +82,16 @@ def _groups(curves: Mapping[Series, Points]) -> dict[str, list[Series]]:
         temperatures += sorted({s.temperature for s in own} - set(temperatures))
         for temperature in temperatures:
             chosen = [s for s in own if s.temperature == temperature or _only_temperature(s, own)]
-            suffix = f" · {TEMPERATURES.get(temperature, temperature)}" if len(temperatures) > 1 else ""
+            suffix = (
+                f" · {TEMPERATURES.get(temperature, temperature)}" if len(temperatures) > 1 else ""
+            )
             groups[f"{model_name(model)}{suffix}"] = chosen + _guests(model, curves)
     return groups
 
 
 def _lead_models(curves: Mapping[Series, Points]) -> list[str]:
-    """Models with a panel of their own; the control is a guest in the extended model's, where there is one."""
+    """Models with a panel of their own; the control is a guest in the extended model's, where there
+    is one."""
     models = list(dict.fromkeys(series.model for series in sorted(curves, key=series_order)))
     return [m for m in models if m != "control"] if "extended" in models else models
 
@@ -69,11 +100,17 @@ def _guests(model: str, curves: Mapping[Series, Points]) -> list[Series]:
     """What the extended model is compared with: the control, and the base model left as it was."""
     if model != "extended":
         return []
-    return [s for s in sorted(curves, key=series_order) if s.model == "control" or _is_untouched_base(s)]
+    return [
+        s for s in sorted(curves, key=series_order) if s.model == "control" or _is_untouched_base(s)
+    ]
 
 
 def _is_untouched_base(series: Series) -> bool:
-    return series.model == "base" and method_family(series.method) == "none" and series.temperature == "own"
+    return (
+        series.model == "base"
+        and method_family(series.method) == "none"
+        and series.temperature == "own"
+    )
 
 
 def _only_temperature(series: Series, others: Sequence[Series]) -> bool:
@@ -82,12 +119,20 @@ def _only_temperature(series: Series, others: Sequence[Series]) -> bool:
 
 
 def _panels(
-    kind: str, groups: Mapping[str, list[Series]], curves: Mapping[Series, Points], window: int | None, x_label: str
+    kind: str,
+    groups: Mapping[str, list[Series]],
+    curves: Mapping[Series, Points],
+    window: int | None,
+    x_label: str,
 ) -> list[Panel]:
     points = [point for row in curves.values() for point in row if math.isfinite(point[1])]
     low = min((y for _, y in points), default=1.0)
     high = min(max((y for _, y in points), default=2.0), TOP * low)
-    frame = Frame((min((x for x, _ in points), default=1), max((x for x, _ in points), default=2)), (low, high), window)
+    frame = Frame(
+        (min((x for x, _ in points), default=1), max((x for x, _ in points), default=2)),
+        (low, high),
+        window,
+    )
     panels = []
     for index, (title, members) in enumerate(groups.items()):
 
@@ -101,7 +146,9 @@ def _panels(
     return panels
 
 
-def _paint(axes: Axes, members: list[Series], curves: Mapping[Series, Points], frame: Frame) -> None:
+def _paint(
+    axes: Axes, members: list[Series], curves: Mapping[Series, Points], frame: Frame
+) -> None:
     for series in members:
         look, row = series_look(series), curves[series]
         axes.plot(
@@ -121,14 +168,23 @@ def _paint(axes: Axes, members: list[Series], curves: Mapping[Series, Points], f
 
 def _above(members: list[Series], curves: Mapping[Series, Points], high: float) -> str:
     """Says in words what leaves the plot at its top, and how high it gets."""
-    peaks = [(_legend(series, members).label, max(curves[series], key=lambda point: point[1])) for series in members]
-    texts = [f"{label} ({format_perplexity(y)} at {short_length(x)})" for label, (x, y) in peaks if y > high]
+    peaks = [
+        (_legend(series, members).label, max(curves[series], key=lambda point: point[1]))
+        for series in members
+    ]
+    texts = [
+        f"{label} ({format_perplexity(y)} at {short_length(x)})"
+        for label, (x, y) in peaks
+        if y > high
+    ]
     return f"Leaves the plot at the top: {', '.join(texts)}." if texts else ""
 
 
 def _is_dashed(series: Series, members: list[Series]) -> bool:
     """Guests from another model, and a second temperature of the same method, are dashed."""
-    same = [other for other in members if (other.model, other.method) == (series.model, series.method)]
+    same = [
+        other for other in members if (other.model, other.method) == (series.model, series.method)
+    ]
     return series.model != members[0].model or same[0] != series
 
 

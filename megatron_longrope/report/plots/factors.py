@@ -10,14 +10,22 @@ from dataclasses import dataclass, replace
 from matplotlib.axes import Axes
 
 from megatron_longrope.report.aggregate import method_family, method_order
-from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, highlight, legend_entry, mark_length
+from megatron_longrope.report.plots.panel import (
+    LegendEntry,
+    Panel,
+    draw,
+    highlight,
+    legend_entry,
+    mark_length,
+)
 from megatron_longrope.report.records import MAX_LOSS, FactorFile, FactorRange, Factors
 from megatron_longrope.report.style import length_axis, log_value_axis, method_look, short_length
 
 
 @dataclass(frozen=True)
 class NamedFactors:
-    """Factors with the file they came from and the label they go by; `is_last`: they serve the longest inputs."""
+    """Factors with the file they came from and the label they go by; `is_last`: they serve the
+    longest inputs."""
 
     source: str
     label: str
@@ -32,7 +40,9 @@ class NamedFactors:
     @property
     def span(self) -> str:
         """Smallest and largest λ, or the one value all pairs have."""
-        ends = dict.fromkeys(f"{value:.4g}" for value in (min(self.factors.rescale), max(self.factors.rescale)))
+        ends = dict.fromkeys(
+            f"{value:.4g}" for value in (min(self.factors.rescale), max(self.factors.rescale))
+        )
         return " – ".join(ends)
 
     @property
@@ -50,18 +60,26 @@ class NamedFactors:
 
 def wavelengths(factors: Factors) -> list[float]:
     """Returns 2π·base^(2i/d), in tokens, of every rotary pair i before rescaling."""
-    return [2 * math.pi * factors.base ** (2 * i / factors.head_dim) for i in range(len(factors.rescale))]
+    return [
+        2 * math.pi * factors.base ** (2 * i / factors.head_dim)
+        for i in range(len(factors.rescale))
+    ]
 
 
 def factors_by_target(files: Mapping[str, FactorFile]) -> dict[int, list[NamedFactors]]:
     """Returns target length → the distinct factors of the sets made for it, baselines first.
 
-    A set with a range for short inputs stands whole under the target of its longest range, and is read first: the same
-    short factors in a file of their own are shown again only beside other methods for that length.
+    A set with a range for short inputs stands whole under the target of its longest range, and is
+    read first: the same short factors in a file of their own are shown again only beside other
+    methods for that length.
     """
     by_target: dict[int, list[NamedFactors]] = {}
     shown: dict[tuple[object, ...], set[int]] = {}
-    compared = {_target(file) for file in files.values() if file.ranges[-1].factors.origin.method != "longrope"}
+    compared = {
+        _target(file)
+        for file in files.values()
+        if file.ranges[-1].factors.origin.method != "longrope"
+    }
     for source, file in sorted(files.items(), key=lambda item: (-len(item[1].ranges), item[0])):
         target = _target(file)
         for entry in file.ranges:
@@ -76,7 +94,9 @@ def factors_by_target(files: Mapping[str, FactorFile]) -> dict[int, list[NamedFa
             elsewhere = shown.setdefault(key, set())
             if not elsewhere or (target in compared and target not in elsewhere):
                 elsewhere.add(target)
-                by_target.setdefault(target, []).append(NamedFactors(source, _label(entry, is_last), factors, is_last))
+                by_target.setdefault(target, []).append(
+                    NamedFactors(source, _label(entry, is_last), factors, is_last)
+                )
     return {target: _labelled(by_target[target]) for target in sorted(by_target)}
 
 
@@ -86,14 +106,21 @@ def _target(file: FactorFile) -> int:
 
 def _label(entry: FactorRange, is_last: bool) -> str:
     name = method_look(entry.factors.origin.method).label
-    return name if is_last or entry.up_to is None else f"{name}, inputs to {short_length(entry.up_to)}"
+    return (
+        name if is_last or entry.up_to is None else f"{name}, inputs to {short_length(entry.up_to)}"
+    )
 
 
 def _labelled(group: list[NamedFactors]) -> list[NamedFactors]:
     """Baselines first; a label that several sets share gets its file's name added."""
     counts = Counter(item.label for item in group)
-    named = [replace(i, label=f"{i.label} · {i.source}") if counts[i.label] > 1 else i for i in group]
-    return sorted(named, key=lambda item: (*method_order(item.factors.origin.method), not item.is_last, item.source))
+    named = [
+        replace(i, label=f"{i.label} · {i.source}") if counts[i.label] > 1 else i for i in group
+    ]
+    return sorted(
+        named,
+        key=lambda item: (*method_order(item.factors.origin.method), not item.is_last, item.source),
+    )
 
 
 def factor_panels(files: Mapping[str, FactorFile]) -> list[Panel]:
@@ -105,9 +132,13 @@ def _panel(target: int, group: list[NamedFactors]) -> Panel:
     window = group[0].factors.original_length
     scale = target / window
     title = (
-        f"Factors for {short_length(target)} ({scale:g}× the window)" if target != window else "Factors for the window"
+        f"Factors for {short_length(target)} ({scale:g}× the window)"
+        if target != window
+        else "Factors for the window"
     )
-    description = f"Rescale factors against wavelength, {len(group)} sets for {short_length(target)} tokens"
+    description = (
+        f"Rescale factors against wavelength, {len(group)} sets for {short_length(target)} tokens"
+    )
     svg = draw(f"factors-{target}", description, lambda axes: _paint(axes, target, window, group))
     return Panel(title, svg, tuple(_legend(item, index, group) for index, item in enumerate(group)))
 
@@ -121,7 +152,10 @@ def _paint(axes: Axes, target: int, window: int, group: list[NamedFactors]) -> N
             item.factors.rescale,
             color=look.light,
             marker=look.marker,
-            markevery=(index % 4, 4),  # staggered, so that curves on top of one another stay visible
+            markevery=(
+                index % 4,
+                4,
+            ),  # staggered, so that curves on top of one another stay visible
             linestyle=_dashes(index, group),
             **highlight(method_family(method) == "longrope"),
         )

@@ -18,7 +18,8 @@ OTHERS = ("yarn", "ntk", "dynamic-ntk", "pi", "llama3", "none")
 
 
 def by_stage(rows: Sequence[MetricsRow]) -> dict[str, list[MetricsRow]]:
-    """Returns stage → its steps, ascending; a step written again after a resume counts once, as last written."""
+    """Returns stage → its steps, ascending; a step written again after a resume counts once, as
+    last written."""
     stages: dict[str, dict[int, MetricsRow]] = {}
     for row in rows:
         stages.setdefault(row.stage, {})[row.step] = row
@@ -26,12 +27,15 @@ def by_stage(rows: Sequence[MetricsRow]) -> dict[str, list[MetricsRow]]:
 
 
 def loss_panels(rows: Sequence[MetricsRow]) -> list[Panel]:
-    """Returns the loss curves of all stages, and their learning rates where recorded; nothing without a step."""
+    """Returns the loss curves of all stages, and their learning rates where recorded; nothing
+    without a step."""
     stages = by_stage(rows)
     if not stages:
         return []
     looks = stage_looks(list(stages))
-    legend = tuple(LegendEntry(heading(stage), looks[stage].variable, bold=True) for stage in stages)
+    legend = tuple(
+        LegendEntry(heading(stage), looks[stage].variable, bold=True) for stage in stages
+    )
     svg = draw("loss", "Training loss by step", lambda axes: _paint_loss(axes, stages, looks))
     caption = "Thin: every step. Thick: running mean over a twentieth of the steps."
     panels = [Panel("Loss", svg, legend, caption)]
@@ -42,7 +46,8 @@ def loss_panels(rows: Sequence[MetricsRow]) -> list[Panel]:
 
 
 def stage_looks(stages: Sequence[str]) -> dict[str, Look]:
-    """Returns colours: the fine-tuned model has LongRoPE's, the control its own, other stages what is left."""
+    """Returns colours: the fine-tuned model has LongRoPE's, the control its own, other stages what
+    is left."""
     looks, spare = {}, list(OTHERS)
     taken = False
     for stage in stages:
@@ -56,7 +61,8 @@ def stage_looks(stages: Sequence[str]) -> dict[str, Look]:
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Returns at each place the mean of the up to `width` values ending there; NaN values are left out."""
+    """Returns at each place the mean of the up to `width` values ending there; NaN values are left
+    out."""
     means = []
     for end in range(1, len(values) + 1):
         window = [value for value in values[max(0, end - width) : end] if math.isfinite(value)]
@@ -77,7 +83,9 @@ def _paint_loss(axes: Axes, stages: dict[str, list[MetricsRow]], looks: dict[str
 def _paint_rate(axes: Axes, stages: dict[str, list[MetricsRow]], looks: dict[str, Look]) -> None:
     for index, (stage, rows) in enumerate(stages.items()):
         recorded = [(row.step, row.lr) for row in rows if row.lr is not None]
-        dashes = "-" if index == 0 else (0, (4, 1 + index))  # equal schedules lie on top of one another
+        dashes = (
+            "-" if index == 0 else (0, (4, 1 + index))
+        )  # equal schedules lie on top of one another
         axes.plot(
             [step for step, _ in recorded],
             [rate for _, rate in recorded],

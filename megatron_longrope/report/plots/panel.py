@@ -1,4 +1,5 @@
-"""A plot as the page shows it: an SVG with a title, a legend beside (never over) the data, and a caption."""
+"""A plot as the page shows it: an SVG with a title, a legend beside (never over) the data, and a
+caption."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot with what the page writes around it. Titles and captions are plain text: the page escapes them."""
+    """One plot with what the page writes around it. Titles and captions are plain text: the page
+    escapes them."""
 
     title: str
     svg: Markup
@@ -67,13 +69,16 @@ def write_png(path: Path, paint: Callable[[Axes], None]) -> None:
     os.replace(partial, path)
 
 
-def legend_entry(look: Look, label: str = "", *, dashed: bool = False, bold: bool = False) -> LegendEntry:
+def legend_entry(
+    look: Look, label: str = "", *, dashed: bool = False, bold: bool = False
+) -> LegendEntry:
     """Returns the legend line of a curve drawn in `look`."""
     return LegendEntry(label or look.label, look.variable, look.marker, dashed, bold)
 
 
 def mark_length(axes: Axes, tokens: int, word: str, *, to_left: bool = True) -> None:
-    """Draws a vertical line at `tokens` with its name above the plot, on the side away from its neighbour."""
+    """Draws a vertical line at `tokens` with its name above the plot, on the side away from its
+    neighbour."""
     axes.axvline(tokens, color=MUTED, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
     axes.annotate(
         f"{word} {short_length(tokens)}",

@@ -16,19 +16,23 @@ from megatron_longrope.report.run_files import SearchJournal
 from megatron_longrope.report.style import LOOKS, MUTED, OTHER, heading, method_look
 
 SEARCHED = LOOKS["longrope"]
-TOP = 1.25  # candidates this much worse than the best say nothing about convergence and would flatten the rest
+# candidates this much worse than the best say nothing about convergence and would flatten the rest
+TOP = 1.25
 GRID_STEP = 0.01  # a search rounds its seeds to this grid
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The best starting point of one method, as evaluated in the search; None for one no factors file explains."""
+    """The best starting point of one method, as evaluated in the search; None for one no factors
+    file explains."""
 
     method: str | None
     perplexity: float
 
 
-def search_panels(journals: Mapping[str, SearchJournal], files: Mapping[str, FactorFile]) -> list[Panel]:
+def search_panels(
+    journals: Mapping[str, SearchJournal], files: Mapping[str, FactorFile]
+) -> list[Panel]:
     """Returns one panel per journal that holds a completed evaluation."""
     panels: list[Panel] = []
     for stage, journal in journals.items():
@@ -39,7 +43,8 @@ def search_panels(journals: Mapping[str, SearchJournal], files: Mapping[str, Fac
 
 
 def baselines(entries: Sequence[SearchEntry], files: Mapping[str, FactorFile]) -> list[Baseline]:
-    """Returns the best seed per method, methods told by the factors file whose λ the seed has (within rounding)."""
+    """Returns the best seed per method, methods told by the factors file whose λ the seed has
+    (within rounding)."""
     best: dict[str | None, float] = {}
     for entry in entries:
         if entry.origin == "seed" and entry.completed and math.isfinite(entry.perplexity):
@@ -68,7 +73,11 @@ def _panel(index: int, stage: str, entries: Sequence[SearchEntry], lines: list[B
     high = min(max([value for value in curve if math.isfinite(value)] + seeds), TOP * low)
     high = low + (high - low) * 1.12 if high > low else low * 1.01
     name = f"search-{index}"
-    svg = draw(name, f"Search convergence of {stage}", lambda axes: _paint(axes, values, curve, lines, (low, high)))
+    svg = draw(
+        name,
+        f"Search convergence of {stage}",
+        lambda axes: _paint(axes, values, curve, lines, (low, high)),
+    )
     steps = sum(entry.sample is not None for entry in entries)
     stopped = sum(entry.stopped_early for entry in entries)
     caption = f"{len(entries)} evaluations, best {low:.3f}"
@@ -76,10 +85,19 @@ def _panel(index: int, stage: str, entries: Sequence[SearchEntry], lines: list[B
         caption += f"; {steps} were steps of a descent, each on some of the documents"
     if stopped:
         caption += f"; {stopped} stopped early"
-    above = [method_look(line.method or "").label or "a starting point" for line in lines if line.perplexity > high]
+    above = [
+        method_look(line.method or "").label or "a starting point"
+        for line in lines
+        if line.perplexity > high
+    ]
     if above:
         caption += f"; above the plot: {', '.join(above)}"
-    return Panel(heading(stage), svg, _legend([line for line in lines if line.perplexity <= high]), caption + ".")
+    return Panel(
+        heading(stage),
+        svg,
+        _legend([line for line in lines if line.perplexity <= high]),
+        caption + ".",
+    )
 
 
 def _paint(
@@ -92,9 +110,19 @@ def _paint(
     low, high = limits
     for line in lines:
         look = method_look(line.method) if line.method else OTHER
-        axes.axhline(line.perplexity, color=look.light, linewidth=1.6, linestyle=(0, (5, 2)), zorder=3)
+        axes.axhline(
+            line.perplexity, color=look.light, linewidth=1.6, linestyle=(0, (5, 2)), zorder=3
+        )
     shown = [(i, v) for i, (v, completed) in enumerate(values, start=1) if completed and v <= high]
-    axes.plot([i for i, _ in shown], [v for _, v in shown], ".", color=MUTED, markersize=3.2, alpha=0.55, zorder=2)
+    axes.plot(
+        [i for i, _ in shown],
+        [v for _, v in shown],
+        ".",
+        color=MUTED,
+        markersize=3.2,
+        alpha=0.55,
+        zorder=2,
+    )
     steps = [(i, v) for i, v in enumerate(curve, start=1) if math.isfinite(v)]
     axes.plot(
         [i for i, _ in steps],
@@ -117,5 +145,9 @@ def _legend(lines: list[Baseline]) -> tuple[LegendEntry, ...]:
     dots = LegendEntry("One candidate", "muted", "dot", False, False)
     known = [legend_entry(method_look(line.method), dashed=True) for line in lines if line.method]
     named = [LegendEntry(entry.label, entry.variable, "", True) for entry in known]
-    unknown = [LegendEntry("Best unnamed start", OTHER.variable, "", True) for line in lines if line.method is None]
+    unknown = [
+        LegendEntry("Best unnamed start", OTHER.variable, "", True)
+        for line in lines
+        if line.method is None
+    ]
     return (best, dots, *named, *unknown)

@@ -1,4 +1,5 @@
-"""How two scorings of the same candidates are compared: against Spearman's formula and pairs counted one by one."""
+"""How two scorings of the same candidates are compared: against Spearman's formula and pairs
+counted one by one."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def test_ranks_and_pairs(order: list[int], noise: float) -> None:
     assert ranking.swapped_pairs == len(swapped)
     assert ranking.order_kept == (not swapped)
     assert ranking.best_kept == (order[0] == 0)
-    assert ranking.largest_swapped_gap == pytest.approx(max((0.01 * (j - i) for i, j in swapped), default=0.0))
+    assert ranking.largest_swapped_gap == pytest.approx(
+        max((0.01 * (j - i) for i, j in swapped), default=0.0)
+    )
 
 
 def test_a_shift_of_all_losses_keeps_the_order() -> None:

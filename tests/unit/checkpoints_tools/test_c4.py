@@ -1,4 +1,4 @@
-"""Bar C4: every damaged input is refused with one line, and nothing is left or changed anywhere."""
+"""Every damaged input is refused with one line, and nothing is left or changed anywhere."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a sharded HF folder and its import."""
     base = tmp_path_factory.mktemp("whole")
     single = open_hf_folder(random_hf_folder(base / "single"))
-    write_hf_folder(base / "hf", single.config, ((name, single.tensor(name)) for name in single.files),
-                    max_shard_bytes=20_000)  # fmt: skip
+    write_hf_folder(
+        base / "hf",
+        single.config,
+        ((name, single.tensor(name)) for name in single.files),
+        max_shard_bytes=20_000,
+    )
     import_hf(base / "hf", base / "megatron")
     return base
 
@@ -42,7 +46,9 @@ def test_a_damaged_folder_is_refused(whole: Path, tmp_path: Path, name: str) -> 
     with pytest.raises(InputError) as caught:
         import_hf(tmp_path / "hf", tmp_path / "out" / "target")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
-    shutil.rmtree(tmp_path / "out", ignore_errors=True) if not any((tmp_path / "out").glob("*")) else None
+    shutil.rmtree(tmp_path / "out", ignore_errors=True) if not any(
+        (tmp_path / "out").glob("*")
+    ) else None
     assert contents(tmp_path) == before
 
 
@@ -54,14 +60,18 @@ def test_a_damaged_checkpoint_is_refused(whole: Path, tmp_path: Path, name: str)
     with pytest.raises(InputError) as caught:
         export_hf(tmp_path / "megatron", tmp_path / "out" / "target")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
-    shutil.rmtree(tmp_path / "out", ignore_errors=True) if not any((tmp_path / "out").glob("*")) else None
+    shutil.rmtree(tmp_path / "out", ignore_errors=True) if not any(
+        (tmp_path / "out").glob("*")
+    ) else None
     assert contents(tmp_path) == before
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Returns everything below `folder` with its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-            for path in folder.rglob("*")}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize(
@@ -70,7 +80,11 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def test_the_command_says_one_line(whole: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(whole / "hf", tmp_path / "hf")
     HF[name](tmp_path / "hf")
-    result = CliRunner().invoke(main, ["convert", "import", str(tmp_path / "hf"), str(tmp_path / "target")])
-    refusal = [line for line in result.output.splitlines() if " of " not in line or "GB" not in line]
+    result = CliRunner().invoke(
+        main, ["convert", "import", str(tmp_path / "hf"), str(tmp_path / "target")]
+    )
+    refusal = [
+        line for line in result.output.splitlines() if " of " not in line or "GB" not in line
+    ]
     assert result.exit_code == EXIT_BAD_INPUT and len(refusal) == 1, result.output
     assert not list(tmp_path.glob("target*"))

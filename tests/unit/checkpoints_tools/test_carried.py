@@ -1,4 +1,5 @@
-"""What travels beside the weights, what stays behind and is said, and targets that are there already."""
+"""What travels beside the weights, what stays behind and is said, and targets that are there
+already."""
 
 from __future__ import annotations
 
@@ -13,14 +14,35 @@ from checkpoints_tools.hf.folder import open_hf_folder, write_hf_folder
 from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.serving import end_token_note, engine_notes
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.checkpoints.checkpoint import CheckpointDescription, read_description, write_description
-from megatron_longrope.rope import FactorSet, NoScaling, PositionInterpolation, RopeGeometry, Yarn, hf_rope_config
+from megatron_longrope.model.checkpoints.checkpoint import (
+    CheckpointDescription,
+    read_description,
+    write_description,
+)
+from megatron_longrope.rope import (
+    FactorSet,
+    NoScaling,
+    PositionInterpolation,
+    RopeGeometry,
+    Yarn,
+    hf_rope_config,
+)
 from megatron_longrope.rope.methods import RopeMethod
 from tests.support.hf_folders import SHAPE, random_hf_folder
 
-GEOMETRY = RopeGeometry(base=SHAPE.rope_base, head_dim=SHAPE.head_dim, original_length=SHAPE.context_length)
-TRAVEL = ("tokenizer.model.v3", "tekken.json", "qwen.tiktoken", "spiece.model", "vocab.txt", "USE_POLICY.md",
-          "additional_chat_templates/tool_use.jinja", "additional_chat_templates/rag.jinja")  # fmt: skip
+GEOMETRY = RopeGeometry(
+    base=SHAPE.rope_base, head_dim=SHAPE.head_dim, original_length=SHAPE.context_length
+)
+TRAVEL = (
+    "tokenizer.model.v3",
+    "tekken.json",
+    "qwen.tiktoken",
+    "spiece.model",
+    "vocab.txt",
+    "USE_POLICY.md",
+    "additional_chat_templates/tool_use.jinja",
+    "additional_chat_templates/rag.jinja",
+)
 STAY = ("README.md", "configuration_phi3.py", "consolidated.safetensors", "original/params.json")
 
 
@@ -35,12 +57,23 @@ def test_tokenizers_templates_and_licences_travel_and_the_rest_is_named(tmp_path
     source = random_hf_folder(tmp_path / "hf")
     put(source, *TRAVEL, *STAY, ".gitattributes", ".cache/x")
     done = import_hf(source, tmp_path / "megatron")
-    assert done.stayed_behind == ("README.md", "configuration_phi3.py", "consolidated.safetensors", "original/")
+    assert done.stayed_behind == (
+        "README.md",
+        "configuration_phi3.py",
+        "consolidated.safetensors",
+        "original/",
+    )
     assert export_hf(tmp_path / "megatron", tmp_path / "back").stayed_behind == ()
-    back = {path.relative_to(tmp_path / "back").as_posix() for path in (tmp_path / "back").rglob("*") if path.is_file()}
+    back = {
+        path.relative_to(tmp_path / "back").as_posix()
+        for path in (tmp_path / "back").rglob("*")
+        if path.is_file()
+    }
     assert back >= set(TRAVEL) and not back & {*STAY, ".gitattributes", ".cache/x"}
     assert all((tmp_path / "back" / name).read_text() == name for name in TRAVEL)
-    export_hf(tmp_path / "megatron", tmp_path / "back")  # an export is known as one, its templates included
+    export_hf(
+        tmp_path / "megatron", tmp_path / "back"
+    )  # an export is known as one, its templates included
     put(tmp_path / "back", "additional_chat_templates/mine.txt")
     with pytest.raises(InputError, match="additional_chat_templates"):
         export_hf(tmp_path / "megatron", tmp_path / "back")
@@ -55,7 +88,8 @@ def test_a_changed_template_is_another_source(tmp_path: Path) -> None:
 
 
 def test_two_sets_of_weights_in_one_folder_are_refused(tmp_path: Path) -> None:
-    """transformers reads the single file, an index suggests the shards: nobody says which is the model."""
+    """transformers reads the single file, an index suggests the shards: nobody says which is the
+    model."""
     source = open_hf_folder(random_hf_folder(tmp_path / "hf"))
     weights = [(name, source.tensor(name)) for name in source.files]
     write_hf_folder(tmp_path / "two", source.config, weights, max_shard_bytes=20_000)
@@ -65,7 +99,9 @@ def test_two_sets_of_weights_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keys", [("torch_dtype",), ("dtype",), ("dtype", "torch_dtype")])
-def test_every_dtype_key_tells_the_dtype_of_a_trained_model(tmp_path: Path, keys: tuple[str, ...]) -> None:
+def test_every_dtype_key_tells_the_dtype_of_a_trained_model(
+    tmp_path: Path, keys: tuple[str, ...]
+) -> None:
     source = random_hf_folder(tmp_path / "hf", dtype=torch.float32)
     config = json.loads((source / "config.json").read_text())
     del config["torch_dtype"]
@@ -75,14 +111,20 @@ def test_every_dtype_key_tells_the_dtype_of_a_trained_model(tmp_path: Path, keys
     write_description(tmp_path / "megatron", CheckpointDescription.model_validate(trained))
     export_hf(tmp_path / "megatron", tmp_path / "out")
     said = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert {key: said.get(key) for key in ("dtype", "torch_dtype") if key in said} == dict.fromkeys(keys, "float32")
+    assert {key: said.get(key) for key in ("dtype", "torch_dtype") if key in said} == dict.fromkeys(
+        keys, "float32"
+    )
 
 
 def test_factors_of_another_window_are_refused(tmp_path: Path) -> None:
     import_hf(random_hf_folder(tmp_path / "hf"), tmp_path / "megatron")
     other = GEOMETRY.model_copy(update={"original_length": 2 * GEOMETRY.original_length})
     with pytest.raises(InputError, match="original_length"):
-        export_hf(tmp_path / "megatron", tmp_path / "out", FactorSet.single(Yarn(scale=4.0).factors(other)))
+        export_hf(
+            tmp_path / "megatron",
+            tmp_path / "out",
+            FactorSet.single(Yarn(scale=4.0).factors(other)),
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -121,10 +163,15 @@ def test_parents_made_for_a_refused_conversion_go_too(tmp_path: Path) -> None:
 HALVED = PositionInterpolation(scale=2.0)
 
 
-@pytest.mark.parametrize(("family", "method", "said"),
-                         [("phi3", HALVED, True), ("phi3", NoScaling(), False), ("llama", HALVED, False)])  # fmt: skip
-def test_transformers_4_and_phi3_is_said(tmp_path: Path, family: str, method: RopeMethod, said: bool) -> None:
-    """Its Phi3Config (4.57: `_rope_scaling_validation`) takes exactly `type`, `short_factor` and `long_factor`."""
+@pytest.mark.parametrize(
+    ("family", "method", "said"),
+    [("phi3", HALVED, True), ("phi3", NoScaling(), False), ("llama", HALVED, False)],
+)
+def test_transformers_4_and_phi3_is_said(
+    tmp_path: Path, family: str, method: RopeMethod, said: bool
+) -> None:
+    """Its Phi3Config (4.57: `_rope_scaling_validation`) takes exactly `type`, `short_factor` and
+    `long_factor`."""
     config = {"model_type": family, **hf_rope_config(method.factor_set(GEOMETRY))}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert any("transformers 4" in note for note in engine_notes(tmp_path)) == said
@@ -137,4 +184,6 @@ def test_end_tokens_a_gguf_file_cannot_name_are_said(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
     assert "config.json ends texts at tokens 1, 2" in end_token_note(tmp_path)[0]
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [128001, 128009]}')
-    assert "generation_config.json ends texts at tokens 128001, 128009" in end_token_note(tmp_path)[0]
+    assert (
+        "generation_config.json ends texts at tokens 128001, 128009" in end_token_note(tmp_path)[0]
+    )

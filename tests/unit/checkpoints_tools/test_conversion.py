@@ -1,4 +1,5 @@
-"""Hugging Face → Megatron → Hugging Face: every bit, every file, and the same numbers in transformers."""
+"""Hugging Face → Megatron → Hugging Face: every bit, every file, and the same numbers in
+transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from checkpoints_tools.load_any import find_model, load_model
 from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape, build_model, document_logits
-from megatron_longrope.model.checkpoints.checkpoint import load_weights, read_description, save_checkpoint
+from megatron_longrope.model.checkpoints.checkpoint import (
+    load_weights,
+    read_description,
+    save_checkpoint,
+)
 from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors
 from megatron_longrope.runtime import Runtime
 from tests.support.hf_folders import CARRIED, SHAPE, random_hf_folder, random_weights
@@ -33,12 +38,16 @@ def runtime() -> Iterator[Runtime]:
     yield from single_runtime()
 
 
-def longrope_set(shape: ModelShape, *, start_tokens: int = 0, long_temperature: float = 1.25) -> FactorSet:
+def longrope_set(
+    shape: ModelShape, *, start_tokens: int = 0, long_temperature: float = 1.25
+) -> FactorSet:
     """Returns one set up to the window and another beyond it."""
 
     def factors(growth: float, temperature: float) -> RopeFactors:
         return RopeFactors(
-            rescale=tuple(1 + growth * pair / shape.head_dim for pair in range(shape.head_dim // 2)),
+            rescale=tuple(
+                1 + growth * pair / shape.head_dim for pair in range(shape.head_dim // 2)
+            ),
             start_tokens=start_tokens,
             attention_factor=temperature,
             base=shape.rope_base,
@@ -49,7 +58,9 @@ def longrope_set(shape: ModelShape, *, start_tokens: int = 0, long_temperature: 
         )
 
     short = FactorRange(up_to=shape.context_length, factors=factors(0.5, 1.25))
-    return FactorSet(ranges=(short, FactorRange(up_to=None, factors=factors(7.0, long_temperature))))
+    return FactorSet(
+        ranges=(short, FactorRange(up_to=None, factors=factors(7.0, long_temperature)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,15 +78,20 @@ def test_round_trip_keeps_every_bit_and_file(
     source = random_hf_folder(tmp_path / "hf", shape, dtype)
     import_hf(source, tmp_path / "megatron", runtime)
     done = export_hf(tmp_path / "megatron", tmp_path / "back")
-    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    before, after = (
+        load_file(source / "model.safetensors"),
+        load_file(tmp_path / "back" / "model.safetensors"),
+    )
     assert before.keys() == after.keys() and done.num_tensors == len(after)
     assert all(bits_equal(before[name], after[name]) for name in before)
     for name in ("config.json", *CARRIED):
         assert (source / name).read_bytes() == (tmp_path / "back" / name).read_bytes(), name
 
 
-def test_exported_longrope_gives_our_logits_in_transformers(tmp_path: Path, runtime: Runtime) -> None:
-    """Shorter and longer than the window, where the two factor sets differ (bar B7)."""
+def test_exported_longrope_gives_our_logits_in_transformers(
+    tmp_path: Path, runtime: Runtime
+) -> None:
+    """Shorter and longer than the window, where the two factor sets differ."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     random_hf_folder(tmp_path / "hf", seed=3)
@@ -85,15 +101,19 @@ def test_exported_longrope_gives_our_logits_in_transformers(tmp_path: Path, runt
     theirs.load_state_dict(load_file(tmp_path / "extended" / "model.safetensors"))
     ours = load_model(tmp_path / "extended", runtime, angle_precision="hf").model
     plain = load_model(tmp_path / "hf", runtime, angle_precision="hf").model
-    for document in random_documents(WINDOW - 7, WINDOW, WINDOW + 1, 3 * WINDOW, vocabulary=SHAPE.vocab_size):
+    for document in random_documents(
+        WINDOW - 7, WINDOW, WINDOW + 1, 3 * WINDOW, vocabulary=SHAPE.vocab_size
+    ):
         with torch.no_grad():
             expected = theirs(torch.tensor(document)[None]).logits[0].numpy()
         np.testing.assert_allclose(document_logits(ours, document), expected, atol=1e-4, rtol=0)
         assert np.abs(document_logits(plain, document) - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize(("field", "options"), [("start_tokens", {"start_tokens": 4}),
-                                                ("attention_factor", {"long_temperature": 1.5})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [("start_tokens", {"start_tokens": 4}), ("attention_factor", {"long_temperature": 1.5})],
+)
 def test_what_hf_cannot_carry_is_refused(
     tmp_path: Path, runtime: Runtime, field: str, options: dict[str, float]
 ) -> None:
@@ -111,7 +131,9 @@ def test_a_trained_model_tells_its_factors_and_dtype(tmp_path: Path, runtime: Ru
     export_hf(tmp_path / "trained", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["torch_dtype"] == "float32" and config["bos_token_id"] == 1
-    assert config["rope_scaling"]["rope_type"] == config["rope_parameters"]["rope_type"] == "longrope"
+    assert (
+        config["rope_scaling"]["rope_type"] == config["rope_parameters"]["rope_type"] == "longrope"
+    )
     description = read_description(tmp_path / "trained")
     assert description.iteration == 7 and description.training == {"seed": 3}
     assert description.factor_set == longrope_set(SHAPE)
@@ -130,8 +152,13 @@ def test_weights_load_in_another_dtype(tmp_path: Path, runtime: Runtime) -> None
     import_hf(source, tmp_path / "megatron", runtime)
     from_hf, from_megatron = load_model(source, runtime), load_model(tmp_path / "megatron", runtime)
     assert next(from_megatron.model.stage.parameters()).dtype == torch.float32
-    assert np.array_equal(document_logits(from_hf.model, TOKENS), document_logits(from_megatron.model, TOKENS))
-    assert from_megatron.tokenizer_file is not None and from_megatron.tokenizer_file.name == "tokenizer.json"
+    assert np.array_equal(
+        document_logits(from_hf.model, TOKENS), document_logits(from_megatron.model, TOKENS)
+    )
+    assert (
+        from_megatron.tokenizer_file is not None
+        and from_megatron.tokenizer_file.name == "tokenizer.json"
+    )
 
 
 def test_verify_finds_one_changed_number(tmp_path: Path, runtime: Runtime) -> None:
@@ -158,13 +185,19 @@ def test_verify_tells_factors_and_shapes_apart(tmp_path: Path) -> None:
 
 def test_shards_and_their_index_are_read_back(tmp_path: Path) -> None:
     source = open_hf_folder(random_hf_folder(tmp_path / "hf"))
-    write_hf_folder(tmp_path / "sharded", source.config, ((n, source.tensor(n)) for n in source.files),
-                    max_shard_bytes=20_000)  # fmt: skip
+    write_hf_folder(
+        tmp_path / "sharded",
+        source.config,
+        ((n, source.tensor(n)) for n in source.files),
+        max_shard_bytes=20_000,
+    )
     assert len(list((tmp_path / "sharded").glob("model-*-of-*.safetensors"))) > 2
     assert all_equal(verify(tmp_path / "hf", tmp_path / "sharded"))
 
 
-def test_a_checkpoint_replaces_the_one_before_it_and_nothing_else(tmp_path: Path, runtime: Runtime) -> None:
+def test_a_checkpoint_replaces_the_one_before_it_and_nothing_else(
+    tmp_path: Path, runtime: Runtime
+) -> None:
     model = build_model(SHAPE, runtime)
     place = tmp_path / "here"
     (tmp_path / "here.partial").mkdir()
@@ -188,7 +221,9 @@ def test_two_saves_write_the_same_bytes(tmp_path: Path, runtime: Runtime) -> Non
     for name in ("a", "b"):
         save_checkpoint(model, tmp_path / name)
     for file in (path for path in (tmp_path / "a").rglob("*") if path.is_file()):
-        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes(), file.name
+        assert (
+            file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+        ), file.name
 
 
 def test_folders_are_told_apart_by_contents(tmp_path: Path, runtime: Runtime) -> None:
@@ -211,4 +246,6 @@ def test_folders_are_told_apart_by_contents(tmp_path: Path, runtime: Runtime) ->
 def test_another_shape_is_refused(tmp_path: Path, runtime: Runtime) -> None:
     save_checkpoint(build_model(SHAPE, runtime), tmp_path / "a")
     with pytest.raises(InputError, match="num_layers is 2"):
-        load_weights(build_model(SHAPE.model_copy(update={"num_layers": 1}), runtime), tmp_path / "a")
+        load_weights(
+            build_model(SHAPE.model_copy(update={"num_layers": 1}), runtime), tmp_path / "a"
+        )

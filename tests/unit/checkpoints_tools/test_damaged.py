@@ -21,7 +21,11 @@ from checkpoints_tools.load_any import load_model
 from launchers.main import main
 from megatron_longrope.errors import EXIT_BAD_INPUT, InputError
 from megatron_longrope.model import LongRopeModel, build_model
-from megatron_longrope.model.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from megatron_longrope.model.checkpoints.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from megatron_longrope.runtime import Runtime
 from tests.support.hf_folders import SHAPE, random_hf_folder
 from tests.support.tiny_models import single_runtime
@@ -47,7 +51,9 @@ def copy(whole: tuple[LongRopeModel, Path], tmp_path: Path) -> Path:
 
 
 def note(value: object) -> Any:
-    from megatron.core.dist_checkpointing.mapping import ShardedObject  # after our runtime, which prepares for it
+    from megatron.core.dist_checkpointing.mapping import (
+        ShardedObject,
+    )  # after our runtime, which prepares for it
 
     return ShardedObject("note", value, (1,), (0,))
 
@@ -67,7 +73,9 @@ def test_an_object_between_the_tensors_comes_back(whole: tuple[LongRopeModel, Pa
     assert load_checkpoint(model, path, {"note": note(None)})[1] == {"note": "kept"}
 
 
-def test_a_hostile_metadata_file_does_not_run(copy: Path, whole: tuple[LongRopeModel, Path], tmp_path: Path) -> None:
+def test_a_hostile_metadata_file_does_not_run(
+    copy: Path, whole: tuple[LongRopeModel, Path], tmp_path: Path
+) -> None:
     marker = tmp_path / "ran"
     (copy / "weights" / ".metadata").write_bytes(pickle.dumps(Payload(marker)))
     with pytest.raises(InputError, match=r"refused.*(posix|nt)\.system"):
@@ -78,7 +86,9 @@ def test_a_hostile_metadata_file_does_not_run(copy: Path, whole: tuple[LongRopeM
     assert not marker.exists() and not (tmp_path / "out").exists()
 
 
-def test_no_second_metadata_file_is_tried(copy: Path, whole: tuple[LongRopeModel, Path], tmp_path: Path) -> None:
+def test_no_second_metadata_file_is_tried(
+    copy: Path, whole: tuple[LongRopeModel, Path], tmp_path: Path
+) -> None:
     """torch falls back to one file per rank where the common one cannot be read."""
     marker = tmp_path / "ran"
     (copy / "weights" / "__0.metadata").write_bytes(pickle.dumps(Payload(marker)))
@@ -88,8 +98,12 @@ def test_no_second_metadata_file_is_tried(copy: Path, whole: tuple[LongRopeModel
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["os\nsystem", "builtins\neval", "torch\nload", "torch.serialization\nos.system"])
-def test_names_outside_the_list_are_refused(copy: Path, whole: tuple[LongRopeModel, Path], name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["os\nsystem", "builtins\neval", "torch\nload", "torch.serialization\nos.system"]
+)
+def test_names_outside_the_list_are_refused(
+    copy: Path, whole: tuple[LongRopeModel, Path], name: str
+) -> None:
     (copy / "weights" / ".metadata").write_bytes(f"c{name}\n.".encode())
     with pytest.raises(InputError, match=name.replace("\n", r"\.")):
         load_weights(whole[0], copy)
@@ -156,11 +170,20 @@ def _missing(metadata: Any) -> None:
 
 @pytest.mark.parametrize(
     ("change", "rule"),
-    [(_escape, "no data file of this folder"), (_huge, "not there"), (_far, "cut short"), (_nothing, "damaged"),
-     (_missing, "final_layernorm")],
-)  # fmt: skip
+    [
+        (_escape, "no data file of this folder"),
+        (_huge, "not there"),
+        (_far, "cut short"),
+        (_nothing, "damaged"),
+        (_missing, "final_layernorm"),
+    ],
+)
 def test_metadata_that_lies_is_refused(
-    copy: Path, whole: tuple[LongRopeModel, Path], tmp_path: Path, change: Callable[[Any], None], rule: str
+    copy: Path,
+    whole: tuple[LongRopeModel, Path],
+    tmp_path: Path,
+    change: Callable[[Any], None],
+    rule: str,
 ) -> None:
     edit_metadata(copy, change)
     for read in (lambda: load_weights(whole[0], copy), lambda: export_hf(copy, tmp_path / "out")):
@@ -171,7 +194,14 @@ def test_metadata_that_lies_is_refused(
 
 
 @pytest.mark.parametrize(
-    "name", ["longrope.json", "weights/.metadata", "weights/common.pt", "weights/metadata.json", "weights/__0_0.distcp"]
+    "name",
+    [
+        "longrope.json",
+        "weights/.metadata",
+        "weights/common.pt",
+        "weights/metadata.json",
+        "weights/__0_0.distcp",
+    ],
 )
 @pytest.mark.parametrize("keep", [None, 0, 0.5, 0.99])
 def test_missing_and_truncated_files_are_refused(
@@ -192,19 +222,40 @@ HF_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a config": (lambda d: (d / "config.json").write_text('{"model_'), "not a whole JSON"),
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), "not a JSON object"),
     "architecture": (lambda d: edit_config(d, model_type="gpt2"), "model_type=gpt2"),
-    "rope type": (lambda d: edit_config(d, rope_scaling={"rope_type": "mystery"}), "rope_type=mystery"),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), "neither a Hugging Face folder|without weights"),
+    "rope type": (
+        lambda d: edit_config(d, rope_scaling={"rope_type": "mystery"}),
+        "rope_type=mystery",
+    ),
+    "no weights": (
+        lambda d: (d / "model.safetensors").unlink(),
+        "neither a Hugging Face folder|without weights",
+    ),
     "truncated": (lambda d: os.truncate(d / "model.safetensors", 5000), "damaged or cut short"),
-    "absurd header": (lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}"), "damaged"),
+    "absurd header": (
+        lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}"),
+        "damaged",
+    ),
     "sizes": (lambda d: edit_config(d, intermediate_size=44), "its config says"),
-    "missing": (lambda d: edit_config(d, num_hidden_layers=3), "weights are missing: model.layers.2"),
+    "missing": (
+        lambda d: edit_config(d, num_hidden_layers=3),
+        "weights are missing: model.layers.2",
+    ),
     "unknown": (lambda d: edit_config(d, num_hidden_layers=1), "unknown weights: model.layers.1"),
     "NaN": (lambda d: edit_weight(d, torch.full((24,), float("nan"))), "NaN"),
     "mixed dtypes": (lambda d: edit_weight(d, torch.ones(24).bfloat16()), "mixed dtypes"),
-    "escaping index": (lambda d: index(d, "../../x.safetensors"), "no safetensors file of this folder"),
-    "absolute index": (lambda d: index(d, "/etc/x.safetensors"), "no safetensors file of this folder"),
+    "escaping index": (
+        lambda d: index(d, "../../x.safetensors"),
+        "no safetensors file of this folder",
+    ),
+    "absolute index": (
+        lambda d: index(d, "/etc/x.safetensors"),
+        "no safetensors file of this folder",
+    ),
     "missing shard": (lambda d: index(d, "model-00002-of-00002.safetensors"), "is missing"),
-    "tied but different": (lambda d: edit_config(d, tie_word_embeddings=True), "tie_word_embeddings"),
+    "tied but different": (
+        lambda d: edit_config(d, tie_word_embeddings=True),
+        "tie_word_embeddings",
+    ),
 }
 
 
@@ -221,7 +272,9 @@ def edit_weight(folder: Path, value: torch.Tensor) -> None:
 def index(folder: Path, shard: str) -> None:
     """Leaves one shard, and an index that says where the weight it lacks is."""
     first, whole = folder / "model-00001-of-00002.safetensors", folder / "model.safetensors"
-    held = {name: weight for name, weight in load_file(whole).items() if name != "model.norm.weight"}
+    held = {
+        name: weight for name, weight in load_file(whole).items() if name != "model.norm.weight"
+    }
     save_file(held, first)
     whole.unlink()
     weight_map = {"weight_map": dict.fromkeys(held, first.name) | {"model.norm.weight": shard}}

@@ -28,7 +28,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def refused(tmp_path: Path, contents: bytes) -> str:
-    """Returns the one line the file is refused with; whatever it says, reading it takes little memory."""
+    """Returns the one line the file is refused with; whatever it says, reading it takes little
+    memory."""
     path = tmp_path / "m.gguf"
     path.write_bytes(contents)
     tracemalloc.start()
@@ -45,11 +46,15 @@ def refused(tmp_path: Path, contents: bytes) -> str:
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, whole: bytes) -> None:
-    """Within the header every 53rd byte, in the tensors every eighth of them, and the very last byte."""
+    """Within the header every 53rd byte, in the tensors every eighth of them, and the very last
+    byte."""
     header = whole.index(b"output_norm.weight") + 200
     cuts = {*range(0, header, 53), *range(header, len(whole), len(whole) // 8), len(whole) - 1}
     for cut in sorted(cuts):
-        assert any(word in refused(tmp_path, whole[:cut]) for word in ("cut short", "not a GGUF", "says it holds"))
+        assert any(
+            word in refused(tmp_path, whole[:cut])
+            for word in ("cut short", "not a GGUF", "says it holds")
+        )
 
 
 def text(value: bytes, length: int | None = None) -> bytes:
@@ -61,7 +66,11 @@ def key(name: bytes, kind: int, payload: bytes) -> bytes:
 
 
 def tensor(
-    name: bytes, sizes: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0, dims: int | None = None
+    name: bytes,
+    sizes: tuple[int, ...] = (4,),
+    kind: int = 0,
+    offset: int = 0,
+    dims: int | None = None,
 ) -> bytes:
     count = len(sizes) if dims is None else dims
     return text(name) + struct.pack(f"<I{len(sizes)}QIQ", count, *sizes, kind, offset)
@@ -74,7 +83,10 @@ def file(
     num_keys: int | None = None,
     num_tensors: int | None = None,
 ) -> bytes:
-    counts = (len(tensors) if num_tensors is None else num_tensors, len(keys) if num_keys is None else num_keys)
+    counts = (
+        len(tensors) if num_tensors is None else num_tensors,
+        len(keys) if num_keys is None else num_keys,
+    )
     return b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(keys + tensors) + bytes(256)
 
 
@@ -88,15 +100,30 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a key without end": (file([text(b"a", HUGE)], []), "header wants"),
     "a text without end": (file([key(b"a", 8, text(b"", (1 << 64) - 1))], []), "header wants"),
     "an array without end": (file([key(b"a", 9, ARRAY.pack(4, HUGE))], []), "at most"),
-    "many large arrays": (file([key(b"%d" % i, 9, ARRAY.pack(0, 1 << 20)) for i in range(9)], []), "cut short|at most"),
-    "texts without end": (file([key(b"a", 9, ARRAY.pack(8, 1 << 21))], []), "header wants|cut short|at most"),
-    "an array of arrays": (file([key(b"a", 9, ARRAY.pack(9, 1) + ARRAY.pack(0, 1))], []), "array of type 9"),
+    "many large arrays": (
+        file([key(b"%d" % i, 9, ARRAY.pack(0, 1 << 20)) for i in range(9)], []),
+        "cut short|at most",
+    ),
+    "texts without end": (
+        file([key(b"a", 9, ARRAY.pack(8, 1 << 21))], []),
+        "header wants|cut short|at most",
+    ),
+    "an array of arrays": (
+        file([key(b"a", 9, ARRAY.pack(9, 1) + ARRAY.pack(0, 1))], []),
+        "array of type 9",
+    ),
     "an unknown type": (file([key(b"a", 77, b"")], []), "type 77"),
     "no UTF-8": (file([key(b"a", 8, text(b"\xff\xfe"))], []), "UTF-8"),
     "a key twice": (file([key(b"a", 0, b"1")] * 2, []), "twice"),
-    "an alignment of 3": (file([key(b"general.alignment", 4, struct.pack("<I", 3))], []), "power of two"),
+    "an alignment of 3": (
+        file([key(b"general.alignment", 4, struct.pack("<I", 3))], []),
+        "power of two",
+    ),
     "an alignment of 0": (file([key(b"general.alignment", 4, bytes(4))], []), "power of two"),
-    "an alignment of text": (file([key(b"general.alignment", 8, text(b"x" * 300))], []), "power of two"),
+    "an alignment of text": (
+        file([key(b"general.alignment", 8, text(b"x" * 300))], []),
+        "power of two",
+    ),
     "no dimensions": (file([], [tensor(b"t", ())]), "0 dimensions"),
     "many dimensions": (file([], [tensor(b"t", dims=1 << 31)]), "dimensions"),
     "a size of 0": (file([], [tensor(b"t", (4, 0))]), "cannot have sizes"),
@@ -128,16 +155,23 @@ def changed_float(whole: bytes, name: str, value: float) -> bytes:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, whole: bytes, value: float) -> None:
+def test_weights_that_are_no_numbers_are_refused(
+    tmp_path: Path, whole: bytes, value: float
+) -> None:
     line = refused(tmp_path, changed_float(whole, "model.layers.1.mlp.up_proj.weight", value))
     assert "model.layers.1.mlp.up_proj.weight holds NaN or infinity" in line
 
 
-SPOILED = {"cut": lambda b: b[:300], "renamed": lambda b: b.replace(b"output_norm.weight", b"../../../evil.wght")}
+SPOILED = {
+    "cut": lambda b: b[:300],
+    "renamed": lambda b: b.replace(b"output_norm.weight", b"../../../evil.wght"),
+}
 
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
-def test_the_command_says_one_line(tmp_path: Path, whole: bytes, spoil: Callable[[bytes], bytes]) -> None:
+def test_the_command_says_one_line(
+    tmp_path: Path, whole: bytes, spoil: Callable[[bytes], bytes]
+) -> None:
     (tmp_path / "m.gguf").write_bytes(spoil(whole))
     words = ["convert", "import", str(tmp_path / "m.gguf"), str(tmp_path / "out"), "--no-tokenizer"]
     result = CliRunner().invoke(main, words)

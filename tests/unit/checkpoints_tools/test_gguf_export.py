@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
-from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.gguf.exporting import export_gguf
 from checkpoints_tools.gguf.importing import import_gguf
+from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.serving import serving_set
 from checkpoints_tools.verify import all_equal, counts, verify
@@ -26,7 +26,14 @@ from megatron_longrope.errors import EXIT_BAD_INPUT, InputError
 from megatron_longrope.model import build_model
 from megatron_longrope.model.checkpoints.checkpoint import read_description, save_checkpoint
 from megatron_longrope.presets import MODELS
-from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors, factor_set_from_hf, write_factors
+from megatron_longrope.rope import (
+    FactorOrigin,
+    FactorRange,
+    FactorSet,
+    RopeFactors,
+    factor_set_from_hf,
+    write_factors,
+)
 from megatron_longrope.runtime import Runtime
 from tests.support.gguf_files import gguf_name, llama_cpp_rows
 from tests.support.gguf_oracle import LlamaCpp
@@ -46,22 +53,35 @@ def runtime() -> Iterator[Runtime]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> Path:
     """A bfloat16 model with the demonstration model's tokenizer, 48 tokens more than it needs."""
     path = tmp_path_factory.mktemp("export")
-    source = random_hf_folder(path / "hf", SHAPE.model_copy(update={"vocab_size": 2096}), torch.bfloat16)
+    source = random_hf_folder(
+        path / "hf", SHAPE.model_copy(update={"vocab_size": 2096}), torch.bfloat16
+    )
     for name in TOKENIZER_FILES:
         shutil.copyfile(MODELS / "demo" / name, source / name)
     import_hf(source, path / "megatron", runtime)
     return path / "megatron"
 
 
-def factors(growth: float, target: int, temperature: float = 1.25, start_tokens: int = 0) -> RopeFactors:
+def factors(
+    growth: float, target: int, temperature: float = 1.25, start_tokens: int = 0
+) -> RopeFactors:
     rescale = tuple(round(1 + growth * pair, 2) for pair in range(PAIRS))
-    return RopeFactors(rescale=rescale, start_tokens=start_tokens, attention_factor=temperature, original_length=WINDOW,
-                       target_length=target, base=SHAPE.rope_base, head_dim=SHAPE.head_dim,
-                       origin=FactorOrigin(method="test"))  # fmt: skip
+    return RopeFactors(
+        rescale=rescale,
+        start_tokens=start_tokens,
+        attention_factor=temperature,
+        original_length=WINDOW,
+        target_length=target,
+        base=SHAPE.rope_base,
+        head_dim=SHAPE.head_dim,
+        origin=FactorOrigin(method="test"),
+    )
 
 
 def ranges(*entries: tuple[int | None, RopeFactors]) -> FactorSet:
-    return FactorSet(ranges=tuple(FactorRange(up_to=limit, factors=entry) for limit, entry in entries))
+    return FactorSet(
+        ranges=tuple(FactorRange(up_to=limit, factors=entry) for limit, entry in entries)
+    )
 
 
 SHORT, LONG = factors(0.07, WINDOW), factors(1.37, 4 * WINDOW)
@@ -69,14 +89,21 @@ TWO = ranges((WINDOW, SHORT), (None, LONG))
 THREE = ranges((WINDOW, SHORT), (2 * WINDOW, factors(0.5, 2 * WINDOW)), (None, LONG))
 
 
-def test_another_reader_finds_our_factors_weights_and_keys(tmp_path: Path, checkpoint: Path) -> None:
+def test_another_reader_finds_our_factors_weights_and_keys(
+    tmp_path: Path, checkpoint: Path
+) -> None:
     done = export_gguf(checkpoint, tmp_path / "m.gguf", TWO)
     reader = GGUFReader(tmp_path / "m.gguf")
     keys = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert keys["general.architecture"] == "llama" and keys["llama.rope.scaling.type"] == "longrope"
-    assert keys["llama.rope.scaling.original_context_length"] == WINDOW and keys["llama.context_length"] == 4 * WINDOW
-    assert keys["llama.rope.scaling.attn_factor"] == 1.25 and "llama.rope.scaling.factor" not in keys
+    assert (
+        keys["llama.rope.scaling.original_context_length"] == WINDOW
+        and keys["llama.context_length"] == 4 * WINDOW
+    )
+    assert (
+        keys["llama.rope.scaling.attn_factor"] == 1.25 and "llama.rope.scaling.factor" not in keys
+    )
     for name, expected in (("long", LONG), ("short", SHORT)):
         stored = tensors[f"rope_factors_{name}.weight"].data
         assert stored.dtype == np.float32 and np.array_equal(stored, np.float32(expected.rescale))
@@ -106,8 +133,11 @@ def test_it_comes_back_bit_for_bit(tmp_path: Path, checkpoint: Path, runtime: Ru
 
 
 @pytest.mark.parametrize("length", [WINDOW - 3, WINDOW, WINDOW + 1, 3 * WINDOW])
-def test_llama_cpp_and_transformers_compute_the_same(tmp_path: Path, runtime: Runtime, length: int) -> None:
-    """Where the context allocated is the prompt's length, both choose the same set; and the set matters."""
+def test_llama_cpp_and_transformers_compute_the_same(
+    tmp_path: Path, runtime: Runtime, length: int
+) -> None:
+    """Where the context allocated is the prompt's length, both choose the same set; and the set
+    matters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import_hf(random_hf_folder(tmp_path / "hf", seed=3), tmp_path / "megatron", runtime)
@@ -118,7 +148,9 @@ def test_llama_cpp_and_transformers_compute_the_same(tmp_path: Path, runtime: Ru
     (document,) = random_documents(length, vocabulary=SHAPE.vocab_size)
     with torch.no_grad():
         expected = theirs(torch.tensor(document)[None]).logits[0].numpy()
-    np.testing.assert_allclose(LlamaCpp(tmp_path / "m.gguf", length).logits(document), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        LlamaCpp(tmp_path / "m.gguf", length).logits(document), expected, atol=1e-4, rtol=0
+    )
     other = LlamaCpp(tmp_path / "m.gguf", 4 * WINDOW if length <= WINDOW else WINDOW)
     assert np.abs(other.logits(document) - expected).max() > 1e-2
 
@@ -139,30 +171,52 @@ def test_what_a_target_cannot_carry_is_one_line(
 ) -> None:
     result = export(tmp_path, checkpoint, given, "--serve", serve)
     assert result.exit_code == EXIT_BAD_INPUT and len(result.stderr.splitlines()) == 1
-    assert field in result.stderr and sorted(path.name for path in tmp_path.iterdir()) == ["factors.json"]
+    assert field in result.stderr and sorted(path.name for path in tmp_path.iterdir()) == [
+        "factors.json"
+    ]
 
 
 def export(tmp_path: Path, checkpoint: Path, given: FactorSet, *words: str) -> Result:
     write_factors(tmp_path / "factors.json", given)
     target = tmp_path / ("out.gguf" if "gguf" in words else "out")
-    line = ["convert", "export", str(checkpoint), str(target), "--factors", str(tmp_path / "factors.json"), *words]
+    line = [
+        "convert",
+        "export",
+        str(checkpoint),
+        str(target),
+        "--factors",
+        str(tmp_path / "factors.json"),
+        *words,
+    ]
     return CliRunner().invoke(main, line)
 
 
 def test_one_set_for_engines_that_choose_once(tmp_path: Path, checkpoint: Path) -> None:
-    """vLLM and SGLang read the temperature as short_mscale and long_mscale; transformers goes on without them."""
+    """vLLM and SGLang read the temperature as short_mscale and long_mscale; transformers goes on
+    without them."""
     from transformers import LlamaConfig
 
     result = export(tmp_path, checkpoint, THREE, "--serve", "static", "--length", str(2 * WINDOW))
     assert result.exit_code == 0 and result.output.count("left out") == 2
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     for settings in (config["rope_scaling"], config["rope_parameters"]):
-        assert settings["short_factor"] == settings["long_factor"] == list(factors(0.5, WINDOW).rescale)
-        assert settings["short_mscale"] == settings["long_mscale"] == settings["attention_factor"] == 1.25
+        assert (
+            settings["short_factor"]
+            == settings["long_factor"]
+            == list(factors(0.5, WINDOW).rescale)
+        )
+        assert (
+            settings["short_mscale"]
+            == settings["long_mscale"]
+            == settings["attention_factor"]
+            == 1.25
+        )
     assert config["max_position_embeddings"] == 2 * WINDOW
     assert config["original_max_position_embeddings"] == WINDOW
     read = factor_set_from_hf(config)
-    assert {read.for_length(n).rescale for n in (1, WINDOW, 2 * WINDOW)} == {factors(0.5, WINDOW).rescale}
+    assert {read.for_length(n).rescale for n in (1, WINDOW, 2 * WINDOW)} == {
+        factors(0.5, WINDOW).rescale
+    }
     assert LlamaConfig.from_pretrained(tmp_path / "out").rope_parameters["attention_factor"] == 1.25
     config["rope_scaling"]["long_mscale"] = config["rope_parameters"]["long_mscale"] = 1.0
     with pytest.raises(InputError, match="long_mscale"):
@@ -172,8 +226,14 @@ def test_one_set_for_engines_that_choose_once(tmp_path: Path, checkpoint: Path) 
 @pytest.mark.parametrize("serve", ["transformers", "gguf"])
 def test_a_length_chooses_among_many_sets(tmp_path: Path, checkpoint: Path, serve: str) -> None:
     result = export(tmp_path, checkpoint, THREE, "--serve", serve, "--length", str(2 * WINDOW))
-    assert result.exit_code == 0 and "left out: the factors for inputs of up to 256 tokens" in result.output
-    assert export(tmp_path, checkpoint, THREE, "--serve", serve, "--length", str(WINDOW)).exit_code == EXIT_BAD_INPUT
+    assert (
+        result.exit_code == 0
+        and "left out: the factors for inputs of up to 256 tokens" in result.output
+    )
+    assert (
+        export(tmp_path, checkpoint, THREE, "--serve", serve, "--length", str(WINDOW)).exit_code
+        == EXIT_BAD_INPUT
+    )
 
 
 def test_the_set_chosen() -> None:
@@ -215,7 +275,9 @@ def test_weights_that_are_no_numbers_are_not_exported(tmp_path: Path, runtime: R
     assert [path.name for path in tmp_path.iterdir()] == ["megatron"]
 
 
-def test_a_tokenizer_of_another_kind_is_left_out_on_request(tmp_path: Path, runtime: Runtime) -> None:
+def test_a_tokenizer_of_another_kind_is_left_out_on_request(
+    tmp_path: Path, runtime: Runtime
+) -> None:
     import_hf(random_hf_folder(tmp_path / "hf"), tmp_path / "megatron", runtime)
     with pytest.raises(InputError, match="--no-tokenizer"):
         export_gguf(tmp_path / "megatron", tmp_path / "m.gguf")
@@ -227,7 +289,9 @@ def verified(*words: Any) -> Result:
     return CliRunner().invoke(main, ["convert", "verify", *map(str, words)])
 
 
-def test_verify_tells_formats_apart_and_their_differences(tmp_path: Path, checkpoint: Path, runtime: Runtime) -> None:
+def test_verify_tells_formats_apart_and_their_differences(
+    tmp_path: Path, checkpoint: Path, runtime: Runtime
+) -> None:
     export_gguf(checkpoint, tmp_path / "m.gguf")
     export_hf(checkpoint, tmp_path / "hf")
     rows = verify(tmp_path / "hf", tmp_path / "m.gguf", logits=True, tokens=80, runtime=runtime)
@@ -243,14 +307,25 @@ def test_verify_tells_formats_apart_and_their_differences(tmp_path: Path, checkp
     other = verified(tmp_path / "hf", tmp_path / "m.gguf", "--json", tmp_path / "v.json")
     values = json.loads((tmp_path / "v.json").read_text())
     verdicts = {row["name"]: row["verdict"] for row in values["rows"] if not row["equal"]}
-    assert other.exit_code == 1 and missing.numel() and verdicts == {
-        "model.norm.weight": "other dtype", "lm_head.weight": "differs", "model.layers.1.mlp.up_proj.weight": "missing",
-    }  # fmt: skip
+    assert (
+        other.exit_code == 1
+        and missing.numel()
+        and verdicts
+        == {
+            "model.norm.weight": "other dtype",
+            "lm_head.weight": "differs",
+            "model.layers.1.mlp.up_proj.weight": "missing",
+        }
+    )
 
 
-@pytest.mark.parametrize("words", [("nothing", "nothing"), ("v.json", "v.json"), ("m.gguf", "m.gguf", "--tokens", "9")])
+@pytest.mark.parametrize(
+    "words", [("nothing", "nothing"), ("v.json", "v.json"), ("m.gguf", "m.gguf", "--tokens", "9")]
+)
 def test_verify_of_no_model_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
     (tmp_path / "v.json").write_text("{}")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    result = verified(*(tmp_path / word if "." in word or word == "nothing" else word for word in words))
+    result = verified(
+        *(tmp_path / word if "." in word or word == "nothing" else word for word in words)
+    )
     assert result.exit_code == EXIT_BAD_INPUT and len(result.stderr.splitlines()) == 1

@@ -1,4 +1,5 @@
-"""GGUF of other families than SmolLM2's: Llamas of every shape and scaling, Mistral without its window, no others."""
+"""GGUF of other families than SmolLM2's: Llamas of every shape and scaling, Mistral without its
+window, no others."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.errors import InputError
 from megatron_longrope.runtime import Runtime
 from tests.support.gguf_oracle import LlamaCpp
-from tests.support.hf_families import FAMILIES, family_document, family_logits, random_config, save_family
+from tests.support.hf_families import (
+    FAMILIES,
+    family_document,
+    family_logits,
+    random_config,
+    save_family,
+)
 from tests.support.tiny_models import single_runtime
 
 LENGTH = 300
@@ -28,7 +35,8 @@ def runtime() -> Iterator[Runtime]:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_llamas_of_every_scaling_go_out(tmp_path: Path, runtime: Runtime, seed: int) -> None:
-    """GQA ratios 1, 3 and 8, tied or not, head_dim beside hidden/heads; linear, YaRN and Llama 3.1 as λ."""
+    """GQA ratios 1, 3 and 8, tied or not, head_dim beside hidden/heads; linear, YaRN and Llama 3.1
+    as λ."""
     theirs = save_family(tmp_path / "hf", "llama", seed)
     import_hf(tmp_path / "hf", tmp_path / "megatron", runtime)
     export_gguf(tmp_path / "megatron", tmp_path / "m.gguf", tokenizer=False)
@@ -40,8 +48,12 @@ def test_llamas_of_every_scaling_go_out(tmp_path: Path, runtime: Runtime, seed: 
     assert all_equal([row for row in rows if not row.name.startswith("(")])
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("llama", "mistral")])
-def test_families_without_factor_tensors_are_refused(tmp_path: Path, runtime: Runtime, family: str) -> None:
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family not in ("llama", "mistral")]
+)
+def test_families_without_factor_tensors_are_refused(
+    tmp_path: Path, runtime: Runtime, family: str
+) -> None:
     save_family(tmp_path / "hf", family, 0)
     import_hf(tmp_path / "hf", tmp_path / "megatron", runtime)
     with pytest.raises(InputError, match="llama and mistral"):

@@ -1,4 +1,5 @@
-"""The real llama.cpp, where `llama-cpp-python` is installed (docs/serving.md): same tokens, same continuations."""
+"""The real llama.cpp, where `llama-cpp-python` is installed (docs/serving.md): same tokens, same
+continuations."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ import pytest
 from gguf import GGUFReader
 
 from benchmarks.llama_cpp_parity import compare, same_tokens, tokens_of
-from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.gguf.exporting import export_gguf
 from checkpoints_tools.gguf.tokenizer import tokenizer_from_gguf, tokenizer_to_gguf
+from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.hf.importing import import_hf
 from megatron_longrope.presets import MODELS
 from megatron_longrope.rope import FactorRange, FactorSet, RopeGeometry, Yarn
@@ -36,7 +37,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, runtime: Runtime) -> tupl
     path = tmp_path_factory.mktemp("llama_cpp")
     geometry = RopeGeometry(base=10000.0, head_dim=64, original_length=WINDOW)
     long, short = (Yarn(scale=s, attention_factor=1.15).factors(geometry) for s in (8.0, 1.5))
-    factors = FactorSet(ranges=(FactorRange(up_to=WINDOW, factors=short), FactorRange(up_to=None, factors=long)))
+    factors = FactorSet(
+        ranges=(FactorRange(up_to=WINDOW, factors=short), FactorRange(up_to=None, factors=long))
+    )
     import_hf(MODELS / "demo", path / "megatron", runtime)
     export_hf(path / "megatron", path / "hf", factors)
     export_gguf(path / "megatron", path / "m.gguf", factors)
@@ -58,7 +61,8 @@ def test_it_goes_on_as_transformers_does(exported: tuple[Path, Path], prompt: in
 
 @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])
 def test_the_other_ways_to_cut_text(tmp_path: Path, runtime: Runtime, pre: str) -> None:
-    """The demonstration vocabulary, cut by the other names' rules; an Italian-Greek-Chinese mixture besides code."""
+    """The demonstration vocabulary, cut by the other names' rules; an Italian-Greek-Chinese mixture
+    besides code."""
     source = Path(shutil.copytree(MODELS / "demo", tmp_path / "hf"))
     keys = tokenizer_to_gguf(source, 2048) | {"tokenizer.ggml.pre": pre}
     tokenizer_from_gguf(keys, source, Path("keys"))
@@ -75,4 +79,6 @@ def test_a_file_without_tokenizer_takes_token_ids(tmp_path: Path, runtime: Runti
     import_hf(MODELS / "demo", tmp_path / "megatron", runtime)
     export_gguf(tmp_path / "megatron", tmp_path / "m.gguf", tokenizer=False)
     export_hf(tmp_path / "megatron", tmp_path / "hf")
-    assert compare(tmp_path / "m.gguf", tmp_path / "hf", list(range(2, 60)), 4, WINDOW)["equal"] == 4
+    assert (
+        compare(tmp_path / "m.gguf", tmp_path / "hf", list(range(2, 60)), 4, WINDOW)["equal"] == 4
+    )

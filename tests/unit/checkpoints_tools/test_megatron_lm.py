@@ -1,4 +1,5 @@
-"""Checkpoints as Megatron-LM leaves them: arguments in common.pt, optimizer state beside the weights, iter_ folders."""
+"""Checkpoints as Megatron-LM leaves them: arguments in common.pt, optimizer state beside the
+weights, iter_ folders."""
 
 from __future__ import annotations
 
@@ -42,20 +43,39 @@ def runtime() -> Iterator[Runtime]:
 def arguments(shape: ModelShape, **changes: Any) -> argparse.Namespace:
     """Returns what Megatron-LM's argument parser makes of its own options for such a model."""
     values: dict[str, Any] = {
-        "num_layers": shape.num_layers, "hidden_size": shape.hidden_size, "ffn_hidden_size": shape.ffn_hidden_size,
-        "num_attention_heads": shape.num_heads, "group_query_attention": True, "num_query_groups": shape.num_kv_heads,
-        "kv_channels": shape.head_dim, "max_position_embeddings": shape.context_length, "vocab_size": None,
-        "padded_vocab_size": 256, "position_embedding_type": "rope", "rotary_base": 10000, "rotary_percent": 1.0,
-        "swiglu": True, "normalization": "RMSNorm", "norm_epsilon": 1e-5, "add_bias_linear": False,
-        "untie_embeddings_and_output_weights": True, "params_dtype": torch.bfloat16, "attention_backend": Backend.auto,
-        "add_qkv_bias": shape.traits.qkv_bias, "hidden_dropout": 0.1, "window_size": None, "num_experts": None,
-    }  # fmt: skip
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "num_attention_heads": shape.num_heads,
+        "group_query_attention": True,
+        "num_query_groups": shape.num_kv_heads,
+        "kv_channels": shape.head_dim,
+        "max_position_embeddings": shape.context_length,
+        "vocab_size": None,
+        "padded_vocab_size": 256,
+        "position_embedding_type": "rope",
+        "rotary_base": 10000,
+        "rotary_percent": 1.0,
+        "swiglu": True,
+        "normalization": "RMSNorm",
+        "norm_epsilon": 1e-5,
+        "add_bias_linear": False,
+        "untie_embeddings_and_output_weights": True,
+        "params_dtype": torch.bfloat16,
+        "attention_backend": Backend.auto,
+        "add_qkv_bias": shape.traits.qkv_bias,
+        "hidden_dropout": 0.1,
+        "window_size": None,
+        "num_experts": None,
+    }
     return argparse.Namespace(**values | changes)
 
 
 def write(model: LongRopeModel, root: Path, iteration: int = 100, **changes: Any) -> Path:
     """Writes a model as Megatron-LM does; returns the folder of all iterations."""
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor  # not before our CPU platform is installed
+    from megatron.core.dist_checkpointing.mapping import (
+        ShardedTensor,
+    )  # not before our CPU platform is installed
 
     folder = root / f"iter_{iteration:07d}"
     folder.mkdir(parents=True)
@@ -63,15 +83,21 @@ def write(model: LongRopeModel, root: Path, iteration: int = 100, **changes: Any
     moment = torch.zeros(7)
     state = {
         "model": model.stage.sharded_state_dict(),
-        "optimizer": ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.decoder.final_layernorm.weight", moment),
-        "args": arguments(model.shape, **changes), "iteration": iteration, "checkpoint_version": 3.0,
-    }  # fmt: skip
+        "optimizer": ShardedTensor.from_rank_offsets(
+            "optimizer.state.exp_avg.decoder.final_layernorm.weight", moment
+        ),
+        "args": arguments(model.shape, **changes),
+        "iteration": iteration,
+        "checkpoint_version": 3.0,
+    }
     save_sharded(state, folder)
     return root
 
 
 @pytest.mark.parametrize("shape", [SHAPE.model_copy(update={"vocab_size": 256}), QWEN])
-def test_it_loads_and_exports_as_its_own_model_does(tmp_path: Path, runtime: Runtime, shape: ModelShape) -> None:
+def test_it_loads_and_exports_as_its_own_model_does(
+    tmp_path: Path, runtime: Runtime, shape: ModelShape
+) -> None:
     from transformers import AutoModelForCausalLM
 
     model = build_model(shape, runtime)
@@ -84,7 +110,9 @@ def test_it_loads_and_exports_as_its_own_model_does(tmp_path: Path, runtime: Run
     loaded = load_model(root, runtime).model
     assert loaded.shape == shape and read_description(root).iteration == 100
     assert np.array_equal(document_logits(loaded, document), expected)
-    assert np.array_equal(document_logits(load_model(root / "iter_0000100", runtime).model, document), expected)
+    assert np.array_equal(
+        document_logits(load_model(root / "iter_0000100", runtime).model, document), expected
+    )
     export_hf(root, tmp_path / "hf")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     with torch.no_grad():
@@ -92,17 +120,28 @@ def test_it_loads_and_exports_as_its_own_model_does(tmp_path: Path, runtime: Run
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_llama3_scaling_and_the_real_vocabulary_are_carried(tmp_path: Path, runtime: Runtime) -> None:
+def test_llama3_scaling_and_the_real_vocabulary_are_carried(
+    tmp_path: Path, runtime: Runtime
+) -> None:
     shape = SHAPE.model_copy(update={"context_length": 8192})
-    root = write(build_model(shape, runtime), tmp_path / "lm", use_rope_scaling=True, rope_scaling_factor=4.0,
-                 vocab_size=SHAPE.vocab_size, max_position_embeddings=32768)  # fmt: skip
+    root = write(
+        build_model(shape, runtime),
+        tmp_path / "lm",
+        use_rope_scaling=True,
+        rope_scaling_factor=4.0,
+        vocab_size=SHAPE.vocab_size,
+        max_position_embeddings=32768,
+    )
     description = read_description(root)
     assert description.shape == shape
     method = Llama3(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
     geometry = description.factor_set.geometry
     assert description.factor_set.for_length(9000).rescale == method.factors(geometry).rescale
     export_hf(root, tmp_path / "hf")
-    assert open_hf_folder(tmp_path / "hf").header("lm_head.weight")[0] == (SHAPE.vocab_size, SHAPE.hidden_size)
+    assert open_hf_folder(tmp_path / "hf").header("lm_head.weight")[0] == (
+        SHAPE.vocab_size,
+        SHAPE.hidden_size,
+    )
 
 
 def test_a_folder_of_megatron_lm_is_never_replaced(tmp_path: Path, runtime: Runtime) -> None:
@@ -114,16 +153,24 @@ def test_a_folder_of_megatron_lm_is_never_replaced(tmp_path: Path, runtime: Runt
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"normalization": "LayerNorm"}, "normalization"), ({"swiglu": False}, "swiglu"),
-     ({"num_experts": 8}, "num_experts"),
-     ({"rotary_percent": 0.5}, "rotary_percent"), ({"add_bias_linear": True}, "add_bias_linear"),
-     ({"qk_layernorm": True}, "add_qkv_bias"), ({"position_embedding_type": "yarn"}, "position_embedding_type"),
-     ({"rotary_seq_len_interpolation_factor": 2}, "interpolation"), ({"hidden_size": None}, "hidden_size"),
-     ({"window_size": "x"}, "window_size"), ({"vocab_size": 10**6}, "vocab_size"),
-     ({"num_layers": Backend.auto}, "num_layers")],
-)  # fmt: skip
-def test_arguments_of_other_models_are_refused(tmp_path: Path, runtime: Runtime, changes: dict[str, object], field: str
-                                               ) -> None:  # fmt: skip
+    [
+        ({"normalization": "LayerNorm"}, "normalization"),
+        ({"swiglu": False}, "swiglu"),
+        ({"num_experts": 8}, "num_experts"),
+        ({"rotary_percent": 0.5}, "rotary_percent"),
+        ({"add_bias_linear": True}, "add_bias_linear"),
+        ({"qk_layernorm": True}, "add_qkv_bias"),
+        ({"position_embedding_type": "yarn"}, "position_embedding_type"),
+        ({"rotary_seq_len_interpolation_factor": 2}, "interpolation"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"window_size": "x"}, "window_size"),
+        ({"vocab_size": 10**6}, "vocab_size"),
+        ({"num_layers": Backend.auto}, "num_layers"),
+    ],
+)
+def test_arguments_of_other_models_are_refused(
+    tmp_path: Path, runtime: Runtime, changes: dict[str, object], field: str
+) -> None:
     root = write(build_model(QWEN, runtime), tmp_path / "lm", **changes)
     with pytest.raises(InputError, match=field) as caught:
         read_description(root)
@@ -152,7 +199,9 @@ def test_hostile_arguments_do_not_run(tmp_path: Path, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("said", ["../../etc", "-1", "1e3", "", "101", "release"])
-def test_a_latest_iteration_that_leads_astray_is_refused(tmp_path: Path, runtime: Runtime, said: str) -> None:
+def test_a_latest_iteration_that_leads_astray_is_refused(
+    tmp_path: Path, runtime: Runtime, said: str
+) -> None:
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "latest_checkpointed_iteration.txt").write_text(said)
     with pytest.raises(InputError, match="latest_checkpointed"):

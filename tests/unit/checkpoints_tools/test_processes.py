@@ -1,4 +1,5 @@
-"""Conversions by several processes: one that refuses, one that is killed, a killed parent. None waits for ever."""
+"""Conversions by several processes: one that refuses, one that is killed, a killed parent. None
+waits for ever."""
 
 from __future__ import annotations
 
@@ -18,11 +19,14 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def convert(target: Path, maker: Maker) -> list[tuple[int, int]]:
-    """Makes the units by two processes, puts them in place and returns what was shown of the progress."""
+    """Makes the units by two processes, puts them in place and returns what was shown of the
+    progress."""
     seen: list[tuple[int, int]] = []
     units = [Unit(f"unit-{number}", 1000) for number in range(NUMBER_OF_UNITS)]
     with partial_folder(target, {"test": 1}, 4000) as partial:
-        records = make_units(partial, units, maker, processes=2, progress=lambda *numbers: seen.append(numbers))
+        records = make_units(
+            partial, units, maker, processes=2, progress=lambda *numbers: seen.append(numbers)
+        )
         forget(partial)
         partial.rename(target)
     assert [record["number"] for record in records] == [*range(NUMBER_OF_UNITS)]
@@ -35,7 +39,9 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -
     assert not (tmp_path / "target").exists() and (tmp_path / "target.partial").is_dir()
     seen = convert(tmp_path / "target", die_once)
     assert seen[-1] == (4000, 4000)
-    assert [(tmp_path / "target" / f"unit-{n}").read_bytes() for n in range(4)] == [bytes([n]) * 1000 for n in range(4)]
+    assert [(tmp_path / "target" / f"unit-{n}").read_bytes() for n in range(4)] == [
+        bytes([n]) * 1000 for n in range(4)
+    ]
 
 
 def test_what_a_worker_refuses_is_refused_as_such(tmp_path: Path) -> None:
@@ -48,12 +54,16 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.unit_makers", str(tmp_path)]
     parent = subprocess.Popen(command, cwd=REPOSITORY)
     try:
-        workers = wait_for(lambda: [int(path.name[4:]) for path in tmp_path.glob("pid-*")], lambda pids: len(pids) == 2)
+        workers = wait_for(
+            lambda: [int(path.name[4:]) for path in tmp_path.glob("pid-*")],
+            lambda pids: len(pids) == 2,
+        )
     finally:
         parent.kill()
         parent.wait()
     wait_for(
-        lambda: [pid for pid in workers if Path(f"/proc/{pid}").exists() and not is_zombie(pid)], lambda pids: not pids
+        lambda: [pid for pid in workers if Path(f"/proc/{pid}").exists() and not is_zombie(pid)],
+        lambda pids: not pids,
     )
 
 

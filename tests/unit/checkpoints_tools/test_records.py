@@ -1,4 +1,5 @@
-"""Tensors found inside torch.save's records, and records that are not what a plain tensor's looks like."""
+"""Tensors found inside torch.save's records, and records that are not what a plain tensor's looks
+like."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @pytest.mark.parametrize("crc", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", [(7,), (3, 5), (1, 4, 6)])
-def test_the_numbers_lie_where_it_says(sizes: tuple[int, ...], dtype: torch.dtype, crc: bool) -> None:
+def test_the_numbers_lie_where_it_says(
+    sizes: tuple[int, ...], dtype: torch.dtype, crc: bool
+) -> None:
     tensor = torch.randn(sizes).to(dtype)
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(crc)
@@ -35,8 +38,17 @@ def test_the_numbers_lie_where_it_says(sizes: tuple[int, ...], dtype: torch.dtyp
     assert raw == tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.parametrize("value", [torch.ones(4, 6).t(), torch.ones(8)[2:], torch.ones(3).int(), [None], {"a": 1},
-                                   torch.nn.Parameter(torch.ones(2))])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(4, 6).t(),
+        torch.ones(8)[2:],
+        torch.ones(3).int(),
+        [None],
+        {"a": 1},
+        torch.nn.Parameter(torch.ones(2)),
+    ],
+)
 def test_what_is_no_plain_tensor_is_left_to_torch(value: object, tmp_path: Path) -> None:
     torch.save(value, tmp_path / "record")
     with (tmp_path / "record").open("rb") as file:
@@ -51,7 +63,9 @@ def test_a_damaged_record_never_raises_nor_leads_outside(position: int, byte: in
     raw[position % len(raw)] = byte
     place = locate_tensor(io.BytesIO(bytes(raw)), 0, len(raw))
     if place is not None:
-        assert place.start >= 0 and place.start + torch.Size(place.sizes).numel() * place.dtype.itemsize <= len(raw)
+        assert place.start >= 0 and place.start + torch.Size(
+            place.sizes
+        ).numel() * place.dtype.itemsize <= len(raw)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,4 +1,5 @@
-"""Streaming conversions: killed at any step and run again, by one process or two, in blocks of any size."""
+"""Streaming conversions: killed at any step and run again, by one process or two, in blocks of any
+size."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints_tools.hf import importing
 from checkpoints_tools.common import units
+from checkpoints_tools.hf import importing
 from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import find_model
@@ -39,7 +40,8 @@ def runtime() -> Iterator[Runtime]:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Convert, Path, Path]]:
-    """For each direction: the conversion, what it reads, and what it makes when nothing disturbs it."""
+    """For each direction: the conversion, what it reads, and what it makes when nothing disturbs
+    it."""
     base = tmp_path_factory.mktemp("sources")
     random_hf_folder(base / "hf", dtype=torch.bfloat16)
     import_hf(base / "hf", base / "megatron")
@@ -57,11 +59,15 @@ def _export(source: Path, target: Path) -> object:
 def digests(folder: Path) -> dict[str, str]:
     """Returns every file below `folder` with a digest of its bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def run_and_die(convert: Convert, source: Path, target: Path, step: int) -> bool:
-    """Converts in a process that is killed before its step-th change of the disk; returns whether it came to that."""
+    """Converts in a process that is killed before its step-th change of the disk; returns whether
+    it came to that."""
     child = os.fork()
     if child == 0:
         try:
@@ -86,8 +92,17 @@ def _die_at(step: int) -> None:
 
         return call
 
-    for module, name in [(os, "replace"), (os, "fsync"), (os, "pwrite"), (os, "rename"), (os, "mkdir"), (os, "unlink"),
-                         (os, "rmdir"), (torch, "save"), (shutil, "copyfile")]:  # fmt: skip
+    for module, name in [
+        (os, "replace"),
+        (os, "fsync"),
+        (os, "pwrite"),
+        (os, "rename"),
+        (os, "mkdir"),
+        (os, "unlink"),
+        (os, "rmdir"),
+        (torch, "save"),
+        (shutil, "copyfile"),
+    ]:
         setattr(module, name, counted(getattr(module, name)))
 
 
@@ -112,8 +127,9 @@ def test_killed_at_any_step_the_next_run_ends_with_the_same_bytes(
     assert digests(tmp_path / "target") == expected
 
 
-def test_a_partial_folder_does_not_look_like_a_model(tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]
-                                                     ) -> None:  # fmt: skip
+def test_a_partial_folder_does_not_look_like_a_model(
+    tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]
+) -> None:
     for convert, source, _ in sources.values():
         for step in (5, 12, 20):
             shutil.rmtree(tmp_path / "target.partial", ignore_errors=True)
@@ -122,8 +138,9 @@ def test_a_partial_folder_does_not_look_like_a_model(tmp_path: Path, sources: di
                 find_model(tmp_path / "target.partial")
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]],
-                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_what_is_done_is_not_done_again(
+    tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     convert, source, undisturbed = sources["import"]
     made: list[int] = []
     make = units._make
@@ -142,7 +159,9 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, sources: dict[str, tuple
     assert digests(tmp_path / "target") == digests(undisturbed)
 
 
-def test_a_changed_source_starts_over(tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]) -> None:
+def test_a_changed_source_starts_over(
+    tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]
+) -> None:
     _, source, _ = sources["import"]
     mine = Path(shutil.copytree(source, tmp_path / "hf"))
     assert run_and_die(import_hf, mine, tmp_path / "target", 25)
@@ -152,8 +171,9 @@ def test_a_changed_source_starts_over(tmp_path: Path, sources: dict[str, tuple[C
     assert all_equal(verify(mine, tmp_path / "target"))
 
 
-def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]
-                                                  ) -> None:  # fmt: skip
+def test_a_second_run_at_the_same_time_is_refused(
+    tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]
+) -> None:
     convert, source, _ = sources["import"]
     refused: list[str] = []
 
@@ -167,19 +187,33 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path, sources: dict[
 
 
 @pytest.mark.timeout(400)
-def test_two_processes_write_what_one_does(tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]) -> None:
+def test_two_processes_write_what_one_does(
+    tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]]
+) -> None:
     _, hf, megatron = sources["import"]
     _, _, back = sources["export"]
     seen: list[tuple[int, int]] = []
-    import_hf(hf, tmp_path / "megatron", processes=2, progress=lambda done, total: seen.append((done, total)))
+    import_hf(
+        hf,
+        tmp_path / "megatron",
+        processes=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     export_hf(megatron, tmp_path / "back", processes=2, max_shard_bytes=SHARD_BYTES)
-    assert digests(tmp_path / "megatron") == digests(megatron) and digests(tmp_path / "back") == digests(back)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1][0] == seen[-1][1]
+    assert digests(tmp_path / "megatron") == digests(megatron) and digests(
+        tmp_path / "back"
+    ) == digests(back)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1][0] == seen[
+        -1
+    ][1]
 
 
 @pytest.mark.parametrize("block_bytes", [1, 100, 1000])
 def test_blocks_of_any_size_hold_the_same_weights(
-    tmp_path: Path, sources: dict[str, tuple[Convert, Path, Path]], monkeypatch: pytest.MonkeyPatch, block_bytes: int
+    tmp_path: Path,
+    sources: dict[str, tuple[Convert, Path, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    block_bytes: int,
 ) -> None:
     _, hf, _ = sources["import"]
     monkeypatch.setattr(importing, "CHUNK_BYTES", block_bytes)
@@ -188,16 +222,25 @@ def test_blocks_of_any_size_hold_the_same_weights(
     assert all_equal(verify(hf, tmp_path / "megatron")) and all_equal(verify(hf, tmp_path / "back"))
 
 
-def test_megatron_core_itself_loads_it(sources: dict[str, tuple[Convert, Path, Path]], runtime: Runtime) -> None:
+def test_megatron_core_itself_loads_it(
+    sources: dict[str, tuple[Convert, Path, Path]], runtime: Runtime
+) -> None:
     """With its own strategies, every key it asks for, layers' extra states included."""
     from megatron.core import dist_checkpointing
 
     _, _, megatron = sources["import"]
-    model = build_model(read_description(megatron).shape, runtime, dtype=torch.bfloat16, initialize=False)
+    model = build_model(
+        read_description(megatron).shape, runtime, dtype=torch.bfloat16, initialize=False
+    )
     state = {"model": model.stage.sharded_state_dict()}
-    loaded = dist_checkpointing.load(state, str(weights_folder(megatron)), strict="raise_unexpected")["model"]
+    loaded = dist_checkpointing.load(
+        state, str(weights_folder(megatron)), strict="raise_unexpected"
+    )["model"]
     expected = dist_checkpointing.load_tensors_metadata(str(weights_folder(megatron)))
-    assert {value.key for value in expected.values()} >= {"decoder.layers.mlp.linear_fc1.weight", "output_layer.weight"}
+    assert {value.key for value in expected.values()} >= {
+        "decoder.layers.mlp.linear_fc1.weight",
+        "output_layer.weight",
+    }
     model.stage.load_state_dict(loaded)
     norm = model.stage.decoder.final_layernorm.weight
     assert torch.isfinite(norm).all() and float(norm.float().std()) > 0.1
@@ -209,6 +252,10 @@ def test_metadata_is_what_torch_would_read(sources: dict[str, tuple[Convert, Pat
     _, _, megatron = sources["import"]
     metadata = FileSystemReader(weights_folder(megatron)).read_metadata()
     assert metadata.state_dict_metadata["decoder.layers.mlp.linear_fc1.weight"].size == (
-        SHAPE.num_layers, 2 * SHAPE.ffn_hidden_size, SHAPE.hidden_size,
-    )  # fmt: skip
-    assert pickle.dumps(metadata) and np.all([info.length > 0 for info in metadata.storage_data.values()])
+        SHAPE.num_layers,
+        2 * SHAPE.ffn_hidden_size,
+        SHAPE.hidden_size,
+    )
+    assert pickle.dumps(metadata) and np.all(
+        [info.length > 0 for info in metadata.storage_data.values()]
+    )

@@ -1,4 +1,5 @@
-"""The weight table: both directions give each other's inverse, and shares put together give the whole."""
+"""The weight table: both directions give each other's inverse, and shares put together give the
+whole."""
 
 from __future__ import annotations
 
@@ -9,9 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoints_tools.common.weight_map import (
+    bound_rules,
+    hf_sizes,
+    rule_of,
+    tensor_parallel_share,
+    to_hf,
+    to_megatron,
+)
 from checkpoints_tools.gguf.names import unpermuted
 from checkpoints_tools.hf.folder import bits_equal
-from checkpoints_tools.common.weight_map import bound_rules, hf_sizes, rule_of, tensor_parallel_share, to_hf, to_megatron
 from megatron_longrope.model import ModelShape
 from tests.support.llama_sizes import DTYPES, shapes
 
@@ -21,7 +29,10 @@ from tests.support.llama_sizes import DTYPES, shapes
 def test_there_and_back_keeps_every_bit(shape: ModelShape, dtype: torch.dtype, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for _, _, rule in bound_rules(shape):
-        tensors = {n: torch.randn(s, generator=generator).to(dtype) for n, s in rule.hf_sizes(shape).items()}
+        tensors = {
+            n: torch.randn(s, generator=generator).to(dtype)
+            for n, s in rule.hf_sizes(shape).items()
+        }
         back = to_hf(rule, to_megatron(rule, list(tensors.values()), shape), shape)
         assert list(back) == list(tensors)
         assert all(bits_equal(back[name], tensor) for name, tensor in tensors.items())
@@ -46,13 +57,39 @@ def test_shares_of_all_ranks_hold_every_number_once(shape: ModelShape, size: int
 
 
 def test_qkv_rows_are_grouped_as_megatron_wants_them() -> None:
-    shape = ModelShape(num_layers=1, hidden_size=1, ffn_hidden_size=2, num_heads=4, num_kv_heads=2, head_dim=2,
-                       vocab_size=5, context_length=8)  # fmt: skip
+    shape = ModelShape(
+        num_layers=1,
+        hidden_size=1,
+        ffn_hidden_size=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=2,
+        vocab_size=5,
+        context_length=8,
+    )
     rule = next(rule for _, _, rule in bound_rules(shape) if rule.kind == "qkv")
-    q, k, v = (torch.arange(n, dtype=torch.float32)[:, None] + start for n, start in ((8, 0), (4, 100), (4, 200)))
+    q, k, v = (
+        torch.arange(n, dtype=torch.float32)[:, None] + start
+        for n, start in ((8, 0), (4, 100), (4, 200))
+    )
     assert to_megatron(rule, [q, k, v], shape).flatten().tolist() == [
-        0, 1, 2, 3, 100, 101, 200, 201, 4, 5, 6, 7, 102, 103, 202, 203,
-    ]  # fmt: skip
+        0,
+        1,
+        2,
+        3,
+        100,
+        101,
+        200,
+        201,
+        4,
+        5,
+        6,
+        7,
+        102,
+        103,
+        202,
+        203,
+    ]
 
 
 @given(shape=shapes())
@@ -69,17 +106,44 @@ def test_names_are_those_of_transformers(shape: ModelShape) -> None:
 
 
 def test_the_last_stage_of_a_tied_model_takes_the_embedding() -> None:
-    tied = ModelShape(num_layers=4, hidden_size=8, ffn_hidden_size=8, num_heads=2, num_kv_heads=2, head_dim=4,
-                      vocab_size=5, context_length=8, tie_embeddings=True)  # fmt: skip
+    tied = ModelShape(
+        num_layers=4,
+        hidden_size=8,
+        ffn_hidden_size=8,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=4,
+        vocab_size=5,
+        context_length=8,
+        tie_embeddings=True,
+    )
     assert rule_of("output_layer.weight", tied).hf == ("model.embed_tokens.weight",)
-    assert rule_of("output_layer.weight", tied.model_copy(update={"tie_embeddings": False})).hf == ("lm_head.weight",)
-    assert rule_of("decoder.layers.3.mlp.linear_fc2.weight", tied).hf == ("model.layers.3.mlp.down_proj.weight",)
+    assert rule_of("output_layer.weight", tied.model_copy(update={"tie_embeddings": False})).hf == (
+        "lm_head.weight",
+    )
+    assert rule_of("decoder.layers.3.mlp.linear_fc2.weight", tied).hf == (
+        "model.layers.3.mlp.down_proj.weight",
+    )
 
 
 def test_layers_come_in_order() -> None:
-    shape = ModelShape(num_layers=3, hidden_size=8, ffn_hidden_size=8, num_heads=2, num_kv_heads=2, head_dim=4,
-                       vocab_size=5, context_length=8)  # fmt: skip
-    assert [layer for layer, _ in groupby(layer for _, layer, _ in bound_rules(shape))] == [None, 0, 1, 2, None]
+    shape = ModelShape(
+        num_layers=3,
+        hidden_size=8,
+        ffn_hidden_size=8,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=4,
+        vocab_size=5,
+        context_length=8,
+    )
+    assert [layer for layer, _ in groupby(layer for _, layer, _ in bound_rules(shape))] == [
+        None,
+        0,
+        1,
+        2,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("heads", [1, 3])

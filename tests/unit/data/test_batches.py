@@ -1,4 +1,5 @@
-"""Batches: labels never cross a document, and the order of rows depends on nothing but seed and step."""
+"""Batches: labels never cross a document, and the order of rows depends on nothing but seed and
+step."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
 @settings(deadline=None, max_examples=60)
 @given(lengths=LENGTHS, multiple=st.sampled_from([1, 2, 8, 12]))
-def test_every_document_keeps_its_tokens_labels_and_positions(lengths: list[int], multiple: int) -> None:
+def test_every_document_keeps_its_tokens_labels_and_positions(
+    lengths: list[int], multiple: int
+) -> None:
     pieces = [np.arange(length) + 100 * i + 1 for i, length in enumerate(lengths)]
     batch = DocumentBatch.from_documents(pieces, multiple)
     bounds = batch.cu_seqlens.tolist()
@@ -31,7 +34,9 @@ def test_every_document_keeps_its_tokens_labels_and_positions(lengths: list[int]
         assert batch.tokens[start:end].tolist() == piece.tolist() + [0] * (end - start - len(piece))
         assert batch.positions[start:end].tolist() == list(range(end - start))
         counted = batch.loss_mask[start:end].bool()
-        assert counted.tolist() == [True] * (len(piece) - 1) + [False] * (end - start - len(piece) + 1)
+        assert counted.tolist() == [True] * (len(piece) - 1) + [False] * (
+            end - start - len(piece) + 1
+        )
         assert batch.labels[start:end][counted].tolist() == piece[1:].tolist()
         assert not batch.labels[start:end][~counted].any()
     assert batch.max_length == max(b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True))
@@ -63,13 +68,20 @@ def _rows(batches: list[DocumentBatch]) -> list[int]:
 
 
 @pytest.mark.parametrize(("size", "micro"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1)])
-def test_all_ranks_together_see_the_same_rows_for_any_layout(dataset: PackedDataset, size: int, micro: int) -> None:
+def test_all_ranks_together_see_the_same_rows_for_any_layout(
+    dataset: PackedDataset, size: int, micro: int
+) -> None:
     reference = PackedBatches(dataset, 4, seed=3)
-    ranks = [PackedBatches(dataset, 4, rank, size, seed=3, micro_batch_rows=micro) for rank in range(size)]
+    ranks = [
+        PackedBatches(dataset, 4, rank, size, seed=3, micro_batch_size=micro)
+        for rank in range(size)
+    ]
     for _ in range(10):
         parts = [next(rank) for rank in ranks]
         assert all(len(part) == 4 // size // micro for part in parts)
-        assert sorted(row for part in parts for row in _rows(part)) == sorted(_rows(next(reference)))
+        assert sorted(row for part in parts for row in _rows(part)) == sorted(
+            _rows(next(reference))
+        )
 
 
 def test_each_epoch_has_every_row_once_in_another_order(dataset: PackedDataset) -> None:
@@ -111,41 +123,58 @@ def _longest(dataset: PackedDataset, row: int) -> int:
     return max(len(piece) for piece in dataset.row(row))
 
 
-@pytest.mark.parametrize("rows_per_step", [2, 4])
+@pytest.mark.parametrize("global_batch_size", [2, 4])
 def test_balanced_steps_hold_rows_alike_and_each_epoch_still_has_every_row_once(
-    uneven: PackedDataset, rows_per_step: int
+    uneven: PackedDataset, global_batch_size: int
 ) -> None:
-    drawn = PackedBatches(uneven, rows_per_step, seed=4)
-    balanced = PackedBatches(uneven, rows_per_step, seed=4, balanced_steps=6)
-    steps = [balanced.step_rows(step) for step in range(2 * 26 // rows_per_step)]
+    drawn = PackedBatches(uneven, global_batch_size, seed=4)
+    balanced = PackedBatches(uneven, global_batch_size, seed=4, balanced_steps=6)
+    steps = [balanced.step_rows(step) for step in range(2 * 26 // global_batch_size)]
     flat = [row for step in steps for row in step]
     assert sorted(flat[:26]) == sorted(flat[26:]) == list(range(26))
-    window = 6 * rows_per_step  # dealt out among themselves
-    assert sorted(flat[:window]) == sorted(row for step in range(6) for row in drawn.step_rows(step))
+    window = 6 * global_batch_size  # dealt out among themselves
+    assert sorted(flat[:window]) == sorted(
+        row for step in range(6) for row in drawn.step_rows(step)
+    )
     mixed = [len({_longest(uneven, row) for row in step}) > 1 for step in steps]
     assert (
         sum(mixed)
         <= 2 * (26 // window + 1)
-        < sum(len({_longest(uneven, row) for row in drawn.step_rows(step)}) > 1 for step in range(len(steps)))
+        < sum(
+            len({_longest(uneven, row) for row in drawn.step_rows(step)}) > 1
+            for step in range(len(steps))
+        )
     )
     kinds = [_longest(uneven, step[0]) for step in steps[:6]]
     assert kinds != sorted(kinds)  # cheap steps do not all come first
-    halves = [PackedBatches(uneven, rows_per_step, rank, 2, seed=4, balanced_steps=6) for rank in range(2)]
-    seen = [row for half in halves for batch in next(half) for row in batch.tokens[batch.cu_seqlens[:-1]].tolist()]
+    halves = [
+        PackedBatches(uneven, global_batch_size, rank, 2, seed=4, balanced_steps=6)
+        for rank in range(2)
+    ]
+    seen = [
+        row
+        for half in halves
+        for batch in next(half)
+        for row in batch.tokens[batch.cu_seqlens[:-1]].tolist()
+    ]
     assert set(seen) == {int(piece[0]) for row in steps[0] for piece in uneven.row(row)}
     with pytest.raises(InputError, match="balanced_steps"):
         drawn.load_state_dict(balanced.state_dict())
-    before_it_was_saved = {name: value for name, value in drawn.state_dict().items() if name != "balanced_steps"}
+    before_it_was_saved = {
+        name: value for name, value in drawn.state_dict().items() if name != "balanced_steps"
+    }
     drawn.load_state_dict(before_it_was_saved)
     with pytest.raises(InputError, match="balanced_steps"):
         balanced.load_state_dict(before_it_was_saved)
 
 
-def test_a_position_of_other_data_or_settings_is_refused(dataset: PackedDataset, tmp_path: Path) -> None:
+def test_a_position_of_other_data_or_settings_is_refused(
+    dataset: PackedDataset, tmp_path: Path
+) -> None:
     state = PackedBatches(dataset, 4, seed=1).state_dict()
     with pytest.raises(InputError, match="saved with 1"):
         PackedBatches(dataset, 4, seed=2).load_state_dict(state)
-    with pytest.raises(InputError, match="rows_per_step=2"):
+    with pytest.raises(InputError, match="global_batch_size=2"):
         PackedBatches(dataset, 2, seed=1).load_state_dict(state)
     with pytest.raises(InputError, match="dataset_sha256"):
         PackedBatches(dataset, 4, seed=1).load_state_dict({**state, "dataset_sha256": "0"})
@@ -154,15 +183,17 @@ def test_a_position_of_other_data_or_settings_is_refused(dataset: PackedDataset,
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rows_per_step": 3, "data_parallel_size": 2},
-        {"rows_per_step": 4, "data_parallel_size": 2, "micro_batch_rows": 4},
-        {"rows_per_step": 0},
-        {"rows_per_step": 2, "data_parallel_rank": 2, "data_parallel_size": 2},
-        {"rows_per_step": 2, "seed": -1},
-        {"rows_per_step": 2, "balanced_steps": 0},
+        {"global_batch_size": 3, "data_parallel_size": 2},
+        {"global_batch_size": 4, "data_parallel_size": 2, "micro_batch_size": 4},
+        {"global_batch_size": 0},
+        {"global_batch_size": 2, "data_parallel_rank": 2, "data_parallel_size": 2},
+        {"global_batch_size": 2, "seed": -1},
+        {"global_batch_size": 2, "balanced_steps": 0},
     ],
 )
-def test_sizes_that_do_not_divide_are_refused(dataset: PackedDataset, settings: dict[str, int]) -> None:
+def test_sizes_that_do_not_divide_are_refused(
+    dataset: PackedDataset, settings: dict[str, int]
+) -> None:
     with pytest.raises(InputError):
         PackedBatches(dataset, **settings)
 

@@ -1,4 +1,5 @@
-"""Datasets on disk: Megatron's own reader sees the same tokens, and damage of every kind is refused."""
+"""Datasets on disk: Megatron's own reader sees the same tokens, and damage of every kind is
+refused."""
 
 from __future__ import annotations
 
@@ -19,10 +20,13 @@ from megatron_longrope.errors import InputError
 IDENTITY = TokenizerIdentity(name="tiny", sha256="ab" * 32)
 
 
-def documents(lengths: tuple[int, ...] = (70, 3, 33, 12, 1, 64), vocab_size: int = 300) -> list[TokenDocument]:
+def documents(
+    lengths: tuple[int, ...] = (70, 3, 33, 12, 1, 64), vocab_size: int = 300
+) -> list[TokenDocument]:
     random = np.random.default_rng(7)
     return [
-        TokenDocument.generated(f"d{i}", random.integers(0, vocab_size, length)) for i, length in enumerate(lengths)
+        TokenDocument.generated(f"d{i}", random.integers(0, vocab_size, length))
+        for i, length in enumerate(lengths)
     ]
 
 
@@ -32,7 +36,9 @@ def prefix(tmp_path: Path) -> Path:
     return tmp_path / "sub" / "set"
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(300, np.uint16), (65499, np.uint16), (65500, np.int32)])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(300, np.uint16), (65499, np.uint16), (65500, np.int32)]
+)
 def test_megatron_reads_the_same_rows(tmp_path: Path, vocab_size: int, dtype: type) -> None:
     source = documents(vocab_size=vocab_size)
     write_packed(tmp_path / "set", source, 32, IDENTITY, vocab_size)
@@ -78,7 +84,13 @@ def test_short_pieces_are_left_out_and_counted(tmp_path: Path) -> None:
     manifest = write_packed(tmp_path / "set", documents(), 32, IDENTITY, 300, min_piece=4)
     assert (manifest.counts.left_out_pieces, manifest.counts.left_out) == (3, 3 + 1 + 1)
     assert manifest.counts.tokens == 183 - 5
-    assert min(PackedDataset(tmp_path / "set").row_lengths(i).min() for i in range(manifest.counts.rows)) >= 4
+    assert (
+        min(
+            PackedDataset(tmp_path / "set").row_lengths(i).min()
+            for i in range(manifest.counts.rows)
+        )
+        >= 4
+    )
 
 
 def _truncate(path: Path) -> None:
@@ -118,7 +130,9 @@ POINTERS = 9 + 8 + 1 + 8 + 8
         (".json", lambda path: path.write_text("[]"), "not a JSON object"),
     ],
 )
-def test_damage_is_refused_on_opening(prefix: Path, suffix: str, damage: Callable[[Path], None], message: str) -> None:
+def test_damage_is_refused_on_opening(
+    prefix: Path, suffix: str, damage: Callable[[Path], None], message: str
+) -> None:
     damage(prefix.with_name("set" + suffix))
     with pytest.raises(InputError, match=message):
         PackedDataset(prefix)
@@ -180,7 +194,9 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
         write_packed(tmp_path / "file" / "set", documents(), 32, IDENTITY, 300)
 
 
-def test_an_interrupted_rewrite_is_not_taken_for_the_old_set(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_rewrite_is_not_taken_for_the_old_set(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import data_prep.writing as writing
 
     real = writing.os.replace

@@ -1,4 +1,5 @@
-"""Packing: every token once, rows never overfull, and best-fit decreasing as a slow reference does it."""
+"""Packing: every token once, rows never overfull, and best-fit decreasing as a slow reference does
+it."""
 
 from __future__ import annotations
 
@@ -26,18 +27,27 @@ def test_every_token_lies_in_one_place(
 ) -> None:
     plan = plan_packing(lengths, sequence_length, min(min_piece, sequence_length), short_limit)
     pieces = [piece for row in plan.rows for piece in row]
-    seen = Counter((p.document, token) for p in pieces + plan.left_out for token in range(p.start, p.start + p.length))
-    assert seen == Counter((document, token) for document, length in enumerate(lengths) for token in range(length))
+    seen = Counter(
+        (p.document, token)
+        for p in pieces + plan.left_out
+        for token in range(p.start, p.start + p.length)
+    )
+    assert seen == Counter(
+        (document, token) for document, length in enumerate(lengths) for token in range(length)
+    )
     assert all(piece.length < min_piece for piece in plan.left_out)
     assert all(piece.length >= min(min_piece, sequence_length) for piece in pieces)
     assert all(row and sum(piece.length for piece in row) <= sequence_length for row in plan.rows)
     for row in plan.rows:
         assert len({piece.length <= short_limit for piece in row}) == 1
-    assert plan.unused == sum(sequence_length - sum(piece.length for piece in row) for row in plan.rows)
+    assert plan.unused == sum(
+        sequence_length - sum(piece.length for piece in row) for row in plan.rows
+    )
 
 
 def _slow_best_fit(lengths: list[int], capacity: int) -> list[int]:
-    """Rooms of the rows, by the definition: longest first, each where the least room is left over."""
+    """Rooms of the rows, by the definition: longest first, each where the least room is left
+    over."""
     rooms: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [room for room in rooms if room >= length]
@@ -60,7 +70,13 @@ def test_best_fit_as_defined(capacity: int, data: st.DataObject) -> None:
 
 def test_documents_that_fit_are_never_cut() -> None:
     plan = plan_packing([64, 10, 63, 65, 1], 64)
-    assert Counter(piece.document for row in plan.rows for piece in row) == {0: 1, 1: 1, 2: 1, 3: 2, 4: 1}
+    assert Counter(piece.document for row in plan.rows for piece in row) == {
+        0: 1,
+        1: 1,
+        2: 1,
+        3: 2,
+        4: 1,
+    }
 
 
 def test_a_hundred_thousand_pieces_in_seconds() -> None:

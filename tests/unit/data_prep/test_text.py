@@ -1,4 +1,5 @@
-"""From files to tokens: readers, filters, BPE training, and the tokenizer as transformers sees it."""
+"""From files to tokens: readers, filters, BPE training, and the tokenizer as transformers sees
+it."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_any_text_comes_back(tokenizer: TextTokenizer, text: str) -> None:
 def test_digits_stand_alone(tokenizer: TextTokenizer) -> None:
     entries = tokenizer.backend.get_vocab()
     assert tokenizer.vocab_size == len(entries) == 280
-    assert all(len(entry) == 1 for entry in entries if any(character.isdigit() for character in entry))
+    assert all(
+        len(entry) == 1 for entry in entries if any(character.isdigit() for character in entry)
+    )
 
 
 def test_training_twice_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
@@ -54,7 +57,9 @@ def test_training_twice_gives_the_same_file(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("with_model_config", [False, True])
-def test_transformers_gives_the_same_ids_and_no_bos(folder: Path, tmp_path: Path, with_model_config: bool) -> None:
+def test_transformers_gives_the_same_ids_and_no_bos(
+    folder: Path, tmp_path: Path, with_model_config: bool
+) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     if with_model_config:
@@ -65,12 +70,16 @@ def test_transformers_gives_the_same_ids_and_no_bos(folder: Path, tmp_path: Path
     assert len(theirs) == ours.vocab_size
 
 
-@pytest.mark.parametrize("says", ["template", "config true", "config false", "both, config false", "nothing"])
+@pytest.mark.parametrize(
+    "says", ["template", "config true", "config false", "both, config false", "nothing"]
+)
 def test_special_tokens_are_those_of_transformers(folder: Path, tmp_path: Path, says: str) -> None:
     backend = load_tokenizer(folder).backend
     if says in ("template", "both, config false"):
         special = [(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
-        backend.post_processor = processors.TemplateProcessing(f"{END_OF_TEXT} $A", special_tokens=special)
+        backend.post_processor = processors.TemplateProcessing(
+            f"{END_OF_TEXT} $A", special_tokens=special
+        )
     backend.save(str(tmp_path / "tokenizer.json"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["add_bos_token"], config["add_eos_token"]
@@ -78,7 +87,11 @@ def test_special_tokens_are_those_of_transformers(folder: Path, tmp_path: Path, 
         config["add_bos_token"] = says == "config true"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     theirs, ours = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
-    assert ours.encode(SAMPLE).tolist() == theirs.encode(SAMPLE) == ours.encode_document(SAMPLE).tolist()
+    assert (
+        ours.encode(SAMPLE).tolist()
+        == theirs.encode(SAMPLE)
+        == ours.encode_document(SAMPLE).tolist()
+    )
     with_bos = ours.encode_document(SAMPLE, add_bos=True)
     assert with_bos.tolist() == [ours.bos_id, *theirs.encode(SAMPLE, add_special_tokens=False)]
 
@@ -117,11 +130,15 @@ def test_text_files(tmp_path: Path) -> None:
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text('{"text": "one\u2028same", "id": 7}\n\n{"text": "two"}\n', encoding="utf-8")
-    assert list(read_jsonl(path)) == [TextDocument("7", "one\u2028same"), TextDocument("set.jsonl:3", "two")]
+    assert list(read_jsonl(path)) == [
+        TextDocument("7", "one\u2028same"),
+        TextDocument("set.jsonl:3", "two"),
+    ]
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"txt": "a"}', b'{"text": 5}', b"[1]", b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}']
+    "line",
+    [b'{"txt": "a"}', b'{"text": 5}', b"[1]", b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}'],
 )
 def test_wrong_json_lines_name_their_line(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "set.jsonl").write_bytes(b'{"text": "fine"}\n' + line + b"\n")
@@ -130,9 +147,18 @@ def test_wrong_json_lines_name_their_line(tmp_path: Path, line: bytes) -> None:
 
 
 def test_filters_report_what_they_leave_out(tokenizer: TextTokenizer) -> None:
-    documents = [TextDocument("a", "x"), TextDocument("b", ""), TextDocument("c", "x"), TextDocument("d", "y")]
+    documents = [
+        TextDocument("a", "x"),
+        TextDocument("b", ""),
+        TextDocument("c", "x"),
+        TextDocument("d", "y"),
+    ]
     kept, report = filter_documents(documents, drop_duplicates=True)
-    assert [d.name for d in kept] == ["a", "d"] and report.empty == ("b",) and report.duplicates == ("c",)
+    assert (
+        [d.name for d in kept] == ["a", "d"]
+        and report.empty == ("b",)
+        and report.duplicates == ("c",)
+    )
     assert [d.name for d in filter_documents(documents)[0]] == ["a", "c", "d"]
     tokens = tokenize(kept, tokenizer, end_token=tokenizer.eos_id)
     np.testing.assert_array_equal(tokens[0].tokens, [*tokenizer.encode("x"), tokenizer.eos_id])

@@ -1,4 +1,5 @@
-"""The search objective: candidates become factors, sums stay apart, weights are shares of the loss."""
+"""The search objective: candidates become factors, sums stay apart, weights are shares of the
+loss."""
 
 from __future__ import annotations
 
@@ -12,13 +13,24 @@ from hypothesis import strategies as st
 
 from megatron_longrope.data import PasskeyDocument
 from megatron_longrope.errors import InputError
-from megatron_longrope.evaluation import ObjectivePart, PerplexityObjective, baseline_methods, factors_of
+from megatron_longrope.evaluation import (
+    ObjectivePart,
+    PerplexityObjective,
+    baseline_methods,
+    factors_of,
+)
 from megatron_longrope.evaluation.objective import _part_scales
 from megatron_longrope.model import LongRopeModel, score_documents
 from megatron_longrope.rope import FactorOrigin, RopeGeometry, Yarn
 from megatron_longrope.runtime import Runtime
 from megatron_longrope.search.types import Candidate, Evaluation, Terms
-from tests.support.tiny_models import WINDOW, our_model, random_documents, single_runtime, tiny_hf_model
+from tests.support.tiny_models import (
+    WINDOW,
+    our_model,
+    random_documents,
+    single_runtime,
+    tiny_hf_model,
+)
 
 runtime = pytest.fixture(single_runtime, scope="module")
 GEOMETRY = RopeGeometry(base=10000.0, head_dim=16, original_length=WINDOW)
@@ -35,7 +47,11 @@ def model(runtime: Runtime) -> LongRopeModel:
 def test_candidates_become_factors_of_the_model(model: LongRopeModel) -> None:
     factors = factors_of(A, model.geometry, TARGET, FactorOrigin(method="search", model="base"))
     assert (factors.rescale, factors.start_tokens, factors.attention_factor) == (A.rescale, 4, 1.05)
-    assert (factors.original_length, factors.target_length, factors.origin.model) == (WINDOW, TARGET, "base")
+    assert (factors.original_length, factors.target_length, factors.origin.model) == (
+        WINDOW,
+        TARGET,
+        "base",
+    )
     assert factors_of(A, model.geometry, TARGET).origin.method == "search"
     with pytest.raises(InputError, match=r"rescale=3: one factor per rotary pair \(8\)"):
         factors_of(Candidate((1.0,) * 3), model.geometry, TARGET)
@@ -48,7 +64,9 @@ def test_evaluations_hold_each_documents_sums_in_the_order_asked(model: LongRope
     for candidate, evaluation in zip([A, B, A], evaluations, strict=True):
         model.set_factors(factors_of(candidate, model.geometry, TARGET))
         scores = score_documents(model, documents)
-        assert evaluation.nll_sums == tuple(float(score.nll.sum(dtype=np.float64)) for score in scores)
+        assert evaluation.nll_sums == tuple(
+            float(score.nll.sum(dtype=np.float64)) for score in scores
+        )
         assert evaluation.token_counts == (TARGET - 1, 99, 69)
         assert evaluation.completed
     assert evaluations[0] == evaluations[2] and evaluations[0].loss != evaluations[1].loss
@@ -66,14 +84,21 @@ def test_last_fraction_counts_the_end_of_the_context_only(model: LongRopeModel) 
     (document,) = random_documents(100)
     (whole,) = PerplexityObjective(model, [document], target_length=TARGET)([A])
     (score,) = score_documents(model, [document])
-    (quarter,) = PerplexityObjective(model, [document], target_length=TARGET, last_fraction=0.25)([A])
+    (quarter,) = PerplexityObjective(model, [document], target_length=TARGET, last_fraction=0.25)(
+        [A]
+    )
     assert (whole.token_counts, quarter.token_counts) == ((99,), (25,))
-    assert quarter.nll_sums[0] == pytest.approx(float(score.nll[-25:].sum(dtype=np.float64)), rel=1e-12)
+    assert quarter.nll_sums[0] == pytest.approx(
+        float(score.nll[-25:].sum(dtype=np.float64)), rel=1e-12
+    )
 
 
 def test_parts_enter_the_loss_by_their_weights(model: LongRopeModel) -> None:
     text = random_documents(TARGET, 90)
-    hidden = [PasskeyDocument(tokens, len(tokens) - 5, 5, key="") for tokens in random_documents(80, 60, 70, seed=9)]
+    hidden = [
+        PasskeyDocument(tokens, len(tokens) - 5, 5, key="")
+        for tokens in random_documents(80, 60, 70, seed=9)
+    ]
     parts = [ObjectivePart.last_part(text, weight=3.0), ObjectivePart.answers(hidden, weight=1.0)]
     objective = PerplexityObjective(model, parts, target_length=TARGET)
     (evaluation,) = objective([A])
@@ -85,33 +110,65 @@ def test_parts_enter_the_loss_by_their_weights(model: LongRopeModel) -> None:
     assert objective.part_losses(evaluation) == pytest.approx([text_loss, answer_loss], rel=1e-6)
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 100), st.integers(2, 500), st.floats(0, 20)), min_size=1, max_size=4))
-def test_scales_make_the_loss_the_weighted_mean_of_the_parts(parts: list[tuple[float, int, float]]) -> None:
-    built = [ObjectivePart.last_part([np.zeros(length, dtype=np.int64)], weight=w) for w, length, _ in parts]
+@given(
+    st.lists(
+        st.tuples(st.floats(0.01, 100), st.integers(2, 500), st.floats(0, 20)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_scales_make_the_loss_the_weighted_mean_of_the_parts(
+    parts: list[tuple[float, int, float]],
+) -> None:
+    built = [
+        ObjectivePart.last_part([np.zeros(length, dtype=np.int64)], weight=w)
+        for w, length, _ in parts
+    ]
     scales = _part_scales(tuple(built))
     counts = [length - 1 for _, length, _ in parts]
-    sums = [scale * loss * count for scale, (_, _, loss), count in zip(scales, parts, counts, strict=True)]
+    sums = [
+        scale * loss * count
+        for scale, (_, _, loss), count in zip(scales, parts, counts, strict=True)
+    ]
     expected = sum(w * loss for w, _, loss in parts) / sum(w for w, _, _ in parts)
     assert math.fsum(sums) / sum(counts) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert len(parts) > 1 or scales == (1.0,)
 
 
-def test_samples_are_scored_alone_and_their_gradients_average_to_that_of_all(runtime: Runtime) -> None:
+def test_samples_are_scored_alone_and_their_gradients_average_to_that_of_all(
+    runtime: Runtime,
+) -> None:
     model = our_model(tiny_hf_model(), runtime, angle_precision="float64", scaled=False)
-    hidden = [PasskeyDocument(tokens, len(tokens) - 5, 5, key="") for tokens in random_documents(80, 60, seed=9)]
-    parts = [ObjectivePart.last_part(random_documents(TARGET, 90)), ObjectivePart.answers(hidden, weight=0.4)]
+    hidden = [
+        PasskeyDocument(tokens, len(tokens) - 5, 5, key="")
+        for tokens in random_documents(80, 60, seed=9)
+    ]
+    parts = [
+        ObjectivePart.last_part(random_documents(TARGET, 90)),
+        ObjectivePart.answers(hidden, weight=0.4),
+    ]
     objective = PerplexityObjective(model, parts, target_length=TARGET)
     whole = objective.evaluate(A, Terms(gradient=True))
     samples = [(0,), (1,), (2,), (3,)], [(0, 3), (1, 2)]
     for group in samples:
-        one_by_one = [objective.evaluate(A, Terms(gradient=True, sample=sample)) for sample in group]
+        one_by_one = [
+            objective.evaluate(A, Terms(gradient=True, sample=sample)) for sample in group
+        ]
         for sample, evaluation in zip(group, one_by_one, strict=True):
-            assert evaluation.nll_sums == pytest.approx([whole.nll_sums[d] for d in sample], rel=1e-6)
-            assert (evaluation.sample, evaluation.completed, evaluation.usable) == (sample, False, False)
+            assert evaluation.nll_sums == pytest.approx(
+                [whole.nll_sums[d] for d in sample], rel=1e-6
+            )
+            assert (evaluation.sample, evaluation.completed, evaluation.usable) == (
+                sample,
+                False,
+                False,
+            )
             assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
         mean = np.mean([e.gradient.rescale for e in one_by_one if e.gradient], axis=0)
         assert whole.gradient is not None
-        np.testing.assert_allclose(mean, whole.gradient.rescale, rtol=1e-3, atol=1e-4 * np.abs(mean).max())
+        np.testing.assert_allclose(
+            mean, whole.gradient.rescale, rtol=1e-3, atol=1e-4 * np.abs(mean).max()
+        )
         by_t = np.mean([e.gradient.attention_factor for e in one_by_one if e.gradient])
         assert by_t == pytest.approx(whole.gradient.attention_factor, rel=1e-4)
 
@@ -137,13 +194,19 @@ def test_wrong_objectives_are_refused(model: LongRopeModel) -> None:
 def test_baselines_come_with_their_own_and_with_the_searched_temperature() -> None:
     methods = baseline_methods(GEOMETRY, TARGET, attention_factor=1.17)
     names = ["none", "pi", "ntk", "dynamic-ntk:4", "yarn"]
-    assert [(m.name, m.temperature) for m in methods] == [(n, t) for t in ("own", "searched") for n in names]
+    assert [(m.name, m.temperature) for m in methods] == [
+        (n, t) for t in ("own", "searched") for n in names
+    ]
     for own, searched in zip(methods[:5], methods[5:], strict=True):
         for length in (WINDOW, TARGET):
-            plain, changed = (method.factors_at(length).for_length(length) for method in (own, searched))
+            plain, changed = (
+                method.factors_at(length).for_length(length) for method in (own, searched)
+            )
             assert changed.attention_factor == 1.17
             assert changed.rescale == plain.rescale
-            assert plain.attention_factor == (Yarn(scale=4).temperature() if own.name == "yarn" else 1.0)
+            assert plain.attention_factor == (
+                Yarn(scale=4).temperature() if own.name == "yarn" else 1.0
+            )
 
 
 def test_dynamic_ntk_follows_the_length_and_may_come_with_several_factors() -> None:

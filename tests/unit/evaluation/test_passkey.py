@@ -9,12 +9,23 @@ import torch
 from data_prep.bpe import train_bpe
 from megatron_longrope.data import PasskeyDocument, TextTokenizer, passkey_document
 from megatron_longrope.errors import InputError
-from megatron_longrope.evaluation import EvaluationLabels, answers_retrieved, greedy_decode, measure_passkey
+from megatron_longrope.evaluation import (
+    EvaluationLabels,
+    answers_retrieved,
+    greedy_decode,
+    measure_passkey,
+)
 from megatron_longrope.evaluation.passkey import trial_seed
 from megatron_longrope.model import LongRopeModel, document_logits
 from megatron_longrope.rope import FactorRange, FactorSet, PositionInterpolation
 from megatron_longrope.runtime import Runtime
-from tests.support.tiny_models import WINDOW, our_model, random_documents, single_runtime, tiny_hf_model
+from tests.support.tiny_models import (
+    WINDOW,
+    our_model,
+    random_documents,
+    single_runtime,
+    tiny_hf_model,
+)
 
 runtime = pytest.fixture(single_runtime, scope="module")
 ANSWER = 4
@@ -22,7 +33,10 @@ ANSWER = 4
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    text = "What is the pass key? The pass key is 12345. Remember it. The grass is green. The sky is blue.\n" * 20
+    text = (
+        "What is the pass key? The pass key is 12345. Remember it. The grass is green. The sky is "
+        "blue.\n" * 20
+    )
     return train_bpe([text], 290, tmp_path_factory.mktemp("bpe"))
 
 
@@ -39,7 +53,12 @@ def assert_equivalent(model: LongRopeModel, documents: list[PasskeyDocument]) ->
     """Holds teacher forcing against decoding and returns what both say."""
     forced = answers_retrieved(model, documents)
     decoded = [
-        bool((greedy_decode(model, document.tokens[: document.answer_start], ANSWER) == document.answer).all())
+        bool(
+            (
+                greedy_decode(model, document.tokens[: document.answer_start], ANSWER)
+                == document.answer
+            ).all()
+        )
         for document in documents
     ]
     assert forced.tolist() == decoded
@@ -47,7 +66,8 @@ def assert_equivalent(model: LongRopeModel, documents: list[PasskeyDocument]) ->
 
 
 def variations(model: LongRopeModel, prompt: np.ndarray) -> list[PasskeyDocument]:
-    """The model's own answer to `prompt`; and with each token in turn changed, after which it goes on as it would."""
+    """The model's own answer to `prompt`; and with each token in turn changed, after which it goes
+    on as it would."""
     answers = [greedy_decode(model, prompt, ANSWER)]
     for place in range(ANSWER):
         begun = answers[0][: place + 1].copy()
@@ -64,10 +84,14 @@ def test_teacher_forcing_is_right_exactly_when_decoding_is(model: LongRopeModel)
     assert retrieved == [True, False, False, False, False] * len(prompts)
 
 
-def test_the_equivalence_holds_for_random_answers_of_a_nearly_uniform_model(runtime: Runtime) -> None:
+def test_the_equivalence_holds_for_random_answers_of_a_nearly_uniform_model(
+    runtime: Runtime,
+) -> None:
     hf = tiny_hf_model(vocab_size=2, tie_word_embeddings=False)
     random = np.random.default_rng(0)
-    documents = [with_answer(random.integers(0, 2, 12), random.integers(0, 2, ANSWER)) for _ in range(30)]
+    documents = [
+        with_answer(random.integers(0, 2, 12), random.integers(0, 2, ANSWER)) for _ in range(30)
+    ]
     model = our_model(hf, runtime)
     retrieved = assert_equivalent(model, documents)
     assert 0 < sum(retrieved) < len(documents)
@@ -76,16 +100,29 @@ def test_the_equivalence_holds_for_random_answers_of_a_nearly_uniform_model(runt
 def test_the_equivalence_holds_among_ties(runtime: Runtime) -> None:
     hf = tiny_hf_model(vocab_size=8, tie_word_embeddings=False)
     with torch.no_grad():
-        hf.lm_head.weight[:6] = 0  # six logits are exactly 0; the two others decide whether that is the highest
+        hf.lm_head.weight[:6] = (
+            0  # six logits are exactly 0; the two others decide whether that is the highest
+        )
     model = our_model(hf, runtime)
     random = np.random.default_rng(1)
-    documents = [with_answer(random.integers(0, 8, 10), random.choice([0, 1, 6, 7], ANSWER)) for _ in range(20)]
-    documents += [variation for prompt in random_documents(9, 30, vocabulary=8)
-                  for variation in variations(model, prompt)]  # fmt: skip
-    documents += [with_answer(prompt, greedy_decode(model, prompt, ANSWER)) for prompt in random.integers(0, 8, (8, 9))]
+    documents = [
+        with_answer(random.integers(0, 8, 10), random.choice([0, 1, 6, 7], ANSWER))
+        for _ in range(20)
+    ]
+    documents += [
+        variation
+        for prompt in random_documents(9, 30, vocabulary=8)
+        for variation in variations(model, prompt)
+    ]
+    documents += [
+        with_answer(prompt, greedy_decode(model, prompt, ANSWER))
+        for prompt in random.integers(0, 8, (8, 9))
+    ]
     retrieved = assert_equivalent(model, documents)
     ties = [
-        (np.sort(document_logits(model, document.tokens[: document.answer_start])[-1])[-2:] == 0).all()
+        (
+            np.sort(document_logits(model, document.tokens[: document.answer_start])[-1])[-2:] == 0
+        ).all()
         for document in documents
     ]
     assert any(hit and tie for hit, tie in zip(retrieved, ties, strict=True))
@@ -99,27 +136,47 @@ def test_all_logits_equal_gives_the_lowest_id(runtime: Runtime) -> None:
     model = our_model(hf, runtime)
     (prompt,) = random_documents(9)
     zeros, ones = np.zeros(ANSWER, dtype=np.int64), np.ones(ANSWER, dtype=np.int64)
-    assert assert_equivalent(model, [with_answer(prompt, zeros), with_answer(prompt, ones)]) == [True, False]
+    assert assert_equivalent(model, [with_answer(prompt, zeros), with_answer(prompt, ones)]) == [
+        True,
+        False,
+    ]
 
 
-def test_an_answer_across_the_border_of_two_factor_sets_uses_one_of_them(model: LongRopeModel) -> None:
-    short, long = (PositionInterpolation(scale=scale).factors(model.geometry) for scale in (1.0, 6.0))
-    model.set_factors(FactorSet(ranges=(FactorRange(up_to=50, factors=short), FactorRange(up_to=None, factors=long))))
+def test_an_answer_across_the_border_of_two_factor_sets_uses_one_of_them(
+    model: LongRopeModel,
+) -> None:
+    short, long = (
+        PositionInterpolation(scale=scale).factors(model.geometry) for scale in (1.0, 6.0)
+    )
+    model.set_factors(
+        FactorSet(
+            ranges=(FactorRange(up_to=50, factors=short), FactorRange(up_to=None, factors=long))
+        )
+    )
     before = model.factor_set
     documents = variations(model, random_documents(48)[0])
     assert assert_equivalent(model, documents) == [True, False, False, False, False]
     assert model.factor_set is before
 
 
-def test_rows_count_exact_matches_and_are_the_same_each_time(tokenizer: TextTokenizer, runtime: Runtime) -> None:
+def test_rows_count_exact_matches_and_are_the_same_each_time(
+    tokenizer: TextTokenizer, runtime: Runtime
+) -> None:
     model = our_model(tiny_hf_model(vocab_size=tokenizer.vocab_size), runtime)
     labels = EvaluationLabels("base", "none")
     rows = measure_passkey(model, tokenizer, 4 * WINDOW, (0.0, 0.5, 1.0), 2, labels, prefix=[7])
-    assert [(row.length, row.depth, row.trials) for row in rows] == [(4 * WINDOW, depth, 2) for depth in (0, 0.5, 1)]
+    assert [(row.length, row.depth, row.trials) for row in rows] == [
+        (4 * WINDOW, depth, 2) for depth in (0, 0.5, 1)
+    ]
     assert rows[0].to_json() == {
-        "model": "base", "method": "none", "length": 4 * WINDOW, "depth": 0.0, "trials": 2,
-        "correct": rows[0].correct, "accuracy": rows[0].correct / 2,
-    }  # fmt: skip
+        "model": "base",
+        "method": "none",
+        "length": 4 * WINDOW,
+        "depth": 0.0,
+        "trials": 2,
+        "correct": rows[0].correct,
+        "accuracy": rows[0].correct / 2,
+    }
     (alone,) = measure_passkey(model, tokenizer, 4 * WINDOW, (0.5,), 2, labels, prefix=[7])
     assert alone == rows[1]
 
@@ -127,7 +184,8 @@ def test_rows_count_exact_matches_and_are_the_same_each_time(tokenizer: TextToke
 def test_a_model_that_knows_the_key_is_counted_right(
     tokenizer: TextTokenizer, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scores are replaced: right on answers of documents with an even trial, wrong on one token of the odd ones."""
+    """Scores are replaced: right on answers of documents with an even trial, wrong on one token of
+    the odd ones."""
     from megatron_longrope.evaluation import passkey
     from megatron_longrope.model import DocumentScores
 
@@ -137,7 +195,9 @@ def test_a_model_that_knows_the_key_is_counted_right(
     def scores(model: object, documents: list[np.ndarray], **_: object) -> list[DocumentScores]:
         result = []
         for tokens in documents:
-            (trial,) = [t for t, document in built.items() if np.array_equal(document.tokens, tokens)]
+            (trial,) = [
+                t for t, document in built.items() if np.array_equal(document.tokens, tokens)
+            ]
             correct = np.zeros(len(tokens) - 1, dtype=bool)
             correct[built[trial].answer_start - 1 :] = True
             correct[-1] &= trial % 2 == 0

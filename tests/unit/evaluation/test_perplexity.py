@@ -39,7 +39,10 @@ def model(hf: object, runtime: Runtime) -> LongRopeModel:
 
 
 def documents(*lengths: int) -> list[EvaluationDocument]:
-    return [EvaluationDocument(f"document {i}", tokens) for i, tokens in enumerate(random_documents(*lengths))]
+    return [
+        EvaluationDocument(f"document {i}", tokens)
+        for i, tokens in enumerate(random_documents(*lengths))
+    ]
 
 
 def hf_losses(hf: object, tokens: np.ndarray) -> np.ndarray:
@@ -65,7 +68,9 @@ def test_sums_equal_those_of_transformers(length: int, hf: object, model: LongRo
 
 
 @given(length=st.integers(2, 300), window=st.integers(2, 80), data=st.data())
-def test_each_token_is_scored_once_with_the_promised_context(length: int, window: int, data: st.DataObject) -> None:
+def test_each_token_is_scored_once_with_the_promised_context(
+    length: int, window: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, window - 1))
     scored: list[int] = []
     for start, stop, new in SlidingWindow(window, stride).spans(length):
@@ -93,9 +98,15 @@ def test_sliding_window_equals_the_usual_loop_with_transformers(
             break
     (losses,) = token_losses(model, [document.tokens], SlidingWindow(window, stride))
     np.testing.assert_allclose(losses, expected, atol=2e-5)
-    (row,) = measure_perplexity(model, [document], 70, LABELS, sliding=SlidingWindow(window, stride)).rows
+    (row,) = measure_perplexity(
+        model, [document], 70, LABELS, sliding=SlidingWindow(window, stride)
+    ).rows
     written = row.to_json()
-    assert (written["protocol"], written["window"], written["stride"]) == ("sliding", window, stride)
+    assert (written["protocol"], written["window"], written["stride"]) == (
+        "sliding",
+        window,
+        stride,
+    )
     assert (row.tokens, row.nll_sum) == (69, pytest.approx(expected.sum(), abs=1e-3))
 
 
@@ -108,10 +119,14 @@ def test_position_buckets_add_up_to_the_whole(width: int, model: LongRopeModel) 
     assert sum(bucket.nll_sum for bucket in buckets) == pytest.approx(total, rel=1e-9)
     assert all(a.bucket_end == b.bucket_start for a, b in zip(buckets, buckets[1:], strict=False))
     assert buckets[-1].bucket_end == 64
-    losses = np.sum(token_losses(model, [document.tokens[:64] for document in documents(64, 70)]), axis=0)
+    losses = np.sum(
+        token_losses(model, [document.tokens[:64] for document in documents(64, 70)]), axis=0
+    )
     for bucket in buckets:
         positions = range(max(bucket.bucket_start, 1), bucket.bucket_end)
-        assert bucket.nll_sum == pytest.approx(sum(losses[position - 1] for position in positions), rel=1e-9)
+        assert bucket.nll_sum == pytest.approx(
+            sum(losses[position - 1] for position in positions), rel=1e-9
+        )
         assert bucket.tokens == 2 * len(positions)
 
 
@@ -124,7 +139,9 @@ def test_results_do_not_depend_on_how_passes_are_shared(model: LongRopeModel) ->
 
 
 def test_short_documents_are_an_error_that_names_them(model: LongRopeModel) -> None:
-    with pytest.raises(InputError, match=r"document=document 1: has 40 tokens, fewer than the length 64"):
+    with pytest.raises(
+        InputError, match=r"document=document 1: has 40 tokens, fewer than the length 64"
+    ):
         measure_perplexity(model, documents(64, 40), 64, LABELS)
     with pytest.raises(InputError, match="at least 2 tokens"):
         measure_perplexity(model, documents(64), 1, LABELS)
@@ -140,29 +157,51 @@ def test_windows_that_leave_tokens_without_context_are_refused(window: int, stri
         SlidingWindow(window, stride)
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 50), st.integers(1, 99)), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.floats(0, 50), st.integers(1, 99)),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_aggregate_weighs_tokens_not_documents(entries: list[tuple[str, float, int]]) -> None:
-    rows = [{"method": m, "length": 8, "nll_sum": loss * tokens, "tokens": tokens} for m, loss, tokens in entries]
+    rows = [
+        {"method": m, "length": 8, "nll_sum": loss * tokens, "tokens": tokens}
+        for m, loss, tokens in entries
+    ]
     result = aggregate(rows)
     for method in {entry[0] for entry in entries}:
         chosen = [(loss, tokens) for m, loss, tokens in entries if m == method]
-        expected = math.exp(np.average([loss for loss, _ in chosen], weights=[tokens for _, tokens in chosen]))
+        expected = math.exp(
+            np.average([loss for loss, _ in chosen], weights=[tokens for _, tokens in chosen])
+        )
         assert result[method, 8] == pytest.approx(expected, rel=1e-9)
 
 
-def test_rows_survive_the_file_and_infinities_become_null(tmp_path: Path, model: LongRopeModel) -> None:
+def test_rows_survive_the_file_and_infinities_become_null(
+    tmp_path: Path, model: LongRopeModel
+) -> None:
     rows = measure_perplexity(model, documents(64), 64, LABELS).rows
-    broken = {**rows[0].to_json(), "document": "diverged", "nll_sum": math.nan, "perplexity": math.inf}
+    broken = {
+        **rows[0].to_json(),
+        "document": "diverged",
+        "nll_sum": math.nan,
+        "perplexity": math.inf,
+    }
     path = tmp_path / "evals" / "perplexity.json"
     write_rows(path, [*rows, broken], note="kept")
-    read = read_rows(path, required=("method", "length", "document", "tokens", "nll_sum", "perplexity"))
+    read = read_rows(
+        path, required=("method", "length", "document", "tokens", "nll_sum", "perplexity")
+    )
     assert read[0] == rows[0].to_json()
     assert read[1]["nll_sum"] is None and read[1]["perplexity"] is None
     assert math.isnan(aggregate(read)["none", 64])
     assert [entry.name for entry in path.parent.iterdir()] == ["perplexity.json"]
 
 
-@pytest.mark.parametrize("content", ["[]", '{"rows": 3}', '{"rows": [1]}', "{", '{"rows": [{"method": "pi"}]}'])
+@pytest.mark.parametrize(
+    "content", ["[]", '{"rows": 3}', '{"rows": [1]}', "{", '{"rows": [{"method": "pi"}]}']
+)
 def test_damaged_result_files_are_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(content)
@@ -175,4 +214,6 @@ def test_digest_tells_documents_and_their_borders_apart() -> None:
         return documents_sha256([EvaluationDocument("d", np.array(part)) for part in parts])
 
     assert digest([1, 2], [3]) == digest([1, 2], [3])
-    assert len({digest([1, 2], [3]), digest([1], [2, 3]), digest([1, 2, 3]), digest([3], [1, 2])}) == 4
+    assert (
+        len({digest([1, 2], [3]), digest([1], [2, 3]), digest([1, 2, 3]), digest([3], [1, 2])}) == 4
+    )

@@ -14,10 +14,22 @@ LIBRARY = "megatron_longrope"
 PACKAGES = (LIBRARY, "launchers", "data_prep", "checkpoints_tools")
 
 FREE = {"errors", "config", "version"}
-_BELOW_PIPELINE = {"model", "rope", "runtime", "search", "data", "training", "evaluation", "report", "data_prep"} | {
-    "checkpoints_tools", "presets",
-}  # fmt: skip
-# Room → the rooms it may import besides itself and the free ones. "search.types" is that one module.
+_BELOW_PIPELINE = {
+    "model",
+    "rope",
+    "runtime",
+    "search",
+    "data",
+    "training",
+    "evaluation",
+    "report",
+    "data_prep",
+} | {
+    "checkpoints_tools",
+    "presets",
+}
+# Room → the rooms it may import besides itself and the free ones. "search.types" is that one
+# module.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -28,18 +40,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": set(),
     "report": set(),
     "presets": set(),
-    "model": {"rope", "runtime", "data"},  # data: the batch type that both sides of a forward pass share
+    "model": {
+        "rope",
+        "runtime",
+        "data",
+    },  # data: the batch type that both sides of a forward pass share
     "evaluation": {"model", "data", "rope", "runtime", "search.types"},
     "training": {"model", "data", "runtime"},
     "data_prep": {"data"},
     "checkpoints_tools": {"model", "rope", "runtime"},
     "pipeline": _BELOW_PIPELINE,
-    "facade": _BELOW_PIPELINE | {"pipeline"},  # megatron_longrope/__init__.py and what stands beside it
+    "facade": _BELOW_PIPELINE
+    | {"pipeline"},  # megatron_longrope/__init__.py and what stands beside it
     "launchers": _BELOW_PIPELINE | {"pipeline", "facade", "presets"},
 }
 MEGATRON_ROOMS = {"runtime", "model", "data", "training", "checkpoints_tools"}
 MEGATRON_PACKAGES = {"megatron", "transformer_engine"}
-# Rooms that keep to a few packages from outside. The standard library is free, pydantic and what it brings for configs.
+# Rooms that keep to a few packages from outside. The standard library is free, pydantic and what it
+# brings for configs.
 ONLY_OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -47,7 +65,9 @@ ONLY_OUTSIDE: dict[str, set[str]] = {
     "search": {"cmaes", "numpy", "pydantic", "typing_extensions"},
     "rope": {"torch", "pydantic", "typing_extensions"},
 }
-NEVER_OUTSIDE: dict[str, set[str]] = {"report": {"torch", "transformers", "megatron", "transformer_engine"}}
+NEVER_OUTSIDE: dict[str, set[str]] = {
+    "report": {"torch", "transformers", "megatron", "transformer_engine"}
+}
 ENVIRONMENT_ROOMS = {"runtime", "launchers"}
 
 
@@ -61,7 +81,8 @@ def room_of(module: str) -> str:
 
 
 def imported_modules(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """Yields (line, dotted name) of every import, inside functions too, relative ones resolved against `module`.
+    """Yields (line, dotted name) of every import, inside functions too, relative ones resolved
+    against `module`.
 
     `from a import b` yields `a.b` where b is a module of ours, else `a`.
     """
@@ -72,7 +93,9 @@ def imported_modules(tree: ast.AST, module: str, is_package: bool) -> Iterator[t
             base = node.module or ""
             if node.level:
                 package = module.split(".") if is_package else module.split(".")[:-1]
-                base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+                base = ".".join(
+                    [*package[: len(package) - node.level + 1], *([base] if base else [])]
+                )
             for alias in node.names:
                 full = f"{base}.{alias.name}"
                 yield node.lineno, full if _is_module(full) else base
@@ -81,7 +104,8 @@ def imported_modules(tree: ast.AST, module: str, is_package: bool) -> Iterator[t
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
-    """Returns one line for each import or environment access in `source` that the rules forbid to `module`."""
+    """Returns one line for each import or environment access in `source` that the rules forbid to
+    `module`."""
     tree = ast.parse(source)
     found = []
     for line, name in imported_modules(tree, module, is_package):
@@ -103,7 +127,9 @@ def _forbidden(room: str, name: str) -> str | None:
         if target == "launchers":
             return "nothing imports launchers"
         allowed = MAY_IMPORT[room]
-        if target in allowed or name.startswith(tuple(f"{LIBRARY}.{entry}" for entry in allowed if "." in entry)):
+        if target in allowed or name.startswith(
+            tuple(f"{LIBRARY}.{entry}" for entry in allowed if "." in entry)
+        ):
             return None
         return f"{room} may import {', '.join(sorted(allowed)) or 'no other room'}"
     if top in MEGATRON_PACKAGES and room not in MEGATRON_ROOMS:
@@ -121,13 +147,19 @@ def _is_standard(top: str) -> bool:
 
 def _is_module(dotted: str) -> bool:
     path = ROOT.joinpath(*dotted.split("."))
-    return dotted.partition(".")[0] in PACKAGES and (path.is_dir() or path.with_suffix(".py").is_file())
+    return dotted.partition(".")[0] in PACKAGES and (
+        path.is_dir() or path.with_suffix(".py").is_file()
+    )
 
 
 def _is_import_call(node: ast.Call) -> bool:
     function = node.func
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    literal = bool(node.args) and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+    literal = (
+        bool(node.args)
+        and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
+    )
     return name in {"import_module", "__import__", "find_spec"} and literal
 
 
@@ -158,7 +190,11 @@ def test_every_file_keeps_the_import_rules() -> None:
 
 
 def test_every_room_has_a_rule() -> None:
-    folders = {path.name for path in (ROOT / LIBRARY).iterdir() if path.is_dir() and not path.name.startswith("_")}
+    folders = {
+        path.name
+        for path in (ROOT / LIBRARY).iterdir()
+        if path.is_dir() and not path.name.startswith("_")
+    }
     assert folders <= set(MAY_IMPORT), f"rooms without a rule: {folders - set(MAY_IMPORT)}"
 
 
@@ -172,11 +208,26 @@ def test_every_room_has_a_rule() -> None:
         ("megatron_longrope.search.loop", "import torch"),
         ("megatron_longrope.search.loop", "def later():\n    from torch import nn"),
         ("megatron_longrope.evaluation.perplexity", "from megatron_longrope import training"),
-        ("megatron_longrope.evaluation.perplexity", "from megatron_longrope.training import trainer"),
-        ("megatron_longrope.evaluation.perplexity", "from megatron_longrope.search.loop import run_search"),
-        ("megatron_longrope.evaluation.perplexity", "from megatron_longrope.search import evolution"),
-        ("megatron_longrope.training.trainer", "from megatron_longrope.evaluation import perplexity"),
-        ("megatron_longrope.training.trainer", "import importlib\nimportlib.import_module('megatron_longrope.rope')"),
+        (
+            "megatron_longrope.evaluation.perplexity",
+            "from megatron_longrope.training import trainer",
+        ),
+        (
+            "megatron_longrope.evaluation.perplexity",
+            "from megatron_longrope.search.loop import run_search",
+        ),
+        (
+            "megatron_longrope.evaluation.perplexity",
+            "from megatron_longrope.search import evolution",
+        ),
+        (
+            "megatron_longrope.training.trainer",
+            "from megatron_longrope.evaluation import perplexity",
+        ),
+        (
+            "megatron_longrope.training.trainer",
+            "import importlib\nimportlib.import_module('megatron_longrope.rope')",
+        ),
         ("megatron_longrope.pipeline.stages", "from megatron.core import parallel_state"),
         ("megatron_longrope.pipeline.stages", "import launchers.options"),
         ("megatron_longrope.evaluation.needle", "import transformer_engine.pytorch as te"),
@@ -196,21 +247,34 @@ def test_a_forbidden_import_is_caught(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("megatron_longrope.rope.angles", "import torch\nfrom megatron_longrope.errors import InputError"),
-        ("megatron_longrope.rope.angles", "from . import factors\nfrom .factors import RopeFactors"),
+        (
+            "megatron_longrope.rope.angles",
+            "import torch\nfrom megatron_longrope.errors import InputError",
+        ),
+        (
+            "megatron_longrope.rope.angles",
+            "from . import factors\nfrom .factors import RopeFactors",
+        ),
         (
             "megatron_longrope.search.loop",
             "import json\nimport numpy as np\nfrom megatron_longrope.config import Length",
         ),
-        ("megatron_longrope.evaluation.objective", "from megatron_longrope.search.types import Candidate"),
+        (
+            "megatron_longrope.evaluation.objective",
+            "from megatron_longrope.search.types import Candidate",
+        ),
         ("megatron_longrope.model.gpt", "from megatron.core import parallel_state"),
         ("megatron_longrope.runtime.runtime", "import os\nrank = os.environ.get('RANK')"),
         ("megatron_longrope.extend", "from megatron_longrope.pipeline import stages"),
         (
             "launchers.commands.eval",
-            "from megatron_longrope.evaluation import perplexity\nfrom launchers.options import LENGTH",
+            "from megatron_longrope.evaluation import perplexity\nfrom launchers.options import "
+            "LENGTH",
         ),
-        ("checkpoints_tools.importer", "import megatron.core\nfrom megatron_longrope.model.shape import ModelShape"),
+        (
+            "checkpoints_tools.importer",
+            "import megatron.core\nfrom megatron_longrope.model.shape import ModelShape",
+        ),
     ],
 )
 def test_an_allowed_import_passes(module: str, source: str) -> None:
@@ -219,5 +283,10 @@ def test_an_allowed_import_passes(module: str, source: str) -> None:
 
 def test_relative_imports_resolve_from_a_package_too() -> None:
     source = "from .loop import run_search"
-    modules = [name for _, name in imported_modules(ast.parse(source), "megatron_longrope.search", is_package=True)]
+    modules = [
+        name
+        for _, name in imported_modules(
+            ast.parse(source), "megatron_longrope.search", is_package=True
+        )
+    ]
     assert modules == ["megatron_longrope.search.loop"]

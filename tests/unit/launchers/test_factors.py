@@ -23,7 +23,14 @@ def test_list_names_every_set_and_says_which_are_not_monotone(tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     lines = {line.split()[0]: line for line in result.output.splitlines() if line.strip()}
     assert all(name in lines for name in published_names())
-    assert lines["llama2-7b/2048k-after-256k"].split()[1:-1] == ["LLaMA2-7B", "256k", "2M", "1.1118", "575.805", "yes"]
+    assert lines["llama2-7b/2048k-after-256k"].split()[1:-1] == [
+        "LLaMA2-7B",
+        "256k",
+        "2M",
+        "1.1118",
+        "575.805",
+        "yes",
+    ]
     assert " no " in lines["mistral-7b-v0.1/2048k-after-256k"]
     rows = json.loads((tmp_path / "list.json").read_text())["rows"]
     assert [row["name"] for row in rows] == list(published_names())

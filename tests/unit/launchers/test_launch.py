@@ -1,4 +1,5 @@
-"""What `longrope launch` prints is what runs: quoted, validated, and the Slurm script stops and requeues as it says."""
+"""What `longrope launch` prints is what runs: quoted, validated, and the Slurm script stops and
+requeues as it says."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def launch(*arguments: str) -> Result:
 
 def shell_words(text: str) -> list[str]:
     """Returns the words bash itself makes of `text`."""
-    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {text}"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {text}"], capture_output=True, text=True, check=True
+    )
     return done.stdout.split("\0")[:-1]
 
 
@@ -58,9 +61,15 @@ def test_a_torchrun_line_is_read_back_by_bash_word_for_word() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=5))
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=5)
+)
 def test_any_argument_survives_the_shell(arguments: list[str]) -> None:
-    assert shlex.split(Job(("longrope", *arguments), {"A": "b c"}).shell_line()) == ["A=b c", "longrope", *arguments]
+    assert shlex.split(Job(("longrope", *arguments), {"A": "b c"}).shell_line()) == [
+        "A=b c",
+        "longrope",
+        *arguments,
+    ]
 
 
 def test_several_machines_need_a_meeting_place() -> None:
@@ -88,14 +97,19 @@ def test_wrong_torchrun_options(options: TorchrunOptions) -> None:
         torchrun_job(options, ["train"])
 
 
-@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("launch", "mpi"), ("data", "pack"), ("convert",)])
+@pytest.mark.parametrize(
+    "arguments", [(), ("nonsense",), ("launch", "mpi"), ("data", "pack"), ("convert",)]
+)
 def test_commands_that_cannot_spread_are_refused(arguments: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="ARGS"):
         torchrun_job(TorchrunOptions(2), arguments)
 
 
 def test_one_process_may_run_anything() -> None:
-    assert torchrun_job(TorchrunOptions(1), ("convert", "verify")).argv[-2:] == ("convert", "verify")
+    assert torchrun_job(TorchrunOptions(1), ("convert", "verify")).argv[-2:] == (
+        "convert",
+        "verify",
+    )
 
 
 def test_mpi_line_and_its_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +132,13 @@ def test_submit_becomes_the_job_with_its_exit_code(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text('#!/bin/sh\nprintf "%s|" "$MARK" "$@"\nexit 75\n')
     program.chmod(0o755)
-    code = f"from launchers.job import Job\nJob(({str(program)!r}, 'a b', '$x'), {{'MARK': 'm m'}}).replace_process()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=os.getcwd())
+    code = (
+        f"from launchers.job import Job\nJob(({str(program)!r}, 'a b', '$x'), "
+        f"{{'MARK': 'm m'}}).replace_process()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=os.getcwd()
+    )
     assert (done.returncode, done.stdout) == (75, "m m|a b|$x|")
 
 
@@ -130,10 +149,16 @@ def test_a_missing_starter_is_named() -> None:
 
 def test_the_command_prints_and_writes_json(tmp_path: Path) -> None:
     path = tmp_path / "launch.json"
-    result = launch("torchrun", "--nproc-per-node", "2", "--json", str(path), "--", "train", "--steps", "3")
+    result = launch(
+        "torchrun", "--nproc-per-node", "2", "--json", str(path), "--", "train", "--steps", "3"
+    )
     assert result.exit_code == 0, result.stderr
     written = json.loads(path.read_text())
-    assert shlex.split(result.stdout)[-4:] == written["argv"][-4:] == ["launchers.main", "train", "--steps", "3"]
+    assert (
+        shlex.split(result.stdout)[-4:]
+        == written["argv"][-4:]
+        == ["launchers.main", "train", "--steps", "3"]
+    )
     assert written["submitted"] is False
     assert launch("torchrun", "--nproc-per-node", "2", "--").exit_code == 2
 
@@ -151,11 +176,19 @@ def test_the_script_is_bash_and_complete(tmp_path: Path) -> None:
     folder.mkdir()
     setup = folder / "set up.sh"
     setup.write_text("")
-    text = slurm_script(SlurmOptions("1-00:00:00", 2, log_dir=tmp_path, setup=setup), EXTEND, folder)
+    text = slurm_script(
+        SlurmOptions("1-00:00:00", 2, log_dir=tmp_path, setup=setup), EXTEND, folder
+    )
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     directives = [line for line in text.split("\n\n")[0].splitlines() if line.startswith("#SBATCH")]
     assert text.startswith("#!/bin/bash\n#SBATCH --requeue\n")
-    for wanted in ("nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "signal=B:USR1@300", "time=1-00:00:00"):
+    for wanted in (
+        "nodes=2",
+        "ntasks-per-node=1",
+        "gpus-per-node=8",
+        "signal=B:USR1@300",
+        "time=1-00:00:00",
+    ):
         assert f"#SBATCH --{wanted}" in directives
     assert "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" in text
     assert f"cd -- {shlex.quote(str(folder))} ||" in text
@@ -198,7 +231,9 @@ def test_time_limits() -> None:
     assert time_limit_seconds("2-00:00:01") == 172801
 
 
-def test_sbatch_gets_the_script_and_its_answer_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sbatch_gets_the_script_and_its_answer_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_programs(tmp_path, monkeypatch, sbatch='cat > "$0.got"; echo "417;cluster"')
     monkeypatch.chdir(tmp_path)
     result = launch("slurm", "--time", "24:00:00", "--submit", "--json", "out.json", "--", "train")
@@ -219,7 +254,8 @@ def test_no_sbatch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"), [(0, 0, False), (1, 0, False), (2, 0, False), (75, 0, True), (75, 20, False)]
+    ("code", "restarts", "requeued"),
+    [(0, 0, False), (1, 0, False), (2, 0, False), (75, 0, True), (75, 20, False)],
 )
 def test_only_a_resumable_end_is_requeued(
     code: int, restarts: int, requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,7 +269,8 @@ def test_only_a_resumable_end_is_requeued(
 def test_usr1_reaches_the_step_and_the_script_waits_for_it(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step takes half a second to save after the signal: the script neither dies nor answers before it."""
+    """The step takes half a second to save after the signal: the script neither dies nor answers
+    before it."""
     save = f'sleep 0.5; echo saved > "{tmp_path}/saved"; exit {code}'
     srun = f"trap '{save}' USR1; touch '{tmp_path}/up'; while :; do sleep 0.1; done"
     process = start_script(tmp_path, monkeypatch, srun=srun)
@@ -250,13 +287,20 @@ def test_usr1_reaches_the_step_and_the_script_waits_for_it(
 def start_script(
     folder: Path, monkeypatch: pytest.MonkeyPatch, srun: str, restarts: int = 0
 ) -> subprocess.Popen[bytes]:
-    """Starts the batch script with stand-ins for Slurm's programs: they do what the test says and leave marks."""
+    """Starts the batch script with stand-ins for Slurm's programs: they do what the test says and
+    leave marks."""
     scontrol = f'if [ "$1" = requeue ]; then touch "{folder}/requeued"; else echo node1; fi'
     fake_programs(folder, monkeypatch, srun=srun, scontrol=scontrol)
     path = folder / "job.sh"
     path.write_text(script("train", folder=folder))
-    slurm_variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_RESTART_COUNT": str(restarts)}
-    return subprocess.Popen(["bash", str(path)], env={**os.environ, **slurm_variables}, stdout=subprocess.DEVNULL)
+    slurm_variables = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    return subprocess.Popen(
+        ["bash", str(path)], env={**os.environ, **slurm_variables}, stdout=subprocess.DEVNULL
+    )
 
 
 def fake_programs(folder: Path, monkeypatch: pytest.MonkeyPatch, **bodies: str) -> None:

@@ -26,11 +26,18 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
-def run_command_that(action: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
+def run_command_that(
+    action: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> Result:
     """Runs `longrope probe`, a subcommand that does `action`."""
     monkeypatch.setitem(COMMANDS, "probe", CommandEntry("A test's own."))
     monkeypatch.setattr(
@@ -68,7 +75,13 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["report"], ["report", "--nonsense"], ["launch", "mpi", "-n", "x", "--", "data"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["report"],
+        ["report", "--nonsense"],
+        ["launch", "mpi", "-n", "x", "--", "data"],
+    ],
 )
 def test_a_usage_error_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, arguments)
@@ -89,7 +102,9 @@ def test_a_usage_error_is_one_line_and_exit_code_2(arguments: list[str]) -> None
         (ModuleNotFoundError("No module named 'gguf'", name="gguf"), 2),
     ],
 )
-def test_what_is_no_bug_is_one_line(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_bug_is_one_line(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = run_command_that(raising(error), monkeypatch)
     assert result.exit_code == code
     assert result.stdout == ""
@@ -97,7 +112,12 @@ def test_what_is_no_bug_is_one_line(error: BaseException, code: int, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("a bug"), ModuleNotFoundError("no", name="launchers.commands.gone"), OSError(28, "disk full")]
+    "error",
+    [
+        ValueError("a bug"),
+        ModuleNotFoundError("no", name="launchers.commands.gone"),
+        OSError(28, "disk full"),
+    ],
 )
 def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_command_that(raising(error), monkeypatch)
@@ -116,7 +136,9 @@ def test_a_return_value_is_no_exit_code_but_ctx_exit_is(monkeypatch: pytest.Monk
     assert run_command_that(lambda: click.get_current_context().exit(5), monkeypatch).exit_code == 5
 
 
-def test_sigterm_stops_like_an_interrupt_and_the_handler_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_stops_like_an_interrupt_and_the_handler_is_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
     result = run_command_that(lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
     assert result.exit_code == 75
@@ -142,7 +164,9 @@ def test_a_forked_child_dies_of_sigterm_silently(monkeypatch: pytest.MonkeyPatch
 
 def test_output_into_a_closed_pipe_ends_quietly() -> None:
     line = f"{sys.executable} -m launchers.main --help | true"
-    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 

@@ -24,8 +24,12 @@ from megatron_longrope.errors import InputError
 @click.option("--lengths", type=LENGTHS, default="2k,8k")
 @set_option
 @json_option
-def probe(target: int, lengths: tuple[int, ...], overrides: tuple[str, ...], json_path: Path | None) -> None:
-    click.echo(json.dumps([target, lengths, apply_overrides({}, overrides), json_path and str(json_path)]))
+def probe(
+    target: int, lengths: tuple[int, ...], overrides: tuple[str, ...], json_path: Path | None
+) -> None:
+    click.echo(
+        json.dumps([target, lengths, apply_overrides({}, overrides), json_path and str(json_path)])
+    )
 
 
 def run(*arguments: str) -> Result:
@@ -34,7 +38,10 @@ def run(*arguments: str) -> Result:
 
 def test_lengths_read_as_people_write_them() -> None:
     assert json.loads(run().stdout)[:2] == [2048, [2048, 8192]]
-    assert json.loads(run("--target", "2M", "--lengths", "256k, 300").stdout)[:2] == [2097152, [262144, 300]]
+    assert json.loads(run("--target", "2M", "--lengths", "256k, 300").stdout)[:2] == [
+        2097152,
+        [262144, 300],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,9 @@ def test_overrides_reach_into_lists_by_number() -> None:
 
 
 def test_overrides_and_json_path_arrive() -> None:
-    assert json.loads(run("--set", "a.b=2e-5", "--set", "c=off", "--json", "x.json").stdout)[2:] == [
+    assert json.loads(run("--set", "a.b=2e-5", "--set", "c=off", "--json", "x.json").stdout)[
+        2:
+    ] == [
         {"a": {"b": 2e-5}, "c": "off"},
         "x.json",
     ]
@@ -71,8 +80,23 @@ def test_overrides_and_json_path_arrive() -> None:
 
 def test_json_is_valid_whatever_the_numbers(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    write_json(path, {"a": math.inf, "b": [math.nan, 1.5], "c": np.float32(0.5), "d": np.arange(2), "e": tmp_path})
-    assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": 0.5, "d": [0, 1], "e": str(tmp_path)}
+    write_json(
+        path,
+        {
+            "a": math.inf,
+            "b": [math.nan, 1.5],
+            "c": np.float32(0.5),
+            "d": np.arange(2),
+            "e": tmp_path,
+        },
+    )
+    assert json.loads(path.read_text()) == {
+        "a": None,
+        "b": [None, 1.5],
+        "c": 0.5,
+        "d": [0, 1],
+        "e": str(tmp_path),
+    }
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -12,7 +12,9 @@ from launchers.main import main
 from megatron_longrope import report
 
 
-def test_the_page_is_named_on_stdout_and_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_named_on_stdout_and_in_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report, "write_report", lambda run_dir: run_dir / "report" / "index.html")
     out = tmp_path / "out.json"
     result = CliRunner().invoke(main, ["report", str(tmp_path), "--json", str(out)])

@@ -1,4 +1,5 @@
-"""The options of `longrope search`: what they ask of a search, and sizes of another searcher refused."""
+"""The options of `longrope search`: what they ask of a search, and sizes of another searcher
+refused."""
 
 from __future__ import annotations
 
@@ -26,26 +27,42 @@ def options(*arguments: str) -> dict[str, Any]:
     ("arguments", "searcher", "sizes"),
     [
         ([], "hybrid", {}),
-        (["--ramp-rounds", "2", "--passes", "0"], "hybrid", {"ramp": {"max_rounds": 2}, "cycles": 0}),
-        (["--ramp-rounds", "0", "--passes", "6"], "hybrid", {"ramp": {"max_rounds": 0}, "descent": {"passes": 6}}),
+        (
+            ["--ramp-rounds", "2", "--passes", "0"],
+            "hybrid",
+            {"ramp": {"max_rounds": 2}, "cycles": 0},
+        ),
+        (
+            ["--ramp-rounds", "0", "--passes", "6"],
+            "hybrid",
+            {"ramp": {"max_rounds": 0}, "descent": {"passes": 6}},
+        ),
         (["--searcher", "gradient", "--passes", "6"], "gradient", {"passes": 6}),
     ],
 )
-def test_sizes_reach_their_searcher(arguments: list[str], searcher: str, sizes: dict[str, Any]) -> None:
+def test_sizes_reach_their_searcher(
+    arguments: list[str], searcher: str, sizes: dict[str, Any]
+) -> None:
     config = search_config(options(*arguments), 3)
     assert config.searcher == searcher and config.num_documents == 3
     assert getattr(config, searcher).model_dump(exclude_unset=True) == sizes
 
 
 def test_starts_may_be_repeated_and_are_all_by_default() -> None:
-    assert search_config(options("--starts-from", "yarn", "--starts-from", "pi"), 1).starts == ("yarn", "pi")
+    assert search_config(options("--starts-from", "yarn", "--starts-from", "pi"), 1).starts == (
+        "yarn",
+        "pi",
+    )
     assert search_config(options(), 1).starts == ("pi", "ntk", "yarn")
 
 
 def test_journals_are_named_by_searcher_but_the_default_s_by_length_alone() -> None:
     assert search_name(4096, search_config(options(), 1)) == "search-4096"
     assert search_name(4096, search_config(options("--searcher", "cma"), 1)) == "search-4096-cma"
-    assert search_name(256, search_config(options("--searcher", "evolution"), 1), "recover") == "recover-256-evolution"
+    assert (
+        search_name(256, search_config(options("--searcher", "evolution"), 1), "recover")
+        == "recover-256-evolution"
+    )
 
 
 def test_a_ladder_is_of_early_stopping() -> None:
@@ -74,10 +91,16 @@ def test_sizes_of_another_searcher_are_refused(arguments: list[str], wrong: str)
     ("arguments", "says"),
     [
         (["--searcher", "cma", "--passes", "3"], "--searcher=cma: has no --passes"),
-        (["--searcher", "evolution", "--population", "4", "--offspring", "0"], "Invalid value for '--offspring'"),
+        (
+            ["--searcher", "evolution", "--population", "4", "--offspring", "0"],
+            "Invalid value for '--offspring'",
+        ),
         (["--searcher", "gradient", "--passes", "0"], "gradient.passes=0"),
         (["--critical-pair", "3"], "--critical-pair=3: belongs to --space longrope2"),
-        (["--json", "nowhere/result.json"], "--json=nowhere/result.json: its folder does not exist"),
+        (
+            ["--json", "nowhere/result.json"],
+            "--json=nowhere/result.json: its folder does not exist",
+        ),
         (["--out", "a_file"], "a_file is a file, not a folder"),
         (["--out", "a_file/below/it"], "a_file is a file, not a folder"),
     ],

@@ -1,4 +1,5 @@
-"""torchrun's own parser leaves our options alone: argparse matches abbreviations of its options among ours too."""
+"""torchrun's own parser leaves our options alone: argparse matches abbreviations of its options
+among ours too."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from launchers.main import main
 from launchers.torchrun import TorchrunOptions, torchrun_job
 
 
-def leaf_commands(command: click.Command, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def leaf_commands(
+    command: click.Command, *names: str
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Yields every subcommand that takes options of its own, with its words on the command line."""
     if not isinstance(command, click.Group):
         yield names, command
@@ -45,19 +48,28 @@ def test_plain_torchrun_takes_every_option_of_ours(capsys: pytest.CaptureFixture
     refused = []
     for line in lines():
         try:
-            parsed = get_args_parser().parse_args(["--nproc-per-node", "2", "-m", "launchers.main", *line])
+            parsed = get_args_parser().parse_args(
+                ["--nproc-per-node", "2", "-m", "launchers.main", *line]
+            )
         except SystemExit:
             refused.append(" ".join(line))
         else:
-            assert (parsed.training_script, parsed.training_script_args) == ("launchers.main", list(line))
+            assert (parsed.training_script, parsed.training_script_args) == (
+                "launchers.main",
+                list(line),
+            )
     assert not refused, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "words", [["--log", "x"], ["--start"], ["--r=1"], ["--", "--nnodes", "9"], ["-m", "--no-python"]]
+    "words",
+    [["--log", "x"], ["--start"], ["--r=1"], ["--", "--nnodes", "9"], ["-m", "--no-python"]],
 )
 def test_the_line_of_our_launcher_leaves_any_word_alone(words: list[str]) -> None:
     job = torchrun_job(TorchrunOptions(nproc_per_node=2), ["search", *words])
     parsed = get_args_parser().parse_args(list(job.argv[3:]))
     assert (parsed.module, parsed.nproc_per_node, parsed.nnodes) == (True, "2", "1:1")
-    assert (parsed.training_script, parsed.training_script_args) == ("launchers.main", ["search", *words])
+    assert (parsed.training_script, parsed.training_script_args) == (
+        "launchers.main",
+        ["search", *words],
+    )

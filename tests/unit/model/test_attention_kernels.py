@@ -16,10 +16,18 @@ from megatron_longrope.model.rotary import rotate
 SCALE = 0.3
 
 
-def tensors(queries: int, keys: int, kv_heads: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """q, k, v of two documents with four query heads, laid out as attention gets them, and a gradient."""
+def tensors(
+    queries: int, keys: int, kv_heads: int, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """q, k, v of two documents with four query heads, laid out as attention gets them, and a
+    gradient."""
     torch.manual_seed(0)
-    shapes = [(2, queries, 4, 16), (2, keys, kv_heads, 16), (2, keys, kv_heads, 16), (2, queries, 4, 16)]
+    shapes = [
+        (2, queries, 4, 16),
+        (2, keys, kv_heads, 16),
+        (2, keys, kv_heads, 16),
+        (2, queries, 4, 16),
+    ]
     return [torch.randn(shape, dtype=dtype).transpose(1, 2) for shape in shapes]
 
 
@@ -38,7 +46,9 @@ def kernel(request: Any, monkeypatch: pytest.MonkeyPatch) -> BlockKernel:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize(("queries", "keys", "causal"), [(20, 20, True), (1, 1, True), (20, 9, False), (5, 33, False)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "causal"), [(20, 20, True), (1, 1, True), (20, 9, False), (5, 33, False)]
+)
 def test_a_block_equals_attention_written_out(
     queries: int, keys: int, causal: bool, kv_heads: int, kernel: BlockKernel
 ) -> None:
@@ -49,7 +59,9 @@ def test_a_block_equals_attention_written_out(
     out, lse = kernel.forward(q, k, v, causal, SCALE)
     torch.testing.assert_close(out, expected.detach())
     torch.testing.assert_close(lse, expected_sum.detach())
-    for found, leaf in zip(kernel.backward(grad, q, k, v, out, lse, causal, SCALE), leaves, strict=True):
+    for found, leaf in zip(
+        kernel.backward(grad, q, k, v, out, lse, causal, SCALE), leaves, strict=True
+    ):
         torch.testing.assert_close(found, leaf.grad)
 
 
@@ -63,7 +75,10 @@ def test_merged_blocks_equal_attention_to_all_their_keys(kernel: BlockKernel) ->
     for part in parts[1:]:
         merge(out, lse, *kernel.forward(q, k[:, :, part], v[:, :, part], False, SCALE))
     torch.testing.assert_close(out, expected.detach())
-    grads = [kernel.backward(grad, q, k[:, :, part], v[:, :, part], out, lse, False, SCALE) for part in parts]
+    grads = [
+        kernel.backward(grad, q, k[:, :, part], v[:, :, part], out, lse, False, SCALE)
+        for part in parts
+    ]
     torch.testing.assert_close(sum(g[0] for g in grads), leaves[0].grad)
     torch.testing.assert_close(torch.cat([g[1] for g in grads], 2), leaves[1].grad)
     torch.testing.assert_close(torch.cat([g[2] for g in grads], 2), leaves[2].grad)
@@ -88,7 +103,10 @@ def test_rotation_turns_pairs_as_complex_numbers_and_differentiates_in_both() ->
     torch.manual_seed(1)
     x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
     angles = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    turned = (
+        torch.complex(x[..., :4], x[..., 4:])
+        * torch.polar(torch.ones_like(angles), angles)[:, None]
+    )
     torch.testing.assert_close(rotate(x, angles), torch.cat([turned.real, turned.imag], -1))
     assert torch.autograd.gradcheck(rotate, (x, angles))
     place = x.detach().clone()

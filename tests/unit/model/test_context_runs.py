@@ -1,4 +1,5 @@
-"""K/V of a share cut for their way to other ranks: every token once, each piece a part of early and late chunks."""
+"""K/V of a share cut for their way to other ranks: every token once, each piece a part of early and
+late chunks."""
 
 from __future__ import annotations
 
@@ -11,11 +12,20 @@ from megatron_longrope.model.attention.context_runs import cut_keys, cut_runs, r
 
 @settings(max_examples=60, deadline=None)
 @given(
-    chunks=st.lists(st.integers(1, 20), min_size=1, max_size=6), size=st.integers(2, 4), num_pieces=st.integers(2, 7)
+    chunks=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    size=st.integers(2, 4),
+    num_pieces=st.integers(2, 7),
 )
-def test_pieces_hold_every_token_once_in_its_document_and_chunk(chunks: list[int], size: int, num_pieces: int) -> None:
+def test_pieces_hold_every_token_once_in_its_document_and_chunk(
+    chunks: list[int], size: int, num_pieces: int
+) -> None:
     runs = runs_of([2 * size * chunk for chunk in chunks], size)
-    labels = [(document, half, place) for document, n in enumerate(chunks) for half in (0, 1) for place in range(n)]
+    labels = [
+        (document, half, place)
+        for document, n in enumerate(chunks)
+        for half in (0, 1)
+        for place in range(n)
+    ]
     keys = torch.tensor(labels).unsqueeze(0).repeat(2, 1, 1)  # [kv_heads, tokens, head_dim]
     pieces, cut = list(cut_keys((keys, -keys), runs, num_pieces)), cut_runs(runs, num_pieces)
     assert len(pieces) == len(cut) == num_pieces
@@ -46,4 +56,9 @@ def test_one_piece_is_what_was_there_uncopied() -> None:
 
 def test_a_document_shorter_than_the_pieces_leaves_some_of_them_out() -> None:
     runs = runs_of([64, 4], 2)  # shares of 32 and 2 tokens
-    assert [[run.length for run in piece] for piece in cut_runs(runs, 4)] == [[8, 0], [8, 0], [8, 0], [8, 2]]
+    assert [[run.length for run in piece] for piece in cut_runs(runs, 4)] == [
+        [8, 0],
+        [8, 0],
+        [8, 0],
+        [8, 2],
+    ]

@@ -9,7 +9,14 @@ import torch
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, score_documents, score_with_gradient
 from megatron_longrope.runtime import Runtime
-from tests.support.factor_gradients import DOCUMENTS, WEIGHTS, central_differences, factors, gradient_of, relative_error
+from tests.support.factor_gradients import (
+    DOCUMENTS,
+    WEIGHTS,
+    central_differences,
+    factors,
+    gradient_of,
+    relative_error,
+)
 from tests.support.tiny_models import our_model, single_runtime, tiny_hf_model
 
 runtime = pytest.fixture(single_runtime, scope="module")
@@ -32,7 +39,9 @@ def test_nats_are_those_of_scoring_and_weights_keep_no_gradient(runtime: Runtime
     model = our_model(tiny_hf_model(), runtime, angle_precision="float64")
     model.set_factors(factors())
     nats, _ = score_with_gradient(model, DOCUMENTS, WEIGHTS, max_batch_tokens=140)
-    for found, score in zip(nats, score_documents(model, DOCUMENTS, max_batch_tokens=140), strict=True):
+    for found, score in zip(
+        nats, score_documents(model, DOCUMENTS, max_batch_tokens=140), strict=True
+    ):
         np.testing.assert_array_equal(found, score.nll)
     for parameter in model.stage.parameters():
         assert parameter.requires_grad and parameter.grad is None

@@ -15,7 +15,13 @@ from megatron_longrope.model.attention.packed import packed_params
 from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors, rotary_angles
 from megatron_longrope.runtime import Runtime
 from tests.support.llama_oracle import longrope_angles, oracle_logits
-from tests.support.tiny_models import WINDOW, our_model, random_documents, single_runtime, tiny_hf_model
+from tests.support.tiny_models import (
+    WINDOW,
+    our_model,
+    random_documents,
+    single_runtime,
+    tiny_hf_model,
+)
 
 runtime = pytest.fixture(single_runtime, scope="module")
 HF = pytest.fixture(lambda: tiny_hf_model(), scope="module", name="hf")
@@ -26,11 +32,23 @@ def model(hf: object, runtime: Runtime) -> LongRopeModel:
     return our_model(hf, runtime, angle_precision="float64")
 
 
-def factors(slope: float = 0.3, start_tokens: int = 0, attention_factor: float = 1.0, **other: float) -> RopeFactors:
-    values = {"original_length": WINDOW, "target_length": 4 * WINDOW, "base": 10000.0, "head_dim": 16} | other
+def factors(
+    slope: float = 0.3, start_tokens: int = 0, attention_factor: float = 1.0, **other: float
+) -> RopeFactors:
+    values = {
+        "original_length": WINDOW,
+        "target_length": 4 * WINDOW,
+        "base": 10000.0,
+        "head_dim": 16,
+    } | other
     rescale = tuple(1.0 + slope * i for i in range(int(values["head_dim"]) // 2))
-    return RopeFactors(rescale=rescale, start_tokens=start_tokens, attention_factor=attention_factor,
-                       origin=FactorOrigin(method="test"), **values)  # fmt: skip
+    return RopeFactors(
+        rescale=rescale,
+        start_tokens=start_tokens,
+        attention_factor=attention_factor,
+        origin=FactorOrigin(method="test"),
+        **values,
+    )
 
 
 def total_loss(model: LongRopeModel, documents: list[np.ndarray]) -> bytes:
@@ -39,7 +57,12 @@ def total_loss(model: LongRopeModel, documents: list[np.ndarray]) -> bytes:
 
 @pytest.mark.parametrize(
     "other",
-    [factors(slope=0.31), factors(start_tokens=4), factors(attention_factor=1.01), factors(slope=0.0)],
+    [
+        factors(slope=0.31),
+        factors(start_tokens=4),
+        factors(attention_factor=1.01),
+        factors(slope=0.0),
+    ],
     ids=["rescale", "start_tokens", "attention_factor", "unscaled"],
 )
 def test_a_b_a_gives_a_again_bit_for_bit(other: RopeFactors, model: LongRopeModel) -> None:
@@ -52,19 +75,32 @@ def test_a_b_a_gives_a_again_bit_for_bit(other: RopeFactors, model: LongRopeMode
     assert total_loss(model, documents) == first
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    slope=st.floats(0, 2), start_tokens=st.integers(0, 60), attention_factor=st.floats(0.8, 1.4),
+    slope=st.floats(0, 2),
+    start_tokens=st.integers(0, 60),
+    attention_factor=st.floats(0.8, 1.4),
     length=st.integers(2, 90),
-)  # fmt: skip
+)
 def test_logits_equal_a_float64_oracle(
-    slope: float, start_tokens: int, attention_factor: float, length: int, hf: object, model: LongRopeModel
+    slope: float,
+    start_tokens: int,
+    attention_factor: float,
+    length: int,
+    hf: object,
+    model: LongRopeModel,
 ) -> None:
     chosen = factors(slope, start_tokens, attention_factor)
     (document,) = random_documents(length)
     model.set_factors(chosen)
-    angles = longrope_angles(length, base=10000.0, head_dim=16, rescale=chosen.rescale, start_tokens=start_tokens)
-    expected = oracle_logits(hf.state_dict(), hf.config, torch.from_numpy(document), angles, attention_factor)  # type: ignore[attr-defined]
+    angles = longrope_angles(
+        length, base=10000.0, head_dim=16, rescale=chosen.rescale, start_tokens=start_tokens
+    )
+    expected = oracle_logits(
+        hf.state_dict(), hf.config, torch.from_numpy(document), angles, attention_factor
+    )  # type: ignore[attr-defined]
     np.testing.assert_allclose(document_logits(model, document), expected, atol=1e-4, rtol=0)
 
 
@@ -86,17 +122,23 @@ def test_the_set_follows_the_length_of_each_input(model: LongRopeModel) -> None:
         model.set_factors(chosen)
         by_set[name] = score_documents(model, documents)
     model.set_factors(
-        FactorSet(ranges=(FactorRange(up_to=WINDOW, factors=short), FactorRange(up_to=None, factors=long)))
+        FactorSet(
+            ranges=(FactorRange(up_to=WINDOW, factors=short), FactorRange(up_to=None, factors=long))
+        )
     )
     switched = score_documents(model, documents)
-    for score, name, index in zip(switched, ("short", "long", "short", "long"), range(4), strict=True):
+    for score, name, index in zip(
+        switched, ("short", "long", "short", "long"), range(4), strict=True
+    ):
         np.testing.assert_allclose(score.nll, by_set[name][index].nll, atol=1e-5)
 
 
 @pytest.mark.parametrize("pad_to_multiple", [1, 2, 8])
 def test_padding_does_not_change_which_factors_serve(pad_to_multiple: int) -> None:
     short, long = factors(slope=0.0), factors(slope=0.5, attention_factor=1.1)
-    both = FactorSet(ranges=(FactorRange(up_to=33, factors=short), FactorRange(up_to=None, factors=long)))
+    both = FactorSet(
+        ranges=(FactorRange(up_to=33, factors=short), FactorRange(up_to=None, factors=long))
+    )
     for length, expected in ((33, short), (34, long)):
         batch = DocumentBatch.from_documents(random_documents(length, 5), pad_to_multiple)
         packed = packed_params(batch, both, "float64", torch.device("cpu"))

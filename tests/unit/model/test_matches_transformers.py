@@ -42,7 +42,10 @@ ROPES: dict[str, dict[str, Any]] = {
 
 def rope_settings(kind: str) -> dict[str, Any]:
     longer = 4 * WINDOW if kind in ("yarn", "longrope") else WINDOW
-    return {"rope_parameters": {"rope_theta": 10000.0, **ROPES[kind]}, "max_position_embeddings": longer}
+    return {
+        "rope_parameters": {"rope_theta": 10000.0, **ROPES[kind]},
+        "max_position_embeddings": longer,
+    }
 
 
 def hf_logits(hf: Any, document: np.ndarray) -> torch.Tensor:
@@ -80,7 +83,9 @@ def test_grouped_heads_and_tied_embeddings(kv_heads: int, tied: bool, runtime: R
 def test_vocabulary_with_and_without_padding(vocabulary: int, runtime: Runtime) -> None:
     hf = tiny_hf_model(vocab_size=vocabulary)
     assert_same_as_transformers(hf, runtime, random_documents(40, vocabulary=vocabulary))
-    assert document_logits(our_model(hf, runtime), random_documents(9, vocabulary=100)[0]).shape == (9, vocabulary)
+    assert document_logits(
+        our_model(hf, runtime), random_documents(9, vocabulary=100)[0]
+    ).shape == (9, vocabulary)
 
 
 def test_heads_wider_than_the_hidden_size_allows(runtime: Runtime) -> None:
@@ -97,11 +102,16 @@ def test_packed_documents_score_as_they_do_alone(runtime: Runtime) -> None:
         np.testing.assert_array_equal(score.correct, alone.correct)
 
 
-def test_loss_in_chunks_is_the_loss_at_once(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_in_chunks_is_the_loss_at_once(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = our_model(tiny_hf_model(), runtime)
     batch = DocumentBatch.from_documents(random_documents(61, 40))
     losses, gradients = _losses_and_gradients(model, batch)
-    monkeypatch.setattr("megatron_longrope.model.layers.token_loss.token_losses.__kwdefaults__", {"chunk_tokens": 16})
+    monkeypatch.setattr(
+        "megatron_longrope.model.layers.token_loss.token_losses.__kwdefaults__",
+        {"chunk_tokens": 16},
+    )
     chunked_losses, chunked_gradients = _losses_and_gradients(model, batch)
     torch.testing.assert_close(chunked_losses, losses, atol=1e-6, rtol=0)
     for name, gradient in gradients.items():
@@ -117,15 +127,21 @@ def test_gradients_of_the_training_loss(tied: bool, runtime: Runtime) -> None:
     total = torch.zeros(())
     for document in documents:
         tokens = torch.from_numpy(document)
-        total = total + torch.nn.functional.cross_entropy(hf(tokens[None]).logits[0, :-1], tokens[1:], reduction="sum")
+        total = total + torch.nn.functional.cross_entropy(
+            hf(tokens[None]).logits[0, :-1], tokens[1:], reduction="sum"
+        )
     (total / (69 + 32)).backward()
-    expected = stage_tensors(model, {name: parameter.grad for name, parameter in hf.named_parameters()})
+    expected = stage_tensors(
+        model, {name: parameter.grad for name, parameter in hf.named_parameters()}
+    )
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
-def _losses_and_gradients(model: Any, batch: DocumentBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _losses_and_gradients(
+    model: Any, batch: DocumentBatch
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.stage.zero_grad()
     assert model.stage.output_kind == "losses"
     losses = run_stage(model, model.stage, batch)

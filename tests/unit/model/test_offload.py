@@ -1,4 +1,5 @@
-"""Activation offload beside recomputation: the same gradients to the bit, and only layer inputs are moved."""
+"""Activation offload beside recomputation: the same gradients to the bit, and only layer inputs are
+moved."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ import torch
 
 from megatron_longrope.data import DocumentBatch
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.layers import offload as offload_module
 from megatron_longrope.model.forward import run_stage
+from megatron_longrope.model.layers import offload as offload_module
 from megatron_longrope.runtime import Runtime
 from tests.support.tiny_models import our_model, random_documents, single_runtime, tiny_hf_model
 
@@ -19,7 +20,11 @@ def gradients(runtime: Runtime, **build: object) -> dict[str, torch.Tensor]:
     model = our_model(tiny_hf_model(), runtime, recompute="full", **build)
     batch = DocumentBatch.from_documents(random_documents(33, 20))
     (run_stage(model, model.stage, batch) * batch.loss_mask).sum().backward()
-    return {name: parameter.grad for name, parameter in model.stage.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in model.stage.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def test_gradients_are_the_same_and_each_layers_input_is_away(
@@ -39,7 +44,9 @@ def test_gradients_are_the_same_and_each_layers_input_is_away(
     assert not moved
     monkeypatch.setattr(offload_module._Mover, "pack", counted)
     found = gradients(runtime, offload=True)
-    assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert set(found) == set(expected) and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
     away = [shape for is_away, shape in moved if is_away]
     assert len(away) >= 2 and set(away) == {torch.Size([53, 1, 64])}
 

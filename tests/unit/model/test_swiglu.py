@@ -1,4 +1,5 @@
-"""The gated activation against autograd in float64, and the MLP in its place under megatron-core's names."""
+"""The gated activation against autograd in float64, and the MLP in its place under megatron-core's
+names."""
 
 from __future__ import annotations
 

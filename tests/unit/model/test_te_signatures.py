@@ -1,6 +1,8 @@
-"""Our Transformer Engine code against the real package, where it is installed: it needs no GPU to be imported.
+"""Our Transformer Engine code against the real package, where it is installed: it needs no GPU to
+be imported.
 
-Its modules refuse to be made where CUDA is absent; told that it is there, they are made on the CPU. Nothing is run.
+Its modules refuse to be made where CUDA is absent; told that it is there, they are made on the CPU.
+Nothing is run.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ import torch
 
 from checkpoints_tools.common.weight_map import rule_of, rules_for
 from megatron_longrope.model import LongRopeModel, build_model
+from megatron_longrope.model.checkpoints.checkpoint import load_weights, save_checkpoint
 from megatron_longrope.model.engine import choice as backend
 from megatron_longrope.model.engine.settings import BackendSettings
-from megatron_longrope.model.checkpoints.checkpoint import load_weights, save_checkpoint
 from megatron_longrope.runtime import Runtime
 from megatron_longrope.training.optimizer import is_attention
 from tests.support.fake_engines import FakeTeAttention
@@ -26,7 +28,8 @@ from tests.support.gpu_stacks import H100, SMALL
 from tests.support.tiny_models import single_runtime
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("transformer_engine") is None, reason="Transformer Engine is not installed"
+    importlib.util.find_spec("transformer_engine") is None,
+    reason="Transformer Engine is not installed",
 )
 TE = BackendSettings(engine="transformer-engine")
 
@@ -44,7 +47,9 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def te_model(runtime: Runtime, settings: BackendSettings = TE, **changes: Any) -> LongRopeModel:
     torch.manual_seed(1)
-    return build_model(SMALL.model_copy(update=changes), runtime, dtype=torch.bfloat16, backend=settings)
+    return build_model(
+        SMALL.model_copy(update=changes), runtime, dtype=torch.bfloat16, backend=settings
+    )
 
 
 def parameters_of(function: Any) -> list[tuple[str, Any]]:
@@ -55,10 +60,14 @@ def test_the_stand_in_has_the_signatures_of_megatrons_wrapper() -> None:
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     for name in ("__init__", "forward"):
-        assert parameters_of(getattr(FakeTeAttention, name)) == parameters_of(getattr(TEDotProductAttention, name))
+        assert parameters_of(getattr(FakeTeAttention, name)) == parameters_of(
+            getattr(TEDotProductAttention, name)
+        )
 
 
-def test_every_kernel_reads_its_scale_from_the_attribute_we_set(runtime: Runtime, pretended_gpu: None) -> None:
+def test_every_kernel_reads_its_scale_from_the_attribute_we_set(
+    runtime: Runtime, pretended_gpu: None
+) -> None:
     model = te_model(runtime)
     attention = model.stage.decoder.layers[0].self_attention.core_attention
     attention.set_softmax_scale(0.375)
@@ -93,11 +102,22 @@ def test_each_recipe_becomes_transformer_engines_own(recipe: str, runtime: Runti
     by_tensor = recipe in ("delayed", "tensorwise")
     settings = BackendSettings(engine="transformer-engine", fp8=recipe, fp8_attention=by_tensor)  # type: ignore[arg-type]
     chosen = backend.Backend("transformer-engine", "", settings)
-    config = transformer_config(SMALL, runtime.layout, chosen, dtype=torch.bfloat16, recompute="none", initialize=False,
-                                on_cpu=True)  # fmt: skip
+    config = transformer_config(
+        SMALL,
+        runtime.layout,
+        chosen,
+        dtype=torch.bfloat16,
+        recompute="none",
+        initialize=False,
+        on_cpu=True,
+    )
     made = get_fp8_recipe(config)
-    kinds = {"delayed": "delayed", "tensorwise": "float8_current_scaling", "blockwise": "float8_block_scaling",
-             "mxfp8": "mxfp8"}  # fmt: skip
+    kinds = {
+        "delayed": "delayed",
+        "tensorwise": "float8_current_scaling",
+        "blockwise": "float8_block_scaling",
+        "mxfp8": "mxfp8",
+    }
     assert [name for name in kinds if getattr(made, kinds[name])()] == [recipe]
     assert made.fp8_dpa == settings.fp8_attention and not made.fp8_mha
 
@@ -120,14 +140,20 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter(
     )
 
 
-def test_training_attention_alone_means_the_same_weights(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_attention_alone_means_the_same_weights(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = build_model(SMALL, runtime, dtype=torch.bfloat16)
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(backend, "gpu_stack", lambda: H100)
         theirs = te_model(runtime)
     trained = [
-        {rule_of(name, SMALL).stored for name, _ in model.stage.named_parameters() if is_attention(name)}
+        {
+            rule_of(name, SMALL).stored
+            for name, _ in model.stage.named_parameters()
+            if is_attention(name)
+        }
         for model in (ours, theirs)
     ]
     assert trained[0] == trained[1] and len(trained[0]) == 2 * SMALL.num_layers
@@ -136,7 +162,8 @@ def test_training_attention_alone_means_the_same_weights(runtime: Runtime, monke
 def test_checkpoints_of_both_specifications_are_the_same(
     tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Written by megatron-core's layers and read by Transformer Engine's, and the other way round: bit for bit."""
+    """Written by megatron-core's layers and read by Transformer Engine's, and the other way round:
+    bit for bit."""
     torch.manual_seed(7)
     ours = build_model(SMALL, runtime, dtype=torch.bfloat16)
     with torch.no_grad():

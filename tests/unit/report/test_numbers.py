@@ -1,4 +1,5 @@
-"""The numbers of the report: sums over documents divided once, tables, factors, convergence, against plain numpy."""
+"""The numbers of the report: sums over documents divided once, tables, factors, convergence,
+against plain numpy."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.report import grid_of_rows, plain_perplexity_table, rich_perplexity_table, write_report
+from megatron_longrope.report import (
+    grid_of_rows,
+    plain_perplexity_table,
+    rich_perplexity_table,
+    write_report,
+)
 from megatron_longrope.report.aggregate import Series, best_so_far, passkey_grids, position_curves
 from megatron_longrope.report.headline import duration
 from megatron_longrope.report.plots.factors import factors_by_target, wavelengths
@@ -30,7 +36,11 @@ from tests.support import report_fake_run as fake
 def expected(model: str, method: str, temperature: str, length: int) -> float:
     """exp(Σnll / Σtokens) straight from the rows."""
     key = (model, method, temperature, length)
-    rows = [r for r in fake.perplexity_rows() if (r["model"], r["method"], r["temperature"], r["length"]) == key]
+    rows = [
+        r
+        for r in fake.perplexity_rows()
+        if (r["model"], r["method"], r["temperature"], r["length"]) == key
+    ]
     assert len(rows) == len(fake.DOCUMENTS)
     return float(np.exp(np.sum([r["nll_sum"] for r in rows]) / np.sum([r["tokens"] for r in rows])))
 
@@ -56,7 +66,9 @@ def test_page_shows_the_same_numbers(tmp_path: Path) -> None:
     shown = re.findall(r'<td class="num(?: best)?">([^<]*)</td>', body[: body.index("</section>")])
     grid = grid_of_rows(fake.perplexity_rows())
     order = [series for group in grid.groups for series in grid.of_group(*group)]
-    assert shown == [f"{expected(s.model, s.method, s.temperature, n):.2f}" for s in order for n in fake.LENGTHS]
+    assert shown == [
+        f"{expected(s.model, s.method, s.temperature, n):.2f}" for s in order for n in fake.LENGTHS
+    ]
 
 
 def test_several_files_are_one_table_and_repeats_count_once(tmp_path: Path) -> None:
@@ -67,7 +79,11 @@ def test_several_files_are_one_table_and_repeats_count_once(tmp_path: Path) -> N
     run = read_run(tmp_path)
     again = grid_of_rows(row.model_dump() for row in run.perplexity)
     once = grid_of_rows(rows)
-    assert all(again.value(s, n) == pytest.approx(once.value(s, n)) for s in once.cells for n in fake.LENGTHS)
+    assert all(
+        again.value(s, n) == pytest.approx(once.value(s, n))
+        for s in once.cells
+        for n in fake.LENGTHS
+    )
 
 
 def test_a_document_with_two_results_is_refused() -> None:
@@ -78,7 +94,10 @@ def test_a_document_with_two_results_is_refused() -> None:
 
 def test_best_is_marked_per_model_and_length() -> None:
     row = {"length": 512, "document": "a", "tokens": 10}
-    rows = [row | {"method": m, "nll_sum": s} for m, s in (("none", 40.0), ("pi", 30.0), ("yarn", 30.0 + 1e-7))]
+    rows = [
+        row | {"method": m, "nll_sum": s}
+        for m, s in (("none", 40.0), ("pi", 30.0), ("yarn", 30.0 + 1e-7))
+    ]
     rows.append(row | {"model": "control", "method": "none", "nll_sum": 20.0})
     groups = perplexity_table(grid_of_rows(rows)).groups
     marked = [[cell.is_best for line in lines for cell in line.cells] for _, lines in groups]
@@ -87,17 +106,26 @@ def test_best_is_marked_per_model_and_length() -> None:
 
 def test_sliding_windows_are_not_mixed_with_scoring_from_the_first_token() -> None:
     row = {"method": "none", "length": 512, "document": "a", "tokens": 10}
-    grid = grid_of_rows([row | {"nll_sum": 40.0}, row | {"nll_sum": 30.0, "window": 256, "stride": 64}])
+    grid = grid_of_rows(
+        [row | {"nll_sum": 40.0}, row | {"nll_sum": 30.0, "window": 256, "stride": 64}]
+    )
     assert grid.value(Series("base", "none"), 512) == pytest.approx(math.exp(4))
     assert grid.value(Series("base", "none", "own", (256, 64)), 512) == pytest.approx(math.exp(3))
-    assert [name for name, _ in perplexity_table(grid).groups] == ["Base model", "Base model · window 256, stride 64"]
+    assert [name for name, _ in perplexity_table(grid).groups] == [
+        "Base model",
+        "Base model · window 256, stride 64",
+    ]
 
 
 def test_a_loss_that_was_not_finite_is_infinite_and_not_the_best() -> None:
     row = {"length": 512, "document": "a", "tokens": 10}
     rows = [row | {"method": "none", "nll_sum": None}, row | {"method": "pi", "nll_sum": 9000.0}]
     rows.append(row | {"method": "yarn", "nll_sum": 100.0})
-    assert [line.cells[0].text for line in perplexity_table(grid_of_rows(rows)).groups[0][1]] == ["∞", "∞", "22,026"]
+    assert [line.cells[0].text for line in perplexity_table(grid_of_rows(rows)).groups[0][1]] == [
+        "∞",
+        "∞",
+        "22,026",
+    ]
 
 
 def test_other_documents_are_pointed_out() -> None:
@@ -116,20 +144,34 @@ def test_text_tables_show_every_number() -> None:
         for length in fake.LENGTHS:
             text = format_perplexity(grid.value(series, length))
             assert text in stream.getvalue() and text in plain
-    assert plain.splitlines()[0].split() == ["model", "method", "temperature", "256", "512", "1k", "2k", "4k", "8k"]
+    assert plain.splitlines()[0].split() == [
+        "model",
+        "method",
+        "temperature",
+        "256",
+        "512",
+        "1k",
+        "2k",
+        "4k",
+        "8k",
+    ]
     assert len({len(line) for line in plain.splitlines()[1:]}) <= 2
 
 
 def test_positions_take_the_longest_context_only() -> None:
     row = {"model": "base", "method": "pi", "bucket_start": 0, "bucket_end": 64, "tokens": 10}
-    rows = [PositionRow(**row, length=n, nll_sum=s) for n, s in ((512, 1.0), (1024, 20.0), (1024, 40.0))]
+    rows = [
+        PositionRow(**row, length=n, nll_sum=s) for n, s in ((512, 1.0), (1024, 20.0), (1024, 40.0))
+    ]
     ((start, end, total),) = position_curves(rows)[Series("base", "pi")]
     assert (start, end, total.perplexity) == (0, 64, pytest.approx(math.exp(3)))
 
 
 def test_passkey_counts_are_added() -> None:
     row = {"model": "base", "method": "none", "length": 512, "depth": 0.5}
-    grids = passkey_grids([PasskeyRow(**row, trials=10, correct=3), PasskeyRow(**row, trials=5, correct=5)])
+    grids = passkey_grids(
+        [PasskeyRow(**row, trials=10, correct=3), PasskeyRow(**row, trials=5, correct=5)]
+    )
     assert grids == {Series("base", "none"): {(512, 0.5): (8, 15)}}
     with pytest.raises(InputError, match="more exact matches than trials"):
         passkey_grids([PasskeyRow(**row, trials=3, correct=4)])
@@ -138,8 +180,13 @@ def test_passkey_counts_are_added() -> None:
 def test_factors_files_of_the_rope_room_are_read(tmp_path: Path) -> None:
     rope = pytest.importorskip("megatron_longrope.rope")
     factors = rope.RopeFactors(**fake.factors_json("longrope", fake.TARGET))
-    short = factors.model_copy(update={"rescale": (1.0,) * fake.PAIRS, "target_length": fake.WINDOW})
-    ranges = (rope.FactorRange(up_to=fake.WINDOW, factors=short), rope.FactorRange(up_to=None, factors=factors))
+    short = factors.model_copy(
+        update={"rescale": (1.0,) * fake.PAIRS, "target_length": fake.WINDOW}
+    )
+    ranges = (
+        rope.FactorRange(up_to=fake.WINDOW, factors=short),
+        rope.FactorRange(up_to=None, factors=factors),
+    )
     rope.write_factors(tmp_path / "factors" / "final.json", rope.FactorSet(ranges=ranges))
     rope.write_factors(tmp_path / "factors" / "short.json", short)
     groups = factors_by_target(read_run(tmp_path).factors)
@@ -148,10 +195,15 @@ def test_factors_files_of_the_rope_room_are_read(tmp_path: Path) -> None:
     yarn = short.model_copy(update={"origin": rope.FactorOrigin(method="yarn")})
     rope.write_factors(tmp_path / "factors" / "yarn.json", yarn)
     beside = factors_by_target(read_run(tmp_path).factors)
-    assert [item.label for item in beside[fake.WINDOW]] == ["YaRN", "LongRoPE"]  # but here they stand beside another's
+    assert [item.label for item in beside[fake.WINDOW]] == [
+        "YaRN",
+        "LongRoPE",
+    ]  # but here they stand beside another's
     assert beside[fake.TARGET] == groups[fake.TARGET]
     expected_waves = 2 * np.pi / rope.inverse_frequencies(fake.BASE, fake.HEAD_DIM).numpy()
-    np.testing.assert_allclose(wavelengths(groups[fake.TARGET][0].factors), expected_waves, rtol=1e-12)
+    np.testing.assert_allclose(
+        wavelengths(groups[fake.TARGET][0].factors), expected_waves, rtol=1e-12
+    )
 
 
 def test_journals_of_the_search_room_are_read(tmp_path: Path) -> None:
@@ -163,14 +215,20 @@ def test_journals_of_the_search_room_are_read(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     _, entries = read_journal(tmp_path / "journals" / "search_first.jsonl")
     journal = run.journals["search_first"].entries
-    assert [entry.perplexity for entry in journal] == pytest.approx([entry.evaluation.perplexity for entry in entries])
+    assert [entry.perplexity for entry in journal] == pytest.approx(
+        [entry.evaluation.perplexity for entry in entries]
+    )
     found = {line.method: line.perplexity for line in baselines(journal, run.factors)}
     seeds = {entry.evaluation.perplexity for entry in entries if entry.provenance.origin == "seed"}
-    assert found.keys() == {"pi", "ntk", "yarn"} and sorted(found.values()) == pytest.approx(sorted(seeds))
+    assert found.keys() == {"pi", "ntk", "yarn"} and sorted(found.values()) == pytest.approx(
+        sorted(seeds)
+    )
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e6), st.booleans())))
-def test_best_so_far_is_the_running_minimum_of_what_was_completed(values: list[tuple[float, bool]]) -> None:
+def test_best_so_far_is_the_running_minimum_of_what_was_completed(
+    values: list[tuple[float, bool]],
+) -> None:
     curve = best_so_far(values)
     for end in range(len(values)):
         completed = [value for value, done in values[: end + 1] if done]
@@ -181,7 +239,9 @@ def test_best_so_far_is_the_running_minimum_of_what_was_completed(values: list[t
 def test_running_mean(values: list[float], width: int) -> None:
     means = running_mean(values, width)
     for end in range(len(values)):
-        assert means[end] == pytest.approx(np.mean(values[max(0, end + 1 - width) : end + 1]), abs=1e-9)
+        assert means[end] == pytest.approx(
+            np.mean(values[max(0, end + 1 - width) : end + 1]), abs=1e-9
+        )
 
 
 @given(st.floats(0.1, 1e6), st.floats(1.001, 1e6))
@@ -192,12 +252,21 @@ def test_ticks_are_few_ascending_and_inside(low: float, ratio: float) -> None:
 
 
 def test_resumed_steps_count_once() -> None:
-    rows = [MetricsRow(stage="fine_tune", step=s, loss=v) for s, v in ((1, 3.0), (2, 2.0), (2, 1.9), (3, math.nan))]
+    rows = [
+        MetricsRow(stage="fine_tune", step=s, loss=v)
+        for s, v in ((1, 3.0), (2, 2.0), (2, 1.9), (3, math.nan))
+    ]
     assert [(row.step, row.loss) for row in by_stage(rows)["fine_tune"]][:2] == [(1, 3.0), (2, 1.9)]
 
 
 def test_numbers_as_people_write_them() -> None:
-    assert [short_length(n) for n in (256, 1024, 8192, 2 << 20, 1000)] == ["256", "1k", "8k", "2M", "1000"]
+    assert [short_length(n) for n in (256, 1024, 8192, 2 << 20, 1000)] == [
+        "256",
+        "1k",
+        "8k",
+        "2M",
+        "1000",
+    ]
     texts = [format_perplexity(v) for v in (None, 7.084, 1234.5, 2e7, math.inf)]
     assert texts == ["–", "7.08", "1,234", "2.0e+07", "∞"]
     assert [duration(s) for s in (4.2, 185, 7620)] == ["4.2 s", "3 min 05 s", "2 h 07 min"]

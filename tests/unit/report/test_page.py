@@ -1,4 +1,5 @@
-"""The report page: whole, self-contained, escaped, tolerant of what is missing and strict about what is damaged."""
+"""The report page: whole, self-contained, escaped, tolerant of what is missing and strict about
+what is damaged."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ SECTIONS = {
     "position": ["evals/positions.json"],
     "passkey": ["evals/passkey.json"],
     "table": ["evals/perplexity.json"],
-    "bars": ["result.json"],
+    "checks": ["result.json"],
     "provenance": ["result.json", "config.yaml"],
 }
 
@@ -78,10 +79,21 @@ def test_all_sections_are_there(html: str) -> None:
 
 def test_loads_nothing(html: str) -> None:
     page = Page(html)
-    assert not {"script", "link", "iframe", "object", "embed", "img", "image", "base"} & {tag for tag, _ in page.tags}
-    links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("href", "xlink:href")]
+    assert not {"script", "link", "iframe", "object", "embed", "img", "image", "base"} & {
+        tag for tag, _ in page.tags
+    }
+    links = [
+        value
+        for _, attributes in page.tags
+        for key, value in attributes.items()
+        if key in ("href", "xlink:href")
+    ]
     assert links and all(link and link.startswith("#") for link in links)
-    assert not [attributes for _, attributes in page.tags if attributes.keys() & {"src", "srcset", "data", "action"}]
+    assert not [
+        attributes
+        for _, attributes in page.tags
+        if attributes.keys() & {"src", "srcset", "data", "action"}
+    ]
     assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)'\"]*)", html))
     assert "@import" not in html and "http:" not in html and "https:" not in html
 
@@ -98,10 +110,12 @@ def test_ids_are_unique_and_every_link_has_its_target(html: str) -> None:
 def test_names_from_files_are_escaped(run_dir: Path) -> None:
     hostile = "<img src=x onerror=alert(1)>"
     result = json.loads((run_dir / "result.json").read_text())
-    result["model"]["name"] = result["bars"][0]["text"] = result["stages"][0]["name"] = hostile
+    result["model"]["name"] = result["checks"][0]["text"] = result["stages"][0]["name"] = hostile
     result["summary"][hostile] = hostile
     fake.write_json(run_dir / "result.json", result)
-    rows = fake.perplexity_rows() + [row | {"method": f"$\\frac{hostile}"} for row in fake.perplexity_rows()[:3]]
+    rows = fake.perplexity_rows() + [
+        row | {"method": f"$\\frac{hostile}"} for row in fake.perplexity_rows()[:3]
+    ]
     fake.write_json(run_dir / "evals" / "perplexity.json", {"rows": rows})
     (run_dir / "config.yaml").write_text(f"note: '{hostile}'\n")
     html = write_report(run_dir).read_text(encoding="utf-8")
@@ -186,25 +200,40 @@ def test_a_torn_last_line_is_left_out(run_dir: Path) -> None:
 
 def test_report_imports_no_torch() -> None:
     code = (
-        "import sys, megatron_longrope.report; print([m for m in ('torch', 'megatron', 'pyplot') if m in sys.modules])"
+        "import sys, megatron_longrope.report; print([m for m in ('torch', 'megatron', 'pyplot') "
+        "if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 def test_thin_results_still_make_a_page(tmp_path: Path) -> None:
-    """One length, one step without a finite loss, a search without an evaluation, factors that change nothing."""
+    """One length, one step without a finite loss, a search without an evaluation, factors that
+    change nothing."""
     for folder in ("factors", "evals"):
         (tmp_path / folder).mkdir()
     unchanged = fake.factors_json("none", fake.WINDOW)
     fake.write_json(tmp_path / "factors" / "none.json", fake.factor_file((None, unchanged)))
-    row = {"model": "base", "method": "none", "length": 1, "document": "a", "tokens": 1, "nll_sum": None}
+    row = {
+        "model": "base",
+        "method": "none",
+        "length": 1,
+        "document": "a",
+        "tokens": 1,
+        "nll_sum": None,
+    }
     fake.write_json(tmp_path / "evals" / "perplexity.json", {"rows": [row]})
     bucket = {"bucket_start": 0, "bucket_end": 1, "temperature": "odd"}
-    fake.write_json(tmp_path / "evals" / "positions.json", {"rows": [row | bucket | {"nll_sum": 0.0}]})
+    fake.write_json(
+        tmp_path / "evals" / "positions.json", {"rows": [row | bucket | {"nll_sum": 0.0}]}
+    )
     fake.write_json(tmp_path / "evals" / "passkey.json", {"rows": []})
     fake.write_json(tmp_path / "result.json", {"format": 1})
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "fine_tune", "step": 0, "loss": NaN, "lr": 0.0}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"stage": "fine_tune", "step": 0, "loss": NaN, "lr": 0.0}\n'
+    )
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "∞: the loss was not a finite number" in page.text
     present = ["factors", "training", "length", "position", "table", "provenance"]
@@ -214,5 +243,11 @@ def test_thin_results_still_make_a_page(tmp_path: Path) -> None:
 def test_a_second_interpolation_looks_as_its_method() -> None:
     second = method_look("second-yarn")
     assert (second.variable, second.marker) == (LOOKS["yarn"].variable, LOOKS["yarn"].marker)
-    assert second.label == "YaRN on fine-tuned λ" and method_look("dynamic-ntk:8").label == "Dynamic NTK 8×"
-    assert method_look("second-hand").label == "second-hand" and method_look("second-hand").marker == OTHER.marker
+    assert (
+        second.label == "YaRN on fine-tuned λ"
+        and method_look("dynamic-ntk:8").label == "Dynamic NTK 8×"
+    )
+    assert (
+        method_look("second-hand").label == "second-hand"
+        and method_look("second-hand").marker == OTHER.marker
+    )

@@ -1,4 +1,5 @@
-"""The page and the plot of `longrope search`: curves against plain sums over the journals, and what is compared."""
+"""The page and the plot of `longrope search`: curves against plain sums over the journals, and what
+is compared."""
 
 from __future__ import annotations
 
@@ -15,12 +16,24 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.report import write_convergence_plot, write_report
 from megatron_longrope.report.convergence import convergence
 from megatron_longrope.report.run_files import read_run
-from megatron_longrope.search import Candidate, Evaluation, Gradient, Journal, JournalEntry, Provenance
+from megatron_longrope.search import (
+    Candidate,
+    Evaluation,
+    Gradient,
+    Journal,
+    JournalEntry,
+    Provenance,
+)
 from tests.support import report_fake_run as fake
 from tests.unit.report.test_page import Page
 
 TOKENS = (700, 300)
-OBJECTIVE = {"target_length": fake.FIRST, "lengths": TOKENS, "documents_sha256": "abc", "early_stopping": None}
+OBJECTIVE = {
+    "target_length": fake.FIRST,
+    "lengths": TOKENS,
+    "documents_sha256": "abc",
+    "early_stopping": None,
+}
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -38,43 +51,86 @@ def sample(loss: float) -> Evaluation:
     return Evaluation((loss * TOKENS[1],), TOKENS[1:], completed=False, gradient=by, sample=(1,))
 
 
-HYBRID = [whole(3.2), whole(math.nan), whole(3.0), sample(1.0), whole(2.9), whole(3.1, gradient=True)]
+HYBRID = [
+    whole(3.2),
+    whole(math.nan),
+    whole(3.0),
+    sample(1.0),
+    whole(2.9),
+    whole(3.1, gradient=True),
+]
 EVOLUTION = [whole(math.inf), stopped(1.0), whole(3.1), whole(3.05)]
 
 
-def write_journal(folder: Path, name: str, searcher: str, evaluations: list[Evaluation], **objective: Any) -> None:
+def write_journal(
+    folder: Path, name: str, searcher: str, evaluations: list[Evaluation], **objective: Any
+) -> None:
     folder.joinpath("journals").mkdir(exist_ok=True)
     path = folder / "journals" / f"{name}.jsonl"
     with Journal.open(path, {"searcher": searcher}, OBJECTIVE | objective) as journal:
         for index, evaluation in enumerate(evaluations):
             candidate, made = Candidate((1.0,) * fake.PAIRS), Provenance(0, "seed")
-            journal.append(JournalEntry(index, candidate, made, evaluation, 0.5, evaluation.cost_tokens))
+            journal.append(
+                JournalEntry(index, candidate, made, evaluation, 0.5, evaluation.cost_tokens)
+            )
 
 
 def baseline(method: str, temperature: str, perplexity: float | None) -> dict[str, Any]:
     ratio = perplexity and perplexity / math.exp(2.9)
     interval = {"low": ratio and ratio - 0.01, "high": ratio and ratio + 0.02}
-    return {"method": method, "temperature": temperature, "perplexity": perplexity, "ratio": ratio, **interval}
+    return {
+        "method": method,
+        "temperature": temperature,
+        "perplexity": perplexity,
+        "ratio": ratio,
+        **interval,
+    }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What two searchers leave in one directory, and a third that was scored on other documents."""
     write_journal(tmp_path, "search-2048", "hybrid", HYBRID)
-    write_journal(tmp_path, "search-2048-evolution", "evolution", EVOLUTION, early_stopping={"error_level": 0.01},
-                  ladder=[[64, 64]])  # fmt: skip
+    write_journal(
+        tmp_path,
+        "search-2048-evolution",
+        "evolution",
+        EVOLUTION,
+        early_stopping={"error_level": 0.01},
+        ladder=[[64, 64]],
+    )
     write_journal(tmp_path, "search-2048-cma", "cma", HYBRID, documents_sha256="other")
     write_journal(tmp_path, "search-4096", "hybrid", HYBRID, target_length=4096)
     (tmp_path / "factors").mkdir()
     for name in ("best", "search-2048"):
-        fake.write_json(tmp_path / "factors" / f"{name}.json",
-                        fake.factor_file((None, fake.factors_json("longrope", fake.FIRST))))  # fmt: skip
-    rows = [baseline("none", "own", None), baseline("yarn", "own", 19.0), baseline(HOSTILE, "searched", 20.0)]
-    costs = {"evaluations": 6, "stopped_early": 0, "tokens": 5300, "backward_tokens": 1300, "flops": 1e12,
-             "seconds": 3.0}  # fmt: skip
-    fake.write_json(tmp_path / "result.json", {"perplexity": math.exp(2.9), "target_length": fake.FIRST,
-                                               "journal": "search-2048", "baselines": rows, **costs,
-                                               "baselines_cost": costs | {"evaluations": 17}})  # fmt: skip
+        fake.write_json(
+            tmp_path / "factors" / f"{name}.json",
+            fake.factor_file((None, fake.factors_json("longrope", fake.FIRST))),
+        )
+    rows = [
+        baseline("none", "own", None),
+        baseline("yarn", "own", 19.0),
+        baseline(HOSTILE, "searched", 20.0),
+    ]
+    costs = {
+        "evaluations": 6,
+        "stopped_early": 0,
+        "tokens": 5300,
+        "backward_tokens": 1300,
+        "flops": 1e12,
+        "seconds": 3.0,
+    }
+    fake.write_json(
+        tmp_path / "result.json",
+        {
+            "perplexity": math.exp(2.9),
+            "target_length": fake.FIRST,
+            "journal": "search-2048",
+            "baselines": rows,
+            **costs,
+            "baselines_cost": costs | {"evaluations": 17},
+        },
+    )
     return tmp_path
 
 
@@ -83,7 +139,8 @@ def test_curves_are_costs_and_best_perplexities_of_the_same_documents(folder: Pa
     curves = {curve.searcher: curve for curve in found.curves}
     assert curves.keys() == {"hybrid", "evolution"} and found.left_out == ["search-2048-cma"]
     hybrid, evolution = curves["hybrid"], curves["evolution"]
-    # passes: a sample of 300 tokens forward and backward is 0.3 · 2.5, a whole gradient 2.5, the stopped one 0.7
+    # passes: a sample of 300 tokens forward and backward is 0.3 · 2.5, a whole gradient 2.5, the
+    # stopped one 0.7
     assert hybrid.costs == pytest.approx([1, 2, 3, 3.75, 4.75, 7.25])
     assert evolution.costs == pytest.approx([1, 1.7, 2.7, 3.7])
     assert np.log(hybrid.perplexities) == pytest.approx([3.2, 3.2, 3.0, 3.0, 2.9, 2.9])
@@ -95,22 +152,36 @@ def test_curves_are_costs_and_best_perplexities_of_the_same_documents(folder: Pa
 def test_the_plot_is_a_png(folder: Path) -> None:
     path = write_convergence_plot(folder)
     assert path == folder / "report" / "convergence.png"
-    assert path.read_bytes().startswith(b"\x89PNG") and [file.name for file in path.parent.iterdir()] == [path.name]
+    assert path.read_bytes().startswith(b"\x89PNG") and [
+        file.name for file in path.parent.iterdir()
+    ] == [path.name]
     first = path.read_bytes()
     assert write_convergence_plot(folder).read_bytes() == first
 
 
 def test_the_page_has_margins_cost_plot_and_factors(folder: Path) -> None:
     page = Page(write_report(folder).read_text(encoding="utf-8"))
-    assert [section["id"] for section in page.of("section")] == ["baselines", "convergence", "factors"]
+    assert [section["id"] for section in page.of("section")] == [
+        "baselines",
+        "convergence",
+        "factors",
+    ]
     assert sum("aria-label" in svg for svg in page.of("svg")) == 2
     ids = Counter(attributes["id"] for _, attributes in page.tags if attributes.get("id"))
     assert max(ids.values()) == 1
     ratio = 19 / math.exp(2.9)
-    for text in (f"{100 * (ratio - 1):+.2f} %", f"{100 * (ratio - 1.01):+.2f} % to {100 * (ratio - 0.98):+.2f} %"):
+    for text in (
+        f"{100 * (ratio - 1):+.2f} %",
+        f"{100 * (ratio - 1.01):+.2f} % to {100 * (ratio - 0.98):+.2f} %",
+    ):
         assert text.replace("-", "−") in page.text
-    for text in ("18.1741", "5300", "7.2", "this took 17 evaluations",
-                 "Not shown, scored otherwise: search-2048-cma."):  # fmt: skip
+    for text in (
+        "18.1741",
+        "5300",
+        "7.2",
+        "this took 17 evaluations",
+        "Not shown, scored otherwise: search-2048-cma.",
+    ):
         assert text in page.text
     assert HOSTILE in page.text and not page.of("img")
 
@@ -142,7 +213,9 @@ def test_one_evaluation_and_no_finite_baseline_still_make_a_plot(folder: Path) -
     (folder / "journals" / "search-2048.jsonl").unlink()
     (folder / "journals" / "search-2048-evolution.jsonl").unlink()
     write_journal(folder, "search-2048", "hybrid", [whole(3.0)])
-    result = json.loads((folder / "result.json").read_text()) | {"baselines": [baseline("none", "own", None)]}
+    result = json.loads((folder / "result.json").read_text()) | {
+        "baselines": [baseline("none", "own", None)]
+    }
     fake.write_json(folder / "result.json", result)
     assert write_convergence_plot(folder).is_file() and write_report(folder).is_file()
 

@@ -57,7 +57,9 @@ def sets(draw: st.DrawFn) -> FactorSet:
 
 
 @given(factor_set=sets())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_files_give_back_every_bit(factor_set: FactorSet, tmp_path: Path) -> None:
     path = tmp_path / "new" / "factors.json"
     write_factors(path, factor_set)
@@ -73,9 +75,13 @@ def test_hf_frequencies_travel_with_the_file(tmp_path: Path) -> None:
 
 @given(factor_set=sets(), length=st.integers(1, 2**22))
 @settings(max_examples=60, deadline=None)
-def test_the_smallest_range_that_holds_the_length_serves_it(factor_set: FactorSet, length: int) -> None:
+def test_the_smallest_range_that_holds_the_length_serves_it(
+    factor_set: FactorSet, length: int
+) -> None:
     holding = [e.factors for e in factor_set.ranges if e.up_to is not None and length <= e.up_to]
-    assert factor_set.for_length(length) == (holding[0] if holding else factor_set.ranges[-1].factors)
+    assert factor_set.for_length(length) == (
+        holding[0] if holding else factor_set.ranges[-1].factors
+    )
 
 
 def test_properties() -> None:
@@ -91,7 +97,9 @@ def test_properties() -> None:
 def test_copies_are_validated_and_forget_old_float32_frequencies() -> None:
     factors = Yarn(scale=4).factors(RopeGeometry(base=1e4, head_dim=8, original_length=256))
     assert factors.model_copy(update={"attention_factor": 1.0}).hf_inverse_frequencies is not None
-    assert factors.model_copy(update={"rescale": (1.0, 2.0, 3.0, 4.0)}).hf_inverse_frequencies is None
+    assert (
+        factors.model_copy(update={"rescale": (1.0, 2.0, 3.0, 4.0)}).hf_inverse_frequencies is None
+    )
     with pytest.raises(ValidationError):
         factors.model_copy(update={"rescale": (1.0,)})
 
@@ -114,7 +122,9 @@ def test_copies_are_validated_and_forget_old_float32_frequencies() -> None:
         ({"hf_inverse_frequencies": [1.0]}, "as many"),
     ],
 )
-def test_wrong_values_in_a_file_are_refused(change: dict[str, Any], word: str, tmp_path: Path) -> None:
+def test_wrong_values_in_a_file_are_refused(
+    change: dict[str, Any], word: str, tmp_path: Path
+) -> None:
     path = tmp_path / "f.json"
     write_factors(path, make())
     values = json.loads(path.read_text())
@@ -135,7 +145,12 @@ def test_numbers_that_are_not_finite_are_refused(number: float, tmp_path: Path) 
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match="finite"):
         read_factors(path)
-    path.write_text(path.read_text().replace("NaN", "1e999").replace("-Infinity", "1e999").replace("Infinity", "1e999"))
+    path.write_text(
+        path.read_text()
+        .replace("NaN", "1e999")
+        .replace("-Infinity", "1e999")
+        .replace("Infinity", "1e999")
+    )
     with pytest.raises(InputError, match="finite"):
         read_factors(path)
 
@@ -185,7 +200,9 @@ def test_sets_that_make_no_sense_are_refused() -> None:
             FactorSet(ranges=tuple(FactorRange(up_to=limit, factors=factors) for limit in limits))
     other = make(original_length=512)
     with pytest.raises(ValidationError, match="same base"):
-        FactorSet(ranges=(FactorRange(up_to=256, factors=factors), FactorRange(up_to=None, factors=other)))
+        FactorSet(
+            ranges=(FactorRange(up_to=256, factors=factors), FactorRange(up_to=None, factors=other))
+        )
 
 
 def test_non_monotone_published_sets_are_read(tmp_path: Path) -> None:

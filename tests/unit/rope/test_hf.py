@@ -1,4 +1,5 @@
-"""Rotary settings of HF configs of both generations, read and written; transformers reads back what we write."""
+"""Rotary settings of HF configs of both generations, read and written; transformers reads back what
+we write."""
 
 from __future__ import annotations
 
@@ -37,7 +38,13 @@ from megatron_longrope.rope import (
 WINDOW, HEAD_DIM, BASE = 256, 16, 50_000.0
 SHORT, LONG = [1.0 + 0.1 * i for i in range(8)], [1.0 + 2 * i for i in range(8)]
 ORIGINAL = "original_max_position_embeddings"
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: WINDOW}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    ORIGINAL: WINDOW,
+}
 LONGROPE = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, ORIGINAL: WINDOW}
 
 SETTINGS: list[tuple[dict[str, Any], int, RopeMethod]] = [
@@ -47,7 +54,14 @@ SETTINGS: list[tuple[dict[str, Any], int, RopeMethod]] = [
     ({"rope_type": "yarn", "factor": 4.0, ORIGINAL: WINDOW}, 4 * WINDOW, Yarn(scale=4)),
     ({"rope_type": "yarn", "factor": None, ORIGINAL: WINDOW}, 4 * WINDOW, Yarn(scale=4)),
     (
-        {"rope_type": "yarn", "factor": 4.0, ORIGINAL: WINDOW, "beta_fast": 8, "beta_slow": 2, "truncate": False},
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            ORIGINAL: WINDOW,
+            "beta_fast": 8,
+            "beta_slow": 2,
+            "truncate": False,
+        },
         4 * WINDOW,
         Yarn(scale=4, beta_fast=8, beta_slow=2, truncate=False),
     ),
@@ -61,14 +75,18 @@ SETTINGS: list[tuple[dict[str, Any], int, RopeMethod]] = [
 ]
 
 
-def config_of(parameters: dict[str, Any] | None, longest: int = WINDOW, **more: Any) -> dict[str, Any]:
+def config_of(
+    parameters: dict[str, Any] | None, longest: int = WINDOW, **more: Any
+) -> dict[str, Any]:
     """A generation 5 config.json."""
     rope = None if parameters is None else {**parameters, "rope_theta": BASE}
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": longest}
     return {"model_type": "llama", **sizes, "rope_parameters": rope, **more}
 
 
-def old_config_of(parameters: dict[str, Any] | None, longest: int = WINDOW, **more: Any) -> dict[str, Any]:
+def old_config_of(
+    parameters: dict[str, Any] | None, longest: int = WINDOW, **more: Any
+) -> dict[str, Any]:
     """The same in generation 4."""
     config = config_of(None, longest, rope_theta=BASE, rope_scaling=parameters, **more)
     del config["rope_parameters"]
@@ -76,9 +94,13 @@ def old_config_of(parameters: dict[str, Any] | None, longest: int = WINDOW, **mo
 
 
 @pytest.mark.parametrize(("parameters", "longest", "method"), SETTINGS)
-def test_both_generations_give_the_method(parameters: dict[str, Any], longest: int, method: RopeMethod) -> None:
+def test_both_generations_give_the_method(
+    parameters: dict[str, Any], longest: int, method: RopeMethod
+) -> None:
     geometry = RopeGeometry(base=BASE, head_dim=HEAD_DIM, original_length=WINDOW)
-    old_style = {("type" if key == "rope_type" else key): value for key, value in parameters.items()}
+    old_style = {
+        ("type" if key == "rope_type" else key): value for key, value in parameters.items()
+    }
     for config in (
         config_of(parameters, longest),
         old_config_of(parameters, longest),
@@ -90,7 +112,10 @@ def test_both_generations_give_the_method(parameters: dict[str, Any], longest: i
         expected, read = method.factor_set(geometry, longest), factor_set_from_hf(config, longest)
         for length in (1, WINDOW, WINDOW + 1, 10 * WINDOW):
             assert read.for_length(length).rescale == expected.for_length(length).rescale
-            assert read.for_length(length).attention_factor == expected.for_length(length).attention_factor
+            assert (
+                read.for_length(length).attention_factor
+                == expected.for_length(length).attention_factor
+            )
 
 
 @pytest.mark.parametrize(("parameters", "longest", "method"), SETTINGS)
@@ -99,7 +124,9 @@ def test_a_config_transformers_has_saved_reads_the_same(
 ) -> None:
     LlamaConfig(**config_of(dict(parameters), longest)).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    assert factor_set_from_hf(saved, longest) == factor_set_from_hf(config_of(parameters, longest), longest)
+    assert factor_set_from_hf(saved, longest) == factor_set_from_hf(
+        config_of(parameters, longest), longest
+    )
 
 
 def test_lengths_of_what_was_read() -> None:
@@ -121,7 +148,11 @@ def test_a_silent_base_is_llamas() -> None:
 
 
 def test_a_smollm2_config_with_its_odd_key_is_read() -> None:
-    assert factor_set_from_hf(config_of(None, rope_theta=100_000, rope_interleaved=False)).ranges[0].factors.is_identity
+    assert (
+        factor_set_from_hf(config_of(None, rope_theta=100_000, rope_interleaved=False))
+        .ranges[0]
+        .factors.is_identity
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,12 +173,18 @@ def test_a_smollm2_config_with_its_odd_key_is_read() -> None:
         (config_of({**LONGROPE, "factor": "3"}, 8 * WINDOW), "factor"),
         (config_of(LONGROPE, WINDOW // 2), ORIGINAL),
         (config_of(LONGROPE, 8 * WINDOW, **{ORIGINAL: 128}), ORIGINAL),
-        (config_of({"rope_type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        (
+            config_of({"rope_type": "default", "partial_rotary_factor": 0.5}),
+            "partial_rotary_factor",
+        ),
         (config_of(None, partial_rotary_factor=0.75), "partial_rotary_factor"),
         (config_of({"rope_type": "default"}, rope_theta=3.0), "rope_theta"),
         (old_config_of(None) | {"rope_theta": [1e4]}, "rope_theta"),
         (config_of({"full_attention": {"rope_type": "default"}}), "rope_parameters"),
-        (config_of({"rope_type": "default"}, rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling"),
+        (
+            config_of({"rope_type": "default"}, rope_scaling={"type": "linear", "factor": 2.0}),
+            "rope_scaling",
+        ),
         (config_of({"rope_type": "default"}, rope_scaling="linear"), "rope_scaling"),
         (config_of(None, rope_interleaved=True), "rope_interleaved"),
         (config_of(None, rope_local_base_freq=10_000.0), "rope_local_base_freq"),
@@ -179,18 +216,25 @@ def make(rescale: list[float], target: int = 8 * WINDOW, **more: Any) -> RopeFac
 
 
 def pair_of(short: RopeFactors, long: RopeFactors, up_to: int = WINDOW) -> FactorSet:
-    return FactorSet(ranges=(FactorRange(up_to=up_to, factors=short), FactorRange(up_to=None, factors=long)))
+    return FactorSet(
+        ranges=(FactorRange(up_to=up_to, factors=short), FactorRange(up_to=None, factors=long))
+    )
 
 
 BOTH = pair_of(make(SHORT, WINDOW, attention_factor=1.15), make(LONG, attention_factor=1.15))
 
 
-@pytest.mark.parametrize("factors", [BOTH, make(LONG, attention_factor=1.07), make([1.0] * 8, WINDOW)])
-@pytest.mark.parametrize("dropped", [(), ("rope_scaling",), ("rope_parameters",)], ids=["both", "5", "4"])
+@pytest.mark.parametrize(
+    "factors", [BOTH, make(LONG, attention_factor=1.07), make([1.0] * 8, WINDOW)]
+)
+@pytest.mark.parametrize(
+    "dropped", [(), ("rope_scaling",), ("rope_parameters",)], ids=["both", "5", "4"]
+)
 def test_transformers_turns_as_exported(
     factors: FactorSet | RopeFactors, dropped: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Each generation's keys alone, and both together, give cos and sin bit for bit, also after saving again."""
+    """Each generation's keys alone, and both together, give cos and sin bit for bit, also after
+    saving again."""
     pieces = {key: value for key, value in hf_rope_config(factors).items() if key not in dropped}
     config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, **pieces}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -209,7 +253,11 @@ def test_transformers_turns_as_exported(
 
 def test_what_longrope_is_told() -> None:
     pieces = hf_rope_config(BOTH)
-    assert (pieces["max_position_embeddings"], pieces[ORIGINAL], pieces["rope_theta"]) == (8 * WINDOW, WINDOW, BASE)
+    assert (pieces["max_position_embeddings"], pieces[ORIGINAL], pieces["rope_theta"]) == (
+        8 * WINDOW,
+        WINDOW,
+        BASE,
+    )
     assert pieces["rope_scaling"] == {**LONGROPE, "attention_factor": 1.15, "factor": 8.0}
     assert pieces["rope_parameters"] == {**pieces["rope_scaling"], "rope_theta": BASE}
 
@@ -217,10 +265,19 @@ def test_what_longrope_is_told() -> None:
 factor_lists = st.lists(st.floats(0.1, 1000), min_size=8, max_size=8)
 
 
-@given(short=factor_lists, long=factor_lists, target=st.integers(WINDOW + 1, 2**21), t=st.floats(0.5, 2))
+@given(
+    short=factor_lists,
+    long=factor_lists,
+    target=st.integers(WINDOW + 1, 2**21),
+    t=st.floats(0.5, 2),
+)
 @settings(max_examples=50, deadline=None)
-def test_written_and_read_again_is_the_same(short: list[float], long: list[float], target: int, t: float) -> None:
-    original = pair_of(make(short, WINDOW, attention_factor=t), make(long, target, attention_factor=t))
+def test_written_and_read_again_is_the_same(
+    short: list[float], long: list[float], target: int, t: float
+) -> None:
+    original = pair_of(
+        make(short, WINDOW, attention_factor=t), make(long, target, attention_factor=t)
+    )
     config = config_of(None) | json.loads(json.dumps(hf_rope_config(original)))
     again = factor_set_from_hf(config)
     assert again.target_length == target
@@ -248,7 +305,9 @@ def test_written_and_read_again_is_the_same(short: list[float], long: list[float
         ),
     ],
 )
-def test_export_refuses_what_hf_has_no_place_for(factors: FactorSet | RopeFactors, field: str) -> None:
+def test_export_refuses_what_hf_has_no_place_for(
+    factors: FactorSet | RopeFactors, field: str
+) -> None:
     with pytest.raises(InputError) as caught:
         hf_rope_config(factors)
     assert caught.value.field == field

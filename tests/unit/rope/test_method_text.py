@@ -54,7 +54,10 @@ def test_a_factors_file(tmp_path: Path) -> None:
     for name in ("best.json", "without-ending"):
         write_factors(tmp_path / name, factors)
         assert method_from_text(str(tmp_path / name), GEOMETRY, 4096).for_length(4096) == factors
-    for other in (GEOMETRY.model_copy(update={"base": 5e5}), GEOMETRY.model_copy(update={"head_dim": 32})):
+    for other in (
+        GEOMETRY.model_copy(update={"base": 5e5}),
+        GEOMETRY.model_copy(update={"head_dim": 32}),
+    ):
         with pytest.raises(InputError, match="this model has"):
             method_from_text(str(tmp_path / "best.json"), other, 4096)
 

@@ -1,4 +1,5 @@
-"""Every scaling method against transformers' own functions, a 50-digit oracle, and bit for bit in hf precision."""
+"""Every scaling method against transformers' own functions, a 50-digit oracle, and bit for bit in
+hf precision."""
 
 from __future__ import annotations
 
@@ -80,7 +81,12 @@ def cases(geometry: RopeGeometry) -> list[tuple[RopeMethod, dict[str, Any]]]:
         ),
         (
             Llama3(factor=32, low_freq_factor=0.5, high_freq_factor=7),
-            {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 0.5, "high_freq_factor": 7.0},
+            {
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 0.5,
+                "high_freq_factor": 7.0,
+            },
         ),
         (LongRope(**longrope, scale=16), {"rope_type": "longrope", "factor": 16.0, **two}),
         (
@@ -108,7 +114,9 @@ def llama_config(geometry: RopeGeometry, settings_: dict[str, Any]) -> LlamaConf
 
 
 ALL = [
-    pytest.param(geometry, method, settings_, id=f"{method.name}{k}-{geometry.head_dim}-{geometry.base:g}")
+    pytest.param(
+        geometry, method, settings_, id=f"{method.name}{k}-{geometry.head_dim}-{geometry.base:g}"
+    )
     for geometry in GEOMETRIES[:4]
     for k, (method, settings_) in enumerate(cases(geometry))
 ]
@@ -119,12 +127,18 @@ def test_frequencies_and_temperature_are_transformers(
     geometry: RopeGeometry, method: RopeMethod, settings_: dict[str, Any]
 ) -> None:
     config = llama_config(geometry, settings_)
-    for length in (geometry.original_length, geometry.original_length + 1, 5 * geometry.original_length):
+    for length in (
+        geometry.original_length,
+        geometry.original_length + 1,
+        5 * geometry.original_length,
+    ):
         factors = method.factors(geometry, length)
         if settings_["rope_type"] == "default":
             theirs, temperature = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
         else:
-            theirs, temperature = ROPE_INIT_FUNCTIONS[settings_["rope_type"]](config, None, seq_len=length)
+            theirs, temperature = ROPE_INIT_FUNCTIONS[settings_["rope_type"]](
+                config, None, seq_len=length
+            )
         rescale = torch.tensor(factors.rescale, dtype=torch.float64)
         ours = inverse_frequencies(geometry.base, geometry.head_dim) / rescale
         torch.testing.assert_close(ours, theirs.double(), rtol=3e-6, atol=0)
@@ -154,12 +168,16 @@ def exact_ntk(i: int, geometry: RopeGeometry) -> mpmath.mpf:
     """θ_i over the frequency of the base base·5^(d/(d-2))."""
     d = mpmath.mpf(geometry.head_dim)
     base = mpmath.mpf(geometry.base)
-    return mpmath.power(base * mpmath.power(5, d / (d - 2)), 2 * i / d) / mpmath.power(base, 2 * i / d)
+    return mpmath.power(base * mpmath.power(5, d / (d - 2)), 2 * i / d) / mpmath.power(
+        base, 2 * i / d
+    )
 
 
 def exact_yarn(i: int, geometry: RopeGeometry) -> mpmath.mpf:
     """Paper's NTK-by-parts with whole-pair ends: λ from 1/λ = (1-r) + r/5."""
-    d, base, window = (mpmath.mpf(v) for v in (geometry.head_dim, geometry.base, geometry.original_length))
+    d, base, window = (
+        mpmath.mpf(v) for v in (geometry.head_dim, geometry.base, geometry.original_length)
+    )
 
     def pair(turns: int) -> mpmath.mpf:
         return d * mpmath.log(window / (turns * 2 * mpmath.pi)) / (2 * mpmath.log(base))
@@ -191,7 +209,9 @@ def exact_llama3(i: int, geometry: RopeGeometry) -> mpmath.mpf:
     ],
     ids=["pi", "ntk", "yarn", "llama3"],
 )
-def test_rescale_factors_match_the_fifty_digit_oracle(geometry: RopeGeometry, method: RopeMethod, oracle: Any) -> None:
+def test_rescale_factors_match_the_fifty_digit_oracle(
+    geometry: RopeGeometry, method: RopeMethod, oracle: Any
+) -> None:
     with mpmath.workdps(50):
         exact = [float(oracle(i, geometry)) for i in range(geometry.num_pairs)]
     assert method.factors(geometry).rescale == pytest.approx(exact, rel=1e-13)
@@ -202,9 +222,14 @@ def test_plain_ntk_is_dynamic_with_factor_one(geometry: RopeGeometry) -> None:
     config = llama_config(geometry, {"rope_type": "dynamic", "factor": 1.0})
     theirs, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, None, seq_len=6 * geometry.original_length)
     factors = NtkAware(scale=6).factors(geometry)
-    ours = inverse_frequencies(geometry.base, geometry.head_dim) / torch.tensor(factors.rescale, dtype=torch.float64)
+    ours = inverse_frequencies(geometry.base, geometry.head_dim) / torch.tensor(
+        factors.rescale, dtype=torch.float64
+    )
     torch.testing.assert_close(ours, theirs.double(), rtol=3e-6, atol=0)
-    assert DynamicNtk(factor=1).factors(geometry, 6 * geometry.original_length).rescale == factors.rescale
+    assert (
+        DynamicNtk(factor=1).factors(geometry, 6 * geometry.original_length).rescale
+        == factors.rescale
+    )
 
 
 def methods_of(scale: float) -> list[RopeMethod]:
@@ -232,7 +257,11 @@ def test_methods_are_monotone_and_stay_between_one_and_the_scale(
     length = max(1, int(times * window))
     for method in methods_of(scale):
         factors = method.factors(geometry, length)
-        most = max(1.0, scale * length / window - scale + 1) if isinstance(method, DynamicNtk) else scale
+        most = (
+            max(1.0, scale * length / window - scale + 1)
+            if isinstance(method, DynamicNtk)
+            else scale
+        )
         assert factors.is_monotone, method
         assert min(factors.rescale) >= 1 - 1e-12
         assert max(factors.rescale) <= most * (1 + 1e-9)
@@ -248,11 +277,14 @@ def test_scale_one_changes_nothing(half: int, window: int) -> None:
 
 
 def test_llama3_at_the_edge_of_its_blend_keeps_transformers_rounding() -> None:
-    """There float32 loses four digits to cancellation: λ is exact and the float32 frequencies are still accepted."""
+    """There float32 loses four digits to cancellation: λ is exact and the float32 frequencies are
+    still accepted."""
     geometry = RopeGeometry(base=88392208.14429675, head_dim=110, original_length=98339)
     factors = Llama3(factor=417.0209990588916).factors(geometry)
     assert factors.hf_inverse_frequencies is not None
-    exact = [1 / (geometry.base ** (2 * i / 110) * rescale) for i, rescale in enumerate(factors.rescale)]
+    exact = [
+        1 / (geometry.base ** (2 * i / 110) * rescale) for i, rescale in enumerate(factors.rescale)
+    ]
     errors = [abs(a / b - 1) for a, b in zip(factors.hf_inverse_frequencies, exact, strict=True)]
     assert 1e-5 < max(errors) < 1e-4
 
@@ -262,7 +294,9 @@ def test_temperatures() -> None:
     assert Yarn(scale=8).factors(geometry).attention_factor == 0.1 * math.log(8) + 1
     assert longrope_attention_factor(64, 4096) == math.sqrt(1 + 1 / 2)
     assert longrope_attention_factor(1, 4096) == 1.0
-    assert {m.factors(geometry).attention_factor for m in methods_of(8) if not isinstance(m, Yarn)} == {1.0}
+    assert {
+        m.factors(geometry).attention_factor for m in methods_of(8) if not isinstance(m, Yarn)
+    } == {1.0}
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,14 @@ def test_every_set_is_whole(name: str) -> None:
 def test_llama2_is_monotone_and_long_mistral_is_not() -> None:
     kinds = {entry.name: published_factors(entry.name).is_monotone for entry in published_sets()}
     assert all(monotone for name, monotone in kinds.items() if name.startswith("llama"))
-    others = {entry.name for entry in published_sets() if entry.model == "mistral-7b-v0.1" and not kinds[entry.name]}
-    assert others == {e.name for e in published_sets() if e.model == "mistral-7b-v0.1" and e.target_length > 8192}
+    others = {
+        entry.name
+        for entry in published_sets()
+        if entry.model == "mistral-7b-v0.1" and not kinds[entry.name]
+    }
+    assert others == {
+        e.name for e in published_sets() if e.model == "mistral-7b-v0.1" and e.target_length > 8192
+    }
 
 
 def test_sets_beyond_fine_tuning_are_at_least_the_fine_tuning_set() -> None:
@@ -47,13 +53,21 @@ def test_sets_beyond_fine_tuning_are_at_least_the_fine_tuning_set() -> None:
 
 def test_longrope2_follows_its_power_law_below_pair_33() -> None:
     rescale = published_factors("llama3-8b/longrope2-128k").rescale
-    assert [round(rescale[33] ** (i / 33), 4) for i in range(34)] == pytest.approx(rescale[:34], abs=1e-4)
+    assert [round(rescale[33] ** (i / 33), 4) for i in range(34)] == pytest.approx(
+        rescale[:34], abs=1e-4
+    )
 
 
 def test_temperature_is_microsofts_formula_for_the_longest_length() -> None:
-    assert published_factors("llama2-7b/256k-after-128k").attention_factor == pytest.approx(math.sqrt(1.5))
-    assert published_factors("llama2-7b/4k-after-256k").attention_factor == pytest.approx(math.sqrt(1.5))
-    assert published_factors("llama2-7b/2048k-after-256k").attention_factor == pytest.approx(math.sqrt(1.75))
+    assert published_factors("llama2-7b/256k-after-128k").attention_factor == pytest.approx(
+        math.sqrt(1.5)
+    )
+    assert published_factors("llama2-7b/4k-after-256k").attention_factor == pytest.approx(
+        math.sqrt(1.5)
+    )
+    assert published_factors("llama2-7b/2048k-after-256k").attention_factor == pytest.approx(
+        math.sqrt(1.75)
+    )
 
 
 def test_an_unknown_name_is_refused() -> None:

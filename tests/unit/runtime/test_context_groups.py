@@ -1,6 +1,8 @@
-"""Groups of context parallelism with two levels, and what Transformer Engine's attention is told of them.
+"""Groups of context parallelism with two levels, and what Transformer Engine's attention is told of
+them.
 
-One process stands for each rank in turn: torch's fake process group has ranks and sizes but sends nothing.
+One process stands for each rank in turn: torch's fake process group has ranks and sizes but sends
+nothing.
 """
 
 from __future__ import annotations
@@ -66,16 +68,22 @@ def test_two_levels_say_what_they_need() -> None:
 
 
 def test_levels_divide() -> None:
-    with pytest.raises(InputError, match=r"context_parallel=4: must be divisible by context_parallel_a2a=3"):
+    with pytest.raises(
+        InputError, match=r"context_parallel=4: must be divisible by context_parallel_a2a=3"
+    ):
         ParallelLayout(context_parallel=4, context_parallel_a2a=3).data_parallel(4)
 
 
-@pytest.mark.skipif(not installed("transformer_engine"), reason="Transformer Engine is not installed")
+@pytest.mark.skipif(
+    not installed("transformer_engine"), reason="Transformer Engine is not installed"
+)
 @pytest.mark.parametrize("kind", ["p2p", "a2a", "all_gather", "a2a+p2p"])
 def test_transformer_engine_is_told_its_groups(kind: Any) -> None:
     inner, size = (2, 4) if kind == "a2a+p2p" else (1, 2)
     layout = ParallelLayout(context_parallel=size, context_parallel_a2a=inner)
-    settings = BackendSettings(engine="transformer-engine", cp_comm_type=kind, packed=kind in ("p2p", "a2a"))
+    settings = BackendSettings(
+        engine="transformer-engine", cp_comm_type=kind, packed=kind in ("p2p", "a2a")
+    )
     with (
         as_rank(1, layout) as runtime,
         patch.object(torch.cuda, "is_available", lambda: True),

@@ -1,4 +1,5 @@
-"""The CPU platform leaves `with torch.device(...)` working: transformers builds its models inside one."""
+"""The CPU platform leaves `with torch.device(...)` working: transformers builds its models inside
+one."""
 
 from __future__ import annotations
 
@@ -20,8 +21,16 @@ def platform() -> None:
 
 def test_factories_follow_the_device_of_a_context() -> None:
     with torch.device("meta"):
-        made = [torch.tensor([1.0]), torch.arange(3), torch.empty(2), torch.zeros(2), torch.full((2,), 1.0),
-                torch.randn(2), torch.rand(2), torch.ones(2)]  # fmt: skip
+        made = [
+            torch.tensor([1.0]),
+            torch.arange(3),
+            torch.empty(2),
+            torch.zeros(2),
+            torch.full((2,), 1.0),
+            torch.randn(2),
+            torch.rand(2),
+            torch.ones(2),
+        ]
     assert {value.device.type for value in made} == {"meta"}
 
 

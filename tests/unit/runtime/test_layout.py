@@ -25,19 +25,31 @@ def interleaved(pipeline: int, virtual: int) -> ParallelLayout:
 @pytest.mark.parametrize(
     ("check", "says"),
     [
-        (lambda: ParallelLayout(tensor_parallel=4).data_parallel(6), "processes=6: must be divisible"),
+        (
+            lambda: ParallelLayout(tensor_parallel=4).data_parallel(6),
+            "processes=6: must be divisible",
+        ),
         (lambda: ParallelLayout(pipeline_parallel=3).check_model(**MODEL), "num_layers=4"),
         (
             lambda: interleaved(2, 4).check_model(**MODEL),
             "num_layers=4: must be .* pipeline_parallel·virtual_pipeline=8",
         ),
-        (lambda: interleaved(1, 2).data_parallel(2), "virtual_pipeline=2: needs pipeline_parallel above 1, got 1"),
-        (lambda: interleaved(4, 2).check_batch(12, 3, 2), r"rows_per_step=12: .*virtual_pipeline=2 .*=24"),
+        (
+            lambda: interleaved(1, 2).data_parallel(2),
+            "virtual_pipeline=2: needs pipeline_parallel above 1, got 1",
+        ),
+        (
+            lambda: interleaved(4, 2).check_batch(12, 3, 2),
+            r"global_batch_size=12: .*virtual_pipeline=2 .*=24",
+        ),
         (lambda: ParallelLayout(tensor_parallel=4).check_model(**MODEL), "num_heads=6"),
         (lambda: ParallelLayout(tensor_parallel=3).check_model(**MODEL), "num_kv_heads=2"),
-        (lambda: ParallelLayout(sequence_parallel=True).check_model(**MODEL), "tensor_parallel above 1"),
+        (
+            lambda: ParallelLayout(sequence_parallel=True).check_model(**MODEL),
+            "tensor_parallel above 1",
+        ),
         (lambda: ParallelLayout(context_parallel=4).check_sequence(131070), "divisible by 8"),
-        (lambda: ParallelLayout().check_batch(10, 3, 2), "rows_per_step=10"),
+        (lambda: ParallelLayout().check_batch(10, 3, 2), "global_batch_size=10"),
     ],
 )
 def test_what_does_not_divide_is_named(check: Callable[[], object], says: str) -> None:
@@ -57,7 +69,12 @@ def test_a_schedule_without_interleaving_takes_any_number_of_micro_batches() -> 
 
 
 @settings(deadline=None)
-@given(tp=st.sampled_from([1, 2, 4]), cp=st.sampled_from([1, 2, 4]), sp=st.booleans(), multiple=st.integers(1, 5))
+@given(
+    tp=st.sampled_from([1, 2, 4]),
+    cp=st.sampled_from([1, 2, 4]),
+    sp=st.booleans(),
+    multiple=st.integers(1, 5),
+)
 def test_sequences_it_accepts_can_be_cut(tp: int, cp: int, sp: bool, multiple: int) -> None:
     layout = ParallelLayout(tensor_parallel=tp, context_parallel=cp, sequence_parallel=sp)
     length = layout.sequence_divisor * multiple
@@ -76,7 +93,10 @@ def test_the_platform_answers_what_the_pinned_megatron_core_asks(runtime: Runtim
         return
     assert cpu_platform.install() and runtime.device == torch.device("cpu")
     assert torch.zeros(2, device="cuda", pin_memory=True).device.type == "cpu"
-    assert torch.zeros(2).type() == "torch.cuda.FloatTensor" and torch.zeros(2).cuda().device.type == "cpu"
+    assert (
+        torch.zeros(2).type() == "torch.cuda.FloatTensor"
+        and torch.zeros(2).cuda().device.type == "cpu"
+    )
     assert ConstantGradScaler(2.0).scale.device.type == "cpu"
     before = torch.get_rng_state()
     with get_cuda_rng_tracker().fork():

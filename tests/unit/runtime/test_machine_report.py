@@ -1,4 +1,5 @@
-"""`longrope doctor`: what it reports agrees with the packages themselves, and absences are told apart."""
+"""`longrope doctor`: what it reports agrees with the packages themselves, and absences are told
+apart."""
 
 from __future__ import annotations
 
@@ -23,15 +24,30 @@ from megatron_longrope.runtime.machine_report import Finding
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = {
-    "Python", "torch", "megatron-core", "Python packages", "gloo", "CUDA", "NCCL", "Transformer Engine", "flash-attn",
-    "Apex", "MPI", "Slurm", "CPU cores", "Memory",
-}  # fmt: skip
+    "Python",
+    "torch",
+    "megatron-core",
+    "Python packages",
+    "gloo",
+    "CUDA",
+    "NCCL",
+    "Transformer Engine",
+    "flash-attn",
+    "Apex",
+    "MPI",
+    "Slurm",
+    "CPU cores",
+    "Memory",
+}
 
 
 def test_the_report_covers_everything_and_each_absence_has_its_cost() -> None:
     findings = machine_report.machine_report()
     assert {finding.name for finding in findings} == NAMES
-    assert all(finding.detail and re.fullmatch(r"[A-Z`].+\.", finding.cost_of_absence) for finding in findings)
+    assert all(
+        finding.detail and re.fullmatch(r"[A-Z`].+\.", finding.cost_of_absence)
+        for finding in findings
+    )
     by_name = {finding.name: finding for finding in findings}
     assert importlib.metadata.version("megatron-core") in by_name["megatron-core"].detail
     assert by_name["CUDA"].present == torch.cuda.is_available()
@@ -65,14 +81,22 @@ def _requirement(line: str) -> Requirement | None:
 
 def test_every_direct_dependency_is_pinned() -> None:
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    pinned = {Requirement(line).name for line in text.splitlines() if line and not line.startswith("#")}
-    assert set(machine_report.REQUIRED_PACKAGES) | {"torch", "megatron-core", "pytest", "ruff", "mypy"} <= pinned
+    pinned = {
+        Requirement(line).name for line in text.splitlines() if line and not line.startswith("#")
+    }
+    assert (
+        set(machine_report.REQUIRED_PACKAGES) | {"torch", "megatron-core", "pytest", "ruff", "mypy"}
+        <= pinned
+    )
 
 
 @pytest.mark.parametrize(
-    ("version", "present"), [("0.16.1", True), ("0.16.9", True), ("0.15.0", False), ("0.17.0", False), (None, False)]
+    ("version", "present"),
+    [("0.16.1", True), ("0.16.9", True), ("0.15.0", False), ("0.17.0", False), (None, False)],
 )
-def test_megatron_core_outside_its_range(version: str | None, present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_megatron_core_outside_its_range(
+    version: str | None, present: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine_report, "installed_version", lambda name: version)
     finding = machine_report.megatron_core()
     assert (finding.present, finding.essential) == (present, True)
@@ -80,7 +104,9 @@ def test_megatron_core_outside_its_range(version: str | None, present: bool, mon
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_report, "installed_version", lambda name: None if name == "rich" else "1")
+    monkeypatch.setattr(
+        machine_report, "installed_version", lambda name: None if name == "rich" else "1"
+    )
     finding = machine_report.python_packages()
     assert not finding.present
     assert finding.detail == "missing: rich"
@@ -95,7 +121,9 @@ def put_package(folder: Path, monkeypatch: pytest.MonkeyPatch, *files: str) -> N
     importlib.invalidate_caches()
 
 
-def test_nvidias_apex_is_told_from_the_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidias_apex_is_told_from_the_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_package(tmp_path, monkeypatch, "apex/__init__.py")
     assert "unrelated" in machine_report.apex().detail
     put_package(tmp_path, monkeypatch, "apex/optimizers/__init__.py")
@@ -106,8 +134,12 @@ def test_nvidias_apex_is_told_from_the_other_one(tmp_path: Path, monkeypatch: py
     assert "apex" not in sys.modules
 
 
-@pytest.mark.parametrize("line", ["raise ImportError('undefined symbol: x')", "raise OSError('libcudart.so')"])
-def test_a_package_that_does_not_load_is_absent(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "line", ["raise ImportError('undefined symbol: x')", "raise OSError('libcudart.so')"]
+)
+def test_a_package_that_does_not_load_is_absent(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_package(tmp_path, monkeypatch, "flash_attn/__init__.py")
     (tmp_path / "flash_attn" / "__init__.py").write_text(line)
     monkeypatch.setattr(machine_report, "installed_version", lambda name: "2.8.3")
@@ -116,7 +148,9 @@ def test_a_package_that_does_not_load_is_absent(line: str, tmp_path: Path, monke
     assert "does not load" in finding.detail
 
 
-def test_mpiexec_is_found_beside_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpiexec_is_found_beside_the_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     program = tmp_path / "mpiexec"
     program.write_text("#!/bin/sh\n")
@@ -150,7 +184,9 @@ def test_doctor_writes_what_it_shows(tmp_path: Path) -> None:
     assert f"--engine auto takes {engine.engine}" in result.stdout
 
 
-def test_doctor_ends_with_1_where_something_essential_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_ends_with_1_where_something_essential_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     missing = Finding("torch [bold]", False, "not installed", "Nothing runs.", essential=True)
     monkeypatch.setattr(machine_report, "machine_report", lambda: [missing])
     result = CliRunner().invoke(main, ["doctor"])

@@ -18,7 +18,9 @@ def test_the_interval_covers_the_true_margin_about_as_often_as_it_says() -> None
         ours = 3.0 + 0.5 * random.standard_normal(20)  # documents differ far more than methods do
         other = ours + 0.02 + 0.02 * random.standard_normal(20)
         counts = (500,) * 20
-        margin = paired_margin(Evaluation(tuple(500 * ours), counts), Evaluation(tuple(500 * other), counts), trial)
+        margin = paired_margin(
+            Evaluation(tuple(500 * ours), counts), Evaluation(tuple(500 * other), counts), trial
+        )
         assert margin.low <= margin.ratio <= margin.high
         covered += margin.low <= math.exp(0.02) <= margin.high
     assert 175 <= covered <= 199
@@ -31,6 +33,10 @@ def test_documents_are_weighed_by_their_tokens() -> None:
 
 def test_one_document_has_no_interval_and_other_documents_are_refused() -> None:
     margin = paired_margin(Evaluation((10.0,), (10,)), Evaluation((11.0,), (10,)))
-    assert margin.ratio == pytest.approx(math.exp(0.1)) and math.isnan(margin.low) and math.isnan(margin.high)
+    assert (
+        margin.ratio == pytest.approx(math.exp(0.1))
+        and math.isnan(margin.low)
+        and math.isnan(margin.high)
+    )
     with pytest.raises(InputError, match="same documents"):
         paired_margin(Evaluation((10.0,), (10,)), Evaluation((10.0,), (11,)))

@@ -1,4 +1,5 @@
-"""The evolutionary search: sizes, uniqueness, determinism, exact state, what may become a parent, convergence."""
+"""The evolutionary search: sizes, uniqueness, determinism, exact state, what may become a parent,
+convergence."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.search import Candidate, Evaluation, EvolutionSearch, EvolutionSettings, SearchSpace, TellError
+from megatron_longrope.search import (
+    Candidate,
+    Evaluation,
+    EvolutionSearch,
+    EvolutionSettings,
+    SearchSpace,
+    TellError,
+)
 from megatron_longrope.search.variation import draw
 from tests.support.search_stubs import NUM_PAIRS, SEEDS, SMALL, SPACE, small_search, stub_evaluation
 
@@ -27,8 +35,10 @@ def run(search: EvolutionSearch, batch: int = 3, evaluate=stub_evaluation) -> li
     return proposed
 
 
-@pytest.mark.parametrize(("target", "population", "offspring", "parents", "total"),
-                         [("256k", 64, 16, 32, 1344), ("512k", 64, 16, 32, 1344), ("2M", 32, 8, 16, 672)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "population", "offspring", "parents", "total"),
+    [("256k", 64, 16, 32, 1344), ("512k", 64, 16, 32, 1344), ("2M", 32, 8, 16, 672)],
+)
 def test_paper_settings(target, population, offspring, parents, total):
     sizes = EvolutionSettings.paper(target)
     assert (sizes.population, sizes.mutants, sizes.crossovers, sizes.parents) == (
@@ -71,12 +81,18 @@ def test_doubled_seeds_are_proposed_once():
 
 
 def test_same_seed_same_history_same_candidates_whatever_the_batch():
-    assert run(small_search(7), batch=1) == run(small_search(7), batch=5) == run(small_search(7), batch=64)
+    assert (
+        run(small_search(7), batch=1)
+        == run(small_search(7), batch=5)
+        == run(small_search(7), batch=64)
+    )
     assert run(small_search(7)) != run(small_search(8))
 
 
 def test_history_matters():
-    assert run(small_search(7)) != run(small_search(7), evaluate=lambda c: Evaluation((c.rescale[0],), (1,)))
+    assert run(small_search(7)) != run(
+        small_search(7), evaluate=lambda c: Evaluation((c.rescale[0],), (1,))
+    )
 
 
 @given(st.integers(0, 33), st.integers(0, 3))
@@ -123,12 +139,18 @@ def test_results_out_of_order_or_unknown_are_refused():
 def test_ask_waits_for_the_generation():
     search = small_search()
     asked = search.ask(7)
-    assert len(asked) == 7 and len(search.ask(7)) == 3 and search.ask(7) == [] and not search.finished
+    assert (
+        len(asked) == 7 and len(search.ask(7)) == 3 and search.ask(7) == [] and not search.finished
+    )
 
 
 @pytest.mark.parametrize(
     "spoiled",
-    [Evaluation((0.01,), (1,), completed=False), Evaluation((math.nan,), (1,)), Evaluation((-math.inf,), (1,))],
+    [
+        Evaluation((0.01,), (1,), completed=False),
+        Evaluation((math.nan,), (1,)),
+        Evaluation((-math.inf,), (1,)),
+    ],
 )
 def test_stopped_and_non_finite_evaluations_are_never_best_nor_parents(spoiled):
     search = small_search()

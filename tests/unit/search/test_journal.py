@@ -12,7 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_longrope.errors import InputError, LongRopeError
-from megatron_longrope.search import Candidate, Evaluation, Gradient, Journal, JournalEntry, Provenance, read_journal
+from megatron_longrope.search import (
+    Candidate,
+    Evaluation,
+    Gradient,
+    Journal,
+    JournalEntry,
+    Provenance,
+    read_journal,
+)
 from tests.support.search_stubs import small_search, stub_evaluation
 
 OBJECTIVE = {"documents": "sha256:00ff", "length": 2048}
@@ -21,7 +29,9 @@ OBJECTIVE = {"documents": "sha256:00ff", "length": 2048}
 def entry(index: int, evaluation: Evaluation | None = None) -> JournalEntry:
     candidate = Candidate((1.0, 1.07, 2.0 + index / 100), index, 1.1)
     evaluation = evaluation or stub_evaluation(candidate)
-    return JournalEntry(index, candidate, Provenance(index // 2, "mutant"), evaluation, 0.25, evaluation.tokens)
+    return JournalEntry(
+        index, candidate, Provenance(index // 2, "mutant"), evaluation, 0.25, evaluation.tokens
+    )
 
 
 def open_journal(path):
@@ -46,10 +56,25 @@ def test_reopening_gives_the_entries_back(path):
 
 def test_every_line_is_strict_json_with_its_fields(path):
     header, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert header["version"] == 1 and header["searcher"] == "evolution" and header["objective"] == OBJECTIVE
+    assert (
+        header["version"] == 1
+        and header["searcher"] == "evolution"
+        and header["objective"] == OBJECTIVE
+    )
     assert {"seed", "settings", "space", "seeds"} <= header.keys()
-    assert {"index", "generation", "origin", "candidate", "nll_sums", "token_counts", "completed", "seconds",
-            "cost_tokens", "gradient", "crc"} == lines[0].keys()  # fmt: skip
+    assert {
+        "index",
+        "generation",
+        "origin",
+        "candidate",
+        "nll_sums",
+        "token_counts",
+        "completed",
+        "seconds",
+        "cost_tokens",
+        "gradient",
+        "crc",
+    } == lines[0].keys()
 
 
 @given(st.lists(st.floats(), min_size=1, max_size=4), st.booleans())
@@ -60,7 +85,10 @@ def test_any_evaluation_survives_bit_for_bit(sums, completed):
     after = JournalEntry.from_json(json.loads(json.dumps(before.to_json(), allow_nan=False)))
     assert repr(after.evaluation.nll_sums) == repr(before.evaluation.nll_sums)
     assert np.array_equal(after.evaluation.gradient.rescale, np.array(sums), equal_nan=True)
-    assert after.evaluation.gradient.attention_factor == math.inf and after.evaluation.completed == completed
+    assert (
+        after.evaluation.gradient.attention_factor == math.inf
+        and after.evaluation.completed == completed
+    )
 
 
 def test_a_last_line_torn_anywhere_is_cut_off(path):
@@ -77,7 +105,9 @@ def test_a_last_line_torn_anywhere_is_cut_off(path):
 
 
 @given(st.data())
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_any_other_damage_names_the_line(path, data):
     whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 2))
@@ -97,7 +127,9 @@ def test_lines_doubled_dropped_or_swapped_are_refused(path, order):
         read_journal(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"torn header", b"[1, 2]\n", b"some text\n", b'{"a": 1}\n'])
+@pytest.mark.parametrize(
+    "content", [b"", b"torn header", b"[1, 2]\n", b"some text\n", b'{"a": 1}\n']
+)
 def test_files_that_are_no_journal_are_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(content)
@@ -128,7 +160,9 @@ def test_two_writers_are_noticed(path):
 def test_each_line_is_synced_before_append_returns(tmp_path, monkeypatch):
     synced = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor)))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor))
+    )
     with open_journal(tmp_path / "journal.jsonl") as journal:
         created = len(synced)
         assert created >= 2  # the header and its folder

@@ -47,7 +47,11 @@ def slow_objective(candidates, terms):
 def test_a_killed_search_ends_like_an_undisturbed_one(tmp_path):
     search_to_file(tmp_path / "whole.jsonl")
     header, expected = read_journal(tmp_path / "whole.jsonl")
-    path, chance, fork = tmp_path / "killed.jsonl", random.Random(0), multiprocessing.get_context("fork")
+    path, chance, fork = (
+        tmp_path / "killed.jsonl",
+        random.Random(0),
+        multiprocessing.get_context("fork"),
+    )
     kills, cut_offs = 0, 0
     while kills < 12:
         before = path.stat().st_size if path.exists() else 0
@@ -88,7 +92,11 @@ def test_nothing_journalled_is_evaluated_again():
     outcome = run_search(small_search(), counting, journal)
     again = [candidate for batch in batches for candidate in batch]
     assert not set(again) & set(evaluated_before) and len(again) == 34 - recovered
-    assert (outcome.recovered, outcome.cost.evaluations, outcome.cost.tokens) == (recovered, 34, 34 * 150)
+    assert (outcome.recovered, outcome.cost.evaluations, outcome.cost.tokens) == (
+        recovered,
+        34,
+        34 * 150,
+    )
     assert outcome.cost.seconds == sum(e.seconds for e in journal.entries)
     undisturbed = run_search(small_search(), stub_objective, MemoryJournal())
     assert (outcome.best, outcome.evaluation) == (undisturbed.best, undisturbed.evaluation)
@@ -131,12 +139,16 @@ def test_an_objective_that_loses_results_is_refused():
 
 def test_a_search_without_a_usable_result_says_so():
     with pytest.raises(LongRopeError, match="none of 34"):
-        run_search(small_search(), lambda c, _: [Evaluation((math.nan,), (1,))] * len(c), MemoryJournal())
+        run_search(
+            small_search(), lambda c, _: [Evaluation((math.nan,), (1,))] * len(c), MemoryJournal()
+        )
 
 
 def test_loss_divides_sums_once():
     evaluation = Evaluation((10.0, 1.0), (1, 9))
-    assert evaluation.loss == pytest.approx(1.1) and evaluation.perplexity == pytest.approx(math.exp(1.1))
+    assert evaluation.loss == pytest.approx(1.1) and evaluation.perplexity == pytest.approx(
+        math.exp(1.1)
+    )
     assert Evaluation((1e6,), (1,)).perplexity == math.inf
     assert not Evaluation((), (), completed=True).usable
     assert stub_evaluation(small_search().ask(1)[0]).tokens == 150

@@ -1,4 +1,5 @@
-"""The ramp's place: read from YaRN's own factors, found on a loss that has its best elsewhere, absent where flat."""
+"""The ramp's place: read from YaRN's own factors, found on a loss that has its best elsewhere,
+absent where flat."""
 
 from __future__ import annotations
 
@@ -33,14 +34,17 @@ def places(start: Candidate, space: SearchSpace = SPACE, **settings: float) -> l
 
 
 def test_yarns_ramp_moved_is_yarns_with_other_turns() -> None:
-    """A step of one pair at the end is YaRN with β_slow divided by what one pair is of a frequency."""
+    """A step of one pair at the end is YaRN with β_slow divided by what one pair is of a
+    frequency."""
     ratio = GEOMETRY.base ** (1 / GEOMETRY.num_pairs)
     fast, slow = 32 / ratio, 1 / ratio
     wanted = [yarn(beta_slow=slow), yarn(beta_fast=fast), yarn(beta_fast=fast, beta_slow=slow)]
     found = places(yarn(), first_step=1 / GEOMETRY.num_pairs)
     for moved in wanted:
         nearest = min(np.max(np.abs(np.log(c.rescale) - np.log(moved.rescale))) for c in found)
-        assert nearest < 0.006 < np.max(np.abs(np.log(yarn().rescale) - np.log(moved.rescale)))  # half of 0.01 at 1
+        assert (
+            nearest < 0.006 < np.max(np.abs(np.log(yarn().rescale) - np.log(moved.rescale)))
+        )  # half of 0.01 at 1
 
 
 @pytest.mark.parametrize(("fast", "slow"), [(4.0, 0.7), (64.0, 2.0), (10.0, 1.5)])
@@ -48,7 +52,10 @@ def test_the_default_searcher_moves_to_the_best_ramp(fast: float, slow: float) -
     target = np.log(yarn(beta_fast=fast, beta_slow=slow).rescale)
 
     def objective(candidates: list[Candidate], terms: Terms) -> list[Evaluation]:
-        return [Evaluation((100 + float(np.square(np.log(c.rescale) - target).sum()),), (100,)) for c in candidates]
+        return [
+            Evaluation((100 + float(np.square(np.log(c.rescale) - target).sum()),), (100,))
+            for c in candidates
+        ]
 
     settings = {"descent": {"passes": 1, "checks": 1}}
     choice = SearcherChoice.model_validate({"searcher": "hybrid", "hybrid": settings})
@@ -82,7 +89,11 @@ def test_above_fine_tuned_factors_the_ramp_multiplies_them() -> None:
     for candidate in found:
         ratio = np.array(candidate.rescale) / tuned
         assert space.admits(candidate)
-        assert np.all(np.diff(ratio) > -0.01) and 0.99 < ratio[0] < 1.3 and np.isclose(ratio[-1], 4, rtol=2e-3)
+        assert (
+            np.all(np.diff(ratio) > -0.01)
+            and 0.99 < ratio[0] < 1.3
+            and np.isclose(ratio[-1], 4, rtol=2e-3)
+        )
 
 
 @pytest.mark.parametrize("start", [(1.0,) * 32, (8.0,) * 32], ids=["none", "pi"])

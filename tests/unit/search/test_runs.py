@@ -1,4 +1,5 @@
-"""A search in a run directory: of one model alone, its baselines scored once, and what it tells at its start."""
+"""A search in a run directory: of one model alone, its baselines scored once, and what it tells at
+its start."""
 
 from __future__ import annotations
 
@@ -20,14 +21,18 @@ from megatron_longrope.runtime import start_runtime
 from megatron_longrope.search import Candidate, Evaluation, SearchOutcome, SearchProgress, Terms
 from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
 
-CONFIG = SearchConfig.model_validate({"starts": ["yarn"], "hybrid": {"ramp": {"max_rounds": 1}, "cycles": 0}})
+CONFIG = SearchConfig.model_validate(
+    {"starts": ["yarn"], "hybrid": {"ramp": {"max_rounds": 1}, "cycles": 0}}
+)
 LENGTH = 256
 
 
 @pytest.fixture
 def model() -> Iterator[LongRopeModel]:
     with start_runtime(threads=1) as runtime:
-        yield our_model(HfWeights.of(tiny_hf_model()), runtime, angle_precision="float64", scaled=False)
+        yield our_model(
+            HfWeights.of(tiny_hf_model()), runtime, angle_precision="float64", scaled=False
+        )
 
 
 class Counting(PerplexityObjective):
@@ -43,10 +48,14 @@ class Counting(PerplexityObjective):
 
 
 def objective_of(model: LongRopeModel) -> Counting:
-    return Counting(model, random_documents(200, 170, 180), target_length=LENGTH, max_batch_tokens=200)
+    return Counting(
+        model, random_documents(200, 170, 180), target_length=LENGTH, max_batch_tokens=200
+    )
 
 
-SHA256 = documents_sha256([EvaluationDocument("a", tokens) for tokens in random_documents(200, 170, 180)])
+SHA256 = documents_sha256(
+    [EvaluationDocument("a", tokens) for tokens in random_documents(200, 170, 180)]
+)
 
 
 def search(
@@ -55,7 +64,9 @@ def search(
     objective = objective_of(model)
     problem = first_search(CONFIG, model.geometry, LENGTH)
     show = None if told is None else told.append
-    return objective, search_factors(problem, objective, CONFIG, RunDirectory(folder), SHA256, show)[1]
+    return objective, search_factors(
+        problem, objective, CONFIG, RunDirectory(folder), SHA256, show
+    )[1]
 
 
 def test_a_journal_is_of_one_model(model: LongRopeModel, tmp_path: Path) -> None:
@@ -69,7 +80,9 @@ def test_a_journal_is_of_one_model(model: LongRopeModel, tmp_path: Path) -> None
         weight.view(-1)[7] -= 1e-3
 
 
-def test_a_finished_search_and_its_baselines_are_not_scored_again(model: LongRopeModel, tmp_path: Path) -> None:
+def test_a_finished_search_and_its_baselines_are_not_scored_again(
+    model: LongRopeModel, tmp_path: Path
+) -> None:
     problem, directory = first_search(CONFIG, model.geometry, LENGTH), RunDirectory(tmp_path)
     runs = []
     for _ in range(2):
@@ -79,18 +92,33 @@ def test_a_finished_search_and_its_baselines_are_not_scored_again(model: LongRop
     (first, *results), (second, *again) = runs
     assert first > 10 and second == 0
     assert results == again
-    assert [row["method"] for row in results[0]] == 2 * ["none", "pi", "ntk", "dynamic-ntk:4", "yarn"]
+    assert [row["method"] for row in results[0]] == 2 * [
+        "none",
+        "pi",
+        "ntk",
+        "dynamic-ntk:4",
+        "yarn",
+    ]
 
 
 def test_a_ladder_is_scored_first_and_counts_nothing(model: LongRopeModel) -> None:
     documents = random_documents(200, 170, 180)
     rungs = [[text[:40] for text in documents], [text[:90] for text in documents]]
     plain = PerplexityObjective(model, documents, target_length=LENGTH, max_batch_tokens=200)
-    ladder = PerplexityObjective(model, documents, target_length=LENGTH, max_batch_tokens=200, ladder=rungs)
-    short = [PerplexityObjective(model, rung, target_length=LENGTH, max_batch_tokens=200) for rung in rungs]
+    ladder = PerplexityObjective(
+        model, documents, target_length=LENGTH, max_batch_tokens=200, ladder=rungs
+    )
+    short = [
+        PerplexityObjective(model, rung, target_length=LENGTH, max_batch_tokens=200)
+        for rung in rungs
+    ]
     seed = first_search(CONFIG, model.geometry, LENGTH).seeds[0]
     (whole,), (expected,) = ladder([seed]), plain([seed])
-    assert (whole.nll_sums, whole.token_counts, whole.usable) == (expected.nll_sums, expected.token_counts, True)
+    assert (whole.nll_sums, whole.token_counts, whole.usable) == (
+        expected.nll_sums,
+        expected.token_counts,
+        True,
+    )
     assert whole.rungs == pytest.approx([each([seed])[0].loss for each in short], rel=1e-6)
     assert whole.cost_tokens == ladder.cost_tokens == expected.cost_tokens + 3 * (40 + 90)
     (stopped,) = ladder([seed], Terms(judge=lambda partial: len(partial.rungs) == 2))
@@ -101,7 +129,9 @@ def test_a_ladder_is_scored_first_and_counts_nothing(model: LongRopeModel) -> No
     assert ladder.without_ladder().evaluate(seed) == plain.evaluate(seed)
 
 
-def test_a_resumed_search_says_how_long_from_its_first_moment(model: LongRopeModel, tmp_path: Path) -> None:
+def test_a_resumed_search_says_how_long_from_its_first_moment(
+    model: LongRopeModel, tmp_path: Path
+) -> None:
     search(model, tmp_path)
     path = RunDirectory(tmp_path).journal(f"search-{LENGTH}")
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,4 +1,5 @@
-"""The contract every searcher keeps: bounds, order, determinism, exact state, results in order, the best."""
+"""The contract every searcher keeps: bounds, order, determinism, exact state, results in order, the
+best."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.descent import DescentSettings
 from megatron_longrope.search.rounds import RoundSearcher
-from tests.support.search_stubs import NUM_PAIRS, SCALE, SEEDS, SPACE, stub_evaluation, stub_objective
+from tests.support.search_stubs import (
+    NUM_PAIRS,
+    SCALE,
+    SEEDS,
+    SPACE,
+    stub_evaluation,
+    stub_objective,
+)
 
 SIZES = {
     "hybrid": {"hybrid": {"descent": {"passes": 4}, "cycles": 2, "rounds": 2}},
@@ -34,7 +42,9 @@ SIZES = {
     "cma": {"cma": {"iterations": 4, "population": 6}},
     "random": {"random": {"evaluations": 20}},
 }
-EVOLUTION = {"evolution": {"population": 10, "mutants": 4, "crossovers": 4, "parents": 5, "iterations": 3}}
+EVOLUTION = {
+    "evolution": {"population": 10, "mutants": 4, "crossovers": 4, "parents": 5, "iterations": 3}
+}
 FINE_TUNED = tuple(np.linspace(1.003, 4.0, NUM_PAIRS))
 SPACES = {
     "first stage": SPACE,
@@ -70,7 +80,9 @@ def run(
 
 @searchers
 @spaces
-def test_every_candidate_is_in_the_space_and_the_budget_is_kept(name: str, space: SearchSpace) -> None:
+def test_every_candidate_is_in_the_space_and_the_budget_is_kept(
+    name: str, space: SearchSpace
+) -> None:
     searcher = make(name, space)
     announced = searcher.num_evaluations
     proposed = run(searcher)
@@ -83,7 +95,11 @@ def test_every_candidate_is_in_the_space_and_the_budget_is_kept(name: str, space
 
 @searchers
 def test_same_seed_same_history_same_candidates_whatever_the_batch(name: str) -> None:
-    assert run(make(name, seed=7), batch=1) == run(make(name, seed=7), batch=3) == run(make(name, seed=7))
+    assert (
+        run(make(name, seed=7), batch=1)
+        == run(make(name, seed=7), batch=3)
+        == run(make(name, seed=7))
+    )
 
 
 @searchers
@@ -98,11 +114,16 @@ def test_state_round_trip_is_exact(name: str, told: int) -> None:
     second = make(name)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.state_dict() == first.state_dict()
-    waiting = [proposal.candidate for proposal in first._round[first.num_told_of_round : first._num_asked]]
+    waiting = [
+        proposal.candidate for proposal in first._round[first.num_told_of_round : first._num_asked]
+    ]
     for searcher in (first, second):
         for candidate in waiting:
             searcher.tell(
-                candidate, stub_objective([candidate], Terms(searcher.asks_gradient, sample=searcher.sample))[0]
+                candidate,
+                stub_objective([candidate], Terms(searcher.asks_gradient, sample=searcher.sample))[
+                    0
+                ],
             )
     assert run(first) == run(second) and first.best == second.best
 
@@ -120,7 +141,9 @@ def test_the_best_is_the_lowest_completed_loss(name: str) -> None:
     assert searcher.best is not None
     completed = [told.evaluation for told in searcher.history if told.evaluation.completed]
     assert searcher.best[1].loss == min(evaluation.loss for evaluation in completed)
-    assert all((told.evaluation.sample is None) == told.evaluation.completed for told in searcher.history)
+    assert all(
+        (told.evaluation.sample is None) == told.evaluation.completed for told in searcher.history
+    )
 
 
 @searchers
@@ -157,7 +180,9 @@ def test_a_journal_replays_gradients_included(name: str) -> None:
         resumed = MemoryJournal(journal.entries[:kept])
         outcome = run_search(make(name), stub_objective, resumed)
         assert outcome.best == whole.best and outcome.recovered == kept
-        assert [entry.candidate for entry in resumed.entries] == [entry.candidate for entry in journal.entries]
+        assert [entry.candidate for entry in resumed.entries] == [
+            entry.candidate for entry in journal.entries
+        ]
 
 
 def test_settings_of_another_searcher_are_refused() -> None:
@@ -176,7 +201,9 @@ def test_a_descent_finds_the_stubs_optimum(name: str) -> None:
 
 
 @pytest.mark.parametrize(("size", "num_documents"), [(1, 5), (2, 5), (3, 3), (None, 4), (7, 4)])
-def test_a_descents_steps_go_through_the_documents_and_end_in_a_check(size: int | None, num_documents: int) -> None:
+def test_a_descents_steps_go_through_the_documents_and_end_in_a_check(
+    size: int | None, num_documents: int
+) -> None:
     settings = DescentSettings(passes=6, documents_per_step=size, checks=3)
     plan = settings.plan(num_documents)
     is_whole = size is None or size >= num_documents
@@ -190,7 +217,9 @@ def test_a_descents_steps_go_through_the_documents_and_end_in_a_check(size: int 
         assert per_pass == 1 and set(samples) == {None}
         return
     for start in range(0, len(samples), per_pass):
-        seen = [document for sample in samples[start : start + per_pass] for document in sample or ()]
+        seen = [
+            document for sample in samples[start : start + per_pass] for document in sample or ()
+        ]
         assert len(set(seen)) == len(seen) == per_pass * size
     other_orders = [settings.sample(step, num_documents, seed=2) for step in range(len(samples))]
     assert samples != other_orders and samples[:per_pass] != samples[per_pass : 2 * per_pass]

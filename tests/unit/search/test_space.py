@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.search import PAPER_START_TOKENS, SEARCHED_ATTENTION_FACTORS, Candidate, SearchSpace, grid
+from megatron_longrope.search import (
+    PAPER_START_TOKENS,
+    SEARCHED_ATTENTION_FACTORS,
+    Candidate,
+    SearchSpace,
+    grid,
+)
 from megatron_longrope.search.variation import crossover, draw, mutate
 
 lambdas = st.floats(min_value=0.5, max_value=90.0)
@@ -23,7 +29,9 @@ def spaces(make) -> SearchSpace:
     highest = max(lower)
     upper = [highest + make(st.floats(min_value=0, max_value=20)) for _ in lower]
     factors = make(st.sampled_from([(1.0,), (1.2079,), SEARCHED_ATTENTION_FACTORS]))
-    return SearchSpace(tuple(lower), tuple(upper), start_tokens=(0, 1, 4), attention_factors=factors)
+    return SearchSpace(
+        tuple(lower), tuple(upper), start_tokens=(0, 1, 4), attention_factors=factors
+    )
 
 
 def check_inside(space: SearchSpace, candidate: Candidate) -> None:
@@ -31,17 +39,25 @@ def check_inside(space: SearchSpace, candidate: Candidate) -> None:
     rescale = np.array(candidate.rescale)
     assert np.all(np.diff(rescale) >= 0)
     tolerance = 1e-9 * rescale
-    assert np.all(rescale >= np.array(space.lower) - tolerance) and np.all(rescale <= np.array(space.upper) + tolerance)
+    assert np.all(rescale >= np.array(space.lower) - tolerance) and np.all(
+        rescale <= np.array(space.upper) + tolerance
+    )
     for value in candidate.rescale:
         on_grid = Decimal(repr(value)) % Decimal("0.01") == 0
         assert on_grid or value in space.lower or value in space.upper
-    assert candidate.start_tokens in space.start_tokens and candidate.attention_factor in space.attention_factors
+    assert (
+        candidate.start_tokens in space.start_tokens
+        and candidate.attention_factor in space.attention_factors
+    )
 
 
 def test_grid_holds_the_floats_a_person_would_write():
     assert grid(1.0, 1.3, 0.01) == tuple(float(f"1.{k:02d}") for k in range(31))
     assert grid(1.061, 1.089, 0.01) == (1.07, 1.08)
-    assert all(value == float(f"{k / 100:.2f}") for k, value in zip(range(100, 64001), grid(1, 640, 0.01), strict=True))
+    assert all(
+        value == float(f"{k / 100:.2f}")
+        for k, value in zip(range(100, 64001), grid(1, 640, 0.01), strict=True)
+    )
 
 
 @given(spaces(), st.data())
@@ -95,7 +111,10 @@ def test_second_stage_allows_the_fine_tuned_factors_exactly(fine_tuned):
 def test_off_grid_fine_tuned_factors_are_allowed_bit_for_bit():
     fine_tuned = (1.0, 1.23456789, 7.654321)
     space = SearchSpace.second_stage(fine_tuned, scale=16)
-    assert space.contains(Candidate(fine_tuned)) and space.project(Candidate(fine_tuned)).rescale == fine_tuned
+    assert (
+        space.contains(Candidate(fine_tuned))
+        and space.project(Candidate(fine_tuned)).rescale == fine_tuned
+    )
     assert not space.contains(Candidate((1.0, 1.23, 7.654321)))
 
 
@@ -119,7 +138,9 @@ def test_recovery_bounds():
 
 
 def test_fixed_temperature_and_start_tokens():
-    space = SearchSpace.first_stage(2, 8, start_tokens=PAPER_START_TOKENS, attention_factors=(1.1234,))
+    space = SearchSpace.first_stage(
+        2, 8, start_tokens=PAPER_START_TOKENS, attention_factors=(1.1234,)
+    )
     assert space.project(Candidate((1.0, 2.0), 100, 1.0)) == Candidate((1.0, 2.0), 128, 1.1234)
     assert not space.contains(Candidate((1.0, 2.0), 100, 1.1234))
 
@@ -151,9 +172,16 @@ def test_a_candidate_of_another_head_size_is_refused():
         SearchSpace.first_stage(3, 8).project(Candidate((1.0, 2.0)))
 
 
-@pytest.mark.parametrize("fields", [{"rescale": ()}, {"rescale": (0.0,)}, {"rescale": (float("nan"),)},
-                                    {"rescale": (1.0,), "start_tokens": -1},
-                                    {"rescale": (1.0,), "attention_factor": 0.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rescale": ()},
+        {"rescale": (0.0,)},
+        {"rescale": (float("nan"),)},
+        {"rescale": (1.0,), "start_tokens": -1},
+        {"rescale": (1.0,), "attention_factor": 0.0},
+    ],
+)
 def test_impossible_candidates_are_refused(fields):
     with pytest.raises(InputError):
         Candidate(**fields)

@@ -1,4 +1,5 @@
-"""Early stopping: what is hopeless, the stated error level, and searches that stop give the same best."""
+"""Early stopping: what is hopeless, the stated error level, and searches that stop give the same
+best."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_longrope.search import Candidate, EarlyStopping, Evaluation, MemoryJournal, Terms, run_search
+from megatron_longrope.search import (
+    Candidate,
+    EarlyStopping,
+    Evaluation,
+    MemoryJournal,
+    Terms,
+    run_search,
+)
 from megatron_longrope.search.stopping import _student_quantile, closest_differences, span_of_rule
 from tests.support.search_stubs import small_search, stub_evaluation
 
@@ -50,8 +58,17 @@ def test_nothing_is_stopped_without_enough_completed_evaluations() -> None:
 
 
 def test_the_first_round_has_a_rule_after_twelve_candidates_and_later_rounds_have_one() -> None:
-    assert [span_of_rule(0, 40, done) for done in (0, 11, 12, 39)] == [(0, 12), (0, 12), (12, 40), (12, 40)]
-    assert [span_of_rule(start, start + 6, start + 3) for start in (0, 6, 12)] == [(0, 6), (6, 12), (12, 18)]
+    assert [span_of_rule(0, 40, done) for done in (0, 11, 12, 39)] == [
+        (0, 12),
+        (0, 12),
+        (12, 40),
+        (12, 40),
+    ]
+    assert [span_of_rule(start, start + 6, start + 3) for start in (0, 6, 12)] == [
+        (0, 6),
+        (6, 12),
+        (12, 18),
+    ]
 
 
 def test_a_loss_that_is_not_finite_is_hopeless() -> None:
@@ -73,14 +90,18 @@ def test_what_the_rest_brings_is_learned_from_the_closest() -> None:
 
 
 def test_documents_that_mind_more_than_others_are_no_surprise() -> None:
-    """The first document loses half of what all lose on average: half as much behind there is as far behind."""
+    """The first document loses half of what all lose on average: half as much behind there is as
+    far behind."""
     random = np.random.default_rng(2)
     shape = np.array([0.5, 1.0, 1.0, 1.0, 1.5])
 
     def losses(margin: float) -> np.ndarray:
         return 3.0 + margin * shape + 1e-4 * random.standard_normal(5)
 
-    told = [evaluation(np.full(5, 3.0)), *(evaluation(losses(random.uniform(0.01, 0.02))) for _ in range(60))]
+    told = [
+        evaluation(np.full(5, 3.0)),
+        *(evaluation(losses(random.uniform(0.01, 0.02))) for _ in range(60)),
+    ]
     judge = EarlyStopping().judge(told)
     assert judge is not None
     assert judge(evaluation(losses(0.003), 1))
@@ -88,13 +109,16 @@ def test_documents_that_mind_more_than_others_are_no_surprise() -> None:
 
 
 def test_one_that_is_better_on_every_document_is_never_stopped() -> None:
-    """The incumbent stands clear of all others, and later documents mind more: those ahead of it gain there."""
+    """The incumbent stands clear of all others, and later documents mind more: those ahead of it
+    gain there."""
     sensitivity = np.array([0.8, 0.9, 1.0, 1.1, 1.2])
     others = [evaluation(3.0 + margin * sensitivity) for margin in np.linspace(0.3, 0.4, 11)]
     judge = EarlyStopping().judge([evaluation(np.full(5, 3.0)), *others])
     assert judge is not None
     for ahead in (0.0, 1e-6, 0.02, 0.05, 1.0):
-        assert not any(judge(evaluation(3.0 - ahead * sensitivity, scored)) for scored in range(1, 5)), ahead
+        assert not any(
+            judge(evaluation(3.0 - ahead * sensitivity, scored)) for scored in range(1, 5)
+        ), ahead
     assert all(judge(evaluation(3.0 + 0.05 * sensitivity, scored)) for scored in range(1, 5))
 
 
@@ -103,10 +127,16 @@ def test_a_ladder_stops_what_is_hopeless_at_shorter_lengths_and_learns_how_far_t
 
     def on_rungs(margin: float, rungs: int = 2, documents: int = 0) -> Evaluation:
         """The first rung tells nothing, the second twice the difference at length."""
-        nats = (2.5 + 0.1 * random.standard_normal(), 2.8 + 2 * margin + 1e-3 * random.standard_normal())
+        nats = (
+            2.5 + 0.1 * random.standard_normal(),
+            2.8 + 2 * margin + 1e-3 * random.standard_normal(),
+        )
         return replace(evaluation(np.full(5, 3.0 + margin), documents), rungs=nats[:rungs])
 
-    told = [on_rungs(0.0, documents=5), *(on_rungs(random.uniform(0.005, 0.02), documents=5) for _ in range(60))]
+    told = [
+        on_rungs(0.0, documents=5),
+        *(on_rungs(random.uniform(0.005, 0.02), documents=5) for _ in range(60)),
+    ]
     judge = EarlyStopping(ladder=(64, 128)).judge(told)
     assert judge is not None
     assert not any(judge(on_rungs(0.05, rungs=1)) for _ in range(20))
@@ -121,7 +151,9 @@ def test_a_ladder_ascends() -> None:
             EarlyStopping.model_validate({"ladder": wrong})
 
 
-@pytest.mark.parametrize(("probability", "freedom", "table"), [(0.99, 7, 2.998), (0.99, 20, 2.528), (0.95, 9, 1.833)])
+@pytest.mark.parametrize(
+    ("probability", "freedom", "table"), [(0.99, 7, 2.998), (0.99, 20, 2.528), (0.95, 9, 1.833)]
+)
 def test_students_quantile_is_the_tables(probability: float, freedom: int, table: float) -> None:
     assert _student_quantile(probability, freedom) == pytest.approx(table, rel=2e-3)
 
@@ -152,5 +184,8 @@ def test_a_search_that_stops_early_is_cheaper_and_replays_exactly() -> None:
     assert all(0 < len(entry.evaluation.nll_sums) < 5 for entry in kept)
     for cut in range(0, len(stopping.entries), 5):
         again = MemoryJournal(stopping.entries[:cut])
-        assert run_search(small_search(), scoring, again, stopping=EarlyStopping()).best == outcome.best
+        assert (
+            run_search(small_search(), scoring, again, stopping=EarlyStopping()).best
+            == outcome.best
+        )
         assert [e.evaluation for e in again.entries] == [e.evaluation for e in stopping.entries]

@@ -1,4 +1,5 @@
-"""Learning-rate schedules, metrics that survive a kill, and steps against transformers with torch's own AdamW."""
+"""Learning-rate schedules, metrics that survive a kill, and steps against transformers with torch's
+own AdamW."""
 
 from __future__ import annotations
 
@@ -31,7 +32,13 @@ from megatron_longrope.training import (
     save_training,
 )
 from megatron_longrope.training.trainer import StepReport
-from tests.support.tiny_models import VOCABULARY, our_model, random_documents, single_runtime, tiny_hf_model
+from tests.support.tiny_models import (
+    VOCABULARY,
+    our_model,
+    random_documents,
+    single_runtime,
+    tiny_hf_model,
+)
 
 ROW = 64
 runtime = pytest.fixture(scope="module")(single_runtime)
@@ -41,25 +48,41 @@ runtime = pytest.fixture(scope="module")(single_runtime)
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
     prefix = tmp_path_factory.mktemp("data") / "train"
     lengths = [40, 24, 64, 10, 54, 30, 34, 64, 20, 44, 64, 33]
-    documents = [TokenDocument.generated(str(n), d) for n, d in enumerate(random_documents(*lengths))]
-    write_packed(prefix, documents, ROW, TokenizerIdentity(name="none", sha256="0" * 64), VOCABULARY)
+    documents = [
+        TokenDocument.generated(str(n), d) for n, d in enumerate(random_documents(*lengths))
+    ]
+    write_packed(
+        prefix, documents, ROW, TokenizerIdentity(name="none", sha256="0" * 64), VOCABULARY
+    )
     return PackedDataset(prefix)
 
 
 def _config(**changes: object) -> TrainingConfig:
-    values = {"steps": 4, "rows_per_step": 4, "micro_batch_rows": 2, "learning_rate": 1e-2, "warmup_steps": 1,
-              "schedule": "cosine"}  # fmt: skip
+    values = {
+        "steps": 4,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-2,
+        "warmup_steps": 1,
+        "schedule": "cosine",
+    }
     return TrainingConfig.model_validate(values | changes)
 
 
 def _trainer(runtime: Runtime, dataset: PackedDataset, config: TrainingConfig) -> Trainer:
     model = our_model(tiny_hf_model(), runtime)
-    batches = PackedBatches(dataset, config.rows_per_step, seed=3, micro_batch_rows=config.micro_batch_rows)
+    batches = PackedBatches(
+        dataset, config.global_batch_size, seed=3, micro_batch_size=config.micro_batch_size
+    )
     return Trainer(model, batches, config)
 
 
 @settings(deadline=None)
-@given(steps=st.integers(2, 500), warmup=st.integers(0, 100), kind=st.sampled_from(["cosine", "linear", "constant"]))
+@given(
+    steps=st.integers(2, 500),
+    warmup=st.integers(0, 100),
+    kind=st.sampled_from(["cosine", "linear", "constant"]),
+)
 def test_rates_rise_then_fall_to_the_final_one(steps: int, warmup: int, kind: str) -> None:
     warmup = min(warmup, steps - 1)
     config = _config(steps=steps, warmup_steps=warmup, schedule=kind, final_learning_rate=1e-3)
@@ -77,16 +100,22 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
             _config(**changes)
 
 
-def test_steps_equal_transformers_with_torchs_adamw(runtime: Runtime, dataset: PackedDataset) -> None:
+def test_steps_equal_transformers_with_torchs_adamw(
+    runtime: Runtime, dataset: PackedDataset
+) -> None:
     # with a tiny ε Adam's first steps follow the sign of gradients that are rounding noise
-    config = _config(adam_epsilon=1e-3)
+    config = _config(eps=1e-3)
     ours = _trainer(runtime, dataset, config)
     theirs = copy.deepcopy(tiny_hf_model()).train()
     decay = [p for p in theirs.parameters() if p.dim() > 1]
     plain = [p for p in theirs.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=1.0, betas=(0.9, 0.95), eps=1e-3)  # fmt: skip
-    order = PackedBatches(dataset, config.rows_per_step, seed=3)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+        lr=1.0,
+        betas=(0.9, 0.95),
+        eps=1e-3,
+    )
+    order = PackedBatches(dataset, config.global_batch_size, seed=3)
     for step in range(1, 5):
         pieces = [piece for row in order.step_rows(step - 1) for piece in dataset.row(row)]
         nats, tokens = torch.zeros(()), 0
@@ -107,12 +136,18 @@ def test_steps_equal_transformers_with_torchs_adamw(runtime: Runtime, dataset: P
         assert math.isclose(report.gradient_norm, float(norm), rel_tol=2e-3)
 
 
-def test_attention_alone_is_trained_where_that_is_asked_for(runtime: Runtime, dataset: PackedDataset) -> None:
+def test_attention_alone_is_trained_where_that_is_asked_for(
+    runtime: Runtime, dataset: PackedDataset
+) -> None:
     trainer = _trainer(runtime, dataset, _config(trainable="attention"))
     stage = trainer.model.stage
     before = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
     trainer.step()
-    changed = {name for name, parameter in stage.named_parameters() if not torch.equal(parameter, before[name])}
+    changed = {
+        name
+        for name, parameter in stage.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
     projections = ("linear_qkv.weight", "linear_proj.weight")
     assert changed == {name for name in before if name.endswith(projections)}
 
@@ -129,17 +164,23 @@ def test_a_resumed_training_repeats_the_undisturbed_one_bit_for_bit(
     resumed = _trainer(runtime, dataset, _config())
     assert resume_training(resumed, tmp_path / "checkpoint")
     assert [resumed.step().loss for _ in range(2)] == losses[2:]
-    for mine, other in zip(whole.model.stage.parameters(), resumed.model.stage.parameters(), strict=True):
+    for mine, other in zip(
+        whole.model.stage.parameters(), resumed.model.stage.parameters(), strict=True
+    ):
         assert torch.equal(mine, other)
 
 
-def test_other_settings_do_not_resume(runtime: Runtime, dataset: PackedDataset, tmp_path: Path) -> None:
+def test_other_settings_do_not_resume(
+    runtime: Runtime, dataset: PackedDataset, tmp_path: Path
+) -> None:
     trainer = _trainer(runtime, dataset, _config())
     assert not resume_training(trainer, tmp_path / "nothing")
     trainer.step()
     save_training(trainer, tmp_path / "checkpoint")
     with pytest.raises(InputError, match=r"training\.learning_rate"):
-        resume_training(_trainer(runtime, dataset, _config(learning_rate=2e-2)), tmp_path / "checkpoint")
+        resume_training(
+            _trainer(runtime, dataset, _config(learning_rate=2e-2)), tmp_path / "checkpoint"
+        )
 
 
 def test_a_loss_that_is_no_number_updates_nothing(runtime: Runtime, dataset: PackedDataset) -> None:
@@ -150,7 +191,10 @@ def test_a_loss_that_is_no_number_updates_nothing(runtime: Runtime, dataset: Pac
     others = [p.clone() for p in list(trainer.model.stage.parameters())[1:]]
     with pytest.raises(LongRopeError, match="step 1 is nan"):
         trainer.step()
-    assert all(torch.equal(a, b) for a, b in zip(others, list(trainer.model.stage.parameters())[1:], strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(others, list(trainer.model.stage.parameters())[1:], strict=True)
+    )
 
 
 class _AskAfter:
@@ -197,6 +241,11 @@ def test_metrics_take_back_steps_that_are_done_again(tmp_path: Path) -> None:
         stream.write('{"stage": "two", "st')  # torn by a kill
     MetricsFile(path, "two", resume_step=1).write(2, {"loss": 9.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["stage"], line["step"]) for line in lines] == [("one", 1), ("one", 2), ("one", 3), ("two", 1),
-                                                                 ("two", 2)]  # fmt: skip
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        ("one", 1),
+        ("one", 2),
+        ("one", 3),
+        ("two", 1),
+        ("two", 2),
+    ]
     assert lines[-1]["loss"] == 9.0
