@@ -19,6 +19,7 @@ from pathlib import Path
 from checkpoints_tools.load_any import load_model
 from data_prep.documents import TextDocument
 from data_prep.stdlib_corpus import split
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.config import parse_length
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.evaluation import (
@@ -28,7 +29,6 @@ from megatron_longrope.evaluation import (
     documents_sha256,
 )
 from megatron_longrope.pipeline.recipe import SearchConfig
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.searching import (
     first_search,
     search_cost_json,

@@ -14,6 +14,7 @@ from launchers.extension import search_lines
 from launchers.options import layout_of
 from launchers.progress import ProgressLines
 from launchers.search_options import searcher_sizes
+from megatron_longrope.artifacts.run_directory import RunDirectory, write_json
 from megatron_longrope.config import build_config, format_length
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.errors import InputError
@@ -22,7 +23,6 @@ from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.engine.settings import BackendSettings
 from megatron_longrope.pipeline.margins import baseline_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
-from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     cost_json,

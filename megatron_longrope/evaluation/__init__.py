@@ -1,6 +1,14 @@
 """Perplexity, passkey retrieval, the search objective, the methods every table compares, and result
 files."""
 
+from megatron_longrope.artifacts.results import aggregate, read_rows, write_rows
+from megatron_longrope.artifacts.rows import (
+    EvaluationLabels,
+    PasskeyRow,
+    PerplexityRow,
+    PositionRow,
+    perplexity_of,
+)
 from megatron_longrope.evaluation.baselines import (
     ComparedMethod,
     baseline_methods,
@@ -19,14 +27,6 @@ from megatron_longrope.evaluation.perplexity import (
     SlidingWindow,
     measure_perplexity,
     token_losses,
-)
-from megatron_longrope.evaluation.results import aggregate, read_rows, write_rows
-from megatron_longrope.evaluation.rows import (
-    EvaluationLabels,
-    PasskeyRow,
-    PerplexityRow,
-    PositionRow,
-    perplexity_of,
 )
 
 __all__ = [

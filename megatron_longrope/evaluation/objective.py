@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Gradient
 from megatron_longrope.data.passkey import PasskeyDocument
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.dispatch import Dispatcher
@@ -20,7 +21,7 @@ from megatron_longrope.evaluation.documents import Tokens
 from megatron_longrope.evaluation.perplexity import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, score_documents, score_with_gradient
 from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry
-from megatron_longrope.search.types import Candidate, Evaluation, Gradient, Terms
+from megatron_longrope.search.types import Terms
 
 Counted = NDArray[np.bool_]
 

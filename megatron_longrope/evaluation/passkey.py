@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longrope.artifacts.rows import EvaluationLabels, PasskeyRow
 from megatron_longrope.data.passkey import Encoder, Filler, PasskeyDocument, passkey_document
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.documents import Tokens
 from megatron_longrope.evaluation.perplexity import DEFAULT_BATCH_TOKENS
-from megatron_longrope.evaluation.rows import EvaluationLabels, PasskeyRow
 from megatron_longrope.evaluation.spread import spread
 from megatron_longrope.model import LongRopeModel, document_logits, score_documents
 from megatron_longrope.rope import FactorSet

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longrope.artifacts.rows import EvaluationLabels, PerplexityRow, PositionRow
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.documents import EvaluationDocument, Tokens, check_documents
-from megatron_longrope.evaluation.rows import EvaluationLabels, PerplexityRow, PositionRow
 from megatron_longrope.evaluation.spread import spread
 from megatron_longrope.model import LongRopeModel, score_documents
 

@@ -11,6 +11,7 @@ import torch
 from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import find_model, load_model
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.config import format_length, write_yaml
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
@@ -26,7 +27,6 @@ from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.measuring import RunModels, measure_run, write_baselines
 from megatron_longrope.pipeline.recipe import ExtensionStep, FineTuneConfig, Recipe, SearchConfig
 from megatron_longrope.pipeline.result import RunResult, write_result
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     first_search,

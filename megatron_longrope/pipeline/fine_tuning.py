@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.recipe import ShortInputs
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.rope import FactorRange, FactorSet, NoScaling, RopeFactors
 from megatron_longrope.training import (
     MetricsFile,

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.evaluation import PerplexityObjective
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.searching import SearchProblem, judged_on, shared_journal
 from megatron_longrope.rope import RopeFactors
 from megatron_longrope.search import (

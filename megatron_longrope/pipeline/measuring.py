@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import TextTokenizer
 from megatron_longrope.evaluation import EvaluationDocument, write_rows
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
 from megatron_longrope.pipeline.recipe import Recipe
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.searching import STARTS, second_interpolation
 from megatron_longrope.rope import (
     FactorSet,

@@ -17,6 +17,7 @@ from data_prep.bpe import train_bpe
 from data_prep.documents import tokenize
 from data_prep.readers import read_text_files
 from data_prep.stdlib_corpus import split as split_standard_library
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.config import StrictConfig, write_yaml
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
@@ -24,7 +25,6 @@ from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.fine_tuning import ShowSteps, TrainingStage, train_model
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.recipe import DtypeName, TrainingDataConfig
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.stages import StageRunner
 from megatron_longrope.pipeline.training_data import build_training_set
 from megatron_longrope.pipeline.types import TORCH_DTYPES

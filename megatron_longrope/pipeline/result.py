@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from megatron_longrope.artifacts.run_directory import RunDirectory, write_json
 from megatron_longrope.evaluation import read_rows
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.measuring import RunModels
 from megatron_longrope.pipeline.recipe import Recipe
-from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
 from megatron_longrope.rope import FactorSet
 
 FORMAT = 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import (
@@ -24,7 +25,6 @@ from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.fingerprint import model_identity
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.recipe import SearchConfig, SearchStage, StartName
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.report.convergence import BACKWARD_OVER_FORWARD
 from megatron_longrope.rope import (
     FactorOrigin,

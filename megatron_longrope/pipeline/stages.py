@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_longrope.artifacts.run_directory import RunDirectory, write_json
 from megatron_longrope.errors import InputError, LongRopeError
-from megatron_longrope.pipeline.run_directory import RunDirectory, write_json
 from megatron_longrope.runtime import Runtime
 
 Json = Any

@@ -1,26 +1,26 @@
 """Rotary embeddings: geometry, rescale factors and their files, angles, scaling methods, Hugging
 Face configs."""
 
-from megatron_longrope.rope.angles import (
-    AnglePrecision,
-    angle_derivatives,
-    inverse_frequencies,
-    rotary_angles,
-)
-from megatron_longrope.rope.factor_file import (
+from megatron_longrope.artifacts.factor_file import (
     factors_from_json,
     factors_to_json,
     read_factors,
     write_factors,
 )
-from megatron_longrope.rope.factors import (
+from megatron_longrope.artifacts.factors import (
     MAX_ATTENTION_FACTOR,
     FactorOrigin,
     FactorRange,
     FactorSet,
     RopeFactors,
 )
-from megatron_longrope.rope.geometry import RopeGeometry
+from megatron_longrope.artifacts.geometry import RopeGeometry
+from megatron_longrope.rope.angles import (
+    AnglePrecision,
+    angle_derivatives,
+    inverse_frequencies,
+    rotary_angles,
+)
 from megatron_longrope.rope.hf import (
     factor_set_from_hf,
     geometry_from_hf,

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from megatron_longrope.artifacts.factors import RopeFactors
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope.factors import RopeFactors
 from megatron_longrope.rope.hf_precision import float32_longrope_frequencies
 
 AnglePrecision = Literal["float64", "hf"]

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from megatron_longrope.artifacts.factors import FactorRange, FactorSet
+from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope.factors import FactorRange, FactorSet
-from megatron_longrope.rope.geometry import RopeGeometry
 from megatron_longrope.rope.hf_export import hf_rope_config
 from megatron_longrope.rope.hf_settings import (
     COMMON_KEYS,

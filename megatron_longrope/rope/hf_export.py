@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_longrope.artifacts.factors import FactorSet, RopeFactors
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope.factors import FactorSet, RopeFactors
 
 HF = "transformers' longrope"
 

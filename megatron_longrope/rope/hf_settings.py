@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.config import build_config, parse_length
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope.geometry import RopeGeometry
 
 ORIGINAL_KEY = "original_max_position_embeddings"
 COMMON_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from megatron_longrope.artifacts.factors import FactorOrigin, FactorRange, FactorSet, RopeFactors
+from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.config import StrictConfig, build_config
-from megatron_longrope.rope.factors import FactorOrigin, FactorRange, FactorSet, RopeFactors
-from megatron_longrope.rope.geometry import RopeGeometry
 from megatron_longrope.rope.hf_precision import (
     float32_dynamic_frequencies,
     float32_linear_frequencies,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from megatron_longrope.rope.factors import RopeFactors
-from megatron_longrope.rope.geometry import RopeGeometry
+from megatron_longrope.artifacts.factors import RopeFactors
+from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.rope.hf_precision import float32_llama3_frequencies
 from megatron_longrope.rope.interpolation import RopeMethod
 

@@ -7,8 +7,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from megatron_longrope.rope.factors import MAX_ATTENTION_FACTOR, FactorRange, FactorSet, RopeFactors
-from megatron_longrope.rope.geometry import RopeGeometry
+from megatron_longrope.artifacts.factors import (
+    MAX_ATTENTION_FACTOR,
+    FactorRange,
+    FactorSet,
+    RopeFactors,
+)
+from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.rope.interpolation import RopeMethod
 
 

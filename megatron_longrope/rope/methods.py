@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_longrope.artifacts.factor_file import read_factors
+from megatron_longrope.artifacts.factors import FactorSet
+from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope.factor_file import read_factors
-from megatron_longrope.rope.factors import FactorSet
-from megatron_longrope.rope.geometry import RopeGeometry
 from megatron_longrope.rope.interpolation import (
     DynamicNtk,
     NoScaling,

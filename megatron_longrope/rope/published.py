@@ -7,9 +7,9 @@ import json
 from functools import cache
 from importlib.resources import files
 
+from megatron_longrope.artifacts.factors import FactorOrigin, RopeFactors
 from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope.factors import FactorOrigin, RopeFactors
 from megatron_longrope.rope.longrope import longrope_attention_factor
 
 VERSION = 1

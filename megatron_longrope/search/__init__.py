@@ -1,6 +1,14 @@
 """Searching rescale factors: ask/tell searchers, spaces, the journal, the loop. Numpy only; never
 sees a model."""
 
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Gradient, Provenance
+from megatron_longrope.artifacts.journal import (
+    Journal,
+    JournalEntry,
+    MemoryJournal,
+    Record,
+    read_journal,
+)
 from megatron_longrope.search.bootstrap import Margin, paired_margin
 from megatron_longrope.search.choice import SEARCHER_NAMES, SearcherChoice, make_searcher
 from megatron_longrope.search.cma_search import CmaSearch, CmaSettings
@@ -9,13 +17,6 @@ from megatron_longrope.search.descent import DescentSettings
 from megatron_longrope.search.evolution import EvolutionSearch, EvolutionSettings
 from megatron_longrope.search.gradient_search import GradientSearch
 from megatron_longrope.search.hybrid_search import HybridSearch, HybridSettings
-from megatron_longrope.search.journal import (
-    Journal,
-    JournalEntry,
-    MemoryJournal,
-    Record,
-    read_journal,
-)
 from megatron_longrope.search.loop import (
     Objective,
     SearchCost,
@@ -32,15 +33,7 @@ from megatron_longrope.search.space import (
     grid,
 )
 from megatron_longrope.search.stopping import EarlyStopping
-from megatron_longrope.search.types import (
-    Candidate,
-    Evaluation,
-    Gradient,
-    Provenance,
-    Searcher,
-    TellError,
-    Terms,
-)
+from megatron_longrope.search.types import Searcher, TellError, Terms
 
 __all__ = [
     "PAPER_START_TOKENS",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_longrope.artifacts.evaluations import Evaluation
 from megatron_longrope.errors import InputError
-from megatron_longrope.search.types import Evaluation
 
 _SAMPLES = 2000
 _INTERVAL = (0.025, 0.975)

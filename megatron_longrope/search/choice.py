@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.cma_search import CmaSearch, CmaSettings
 from megatron_longrope.search.descent import DescentSettings
@@ -16,7 +17,7 @@ from megatron_longrope.search.hybrid_search import HybridSearch, HybridSettings
 from megatron_longrope.search.piecewise import PiecewiseSearch
 from megatron_longrope.search.random_search import RandomSearch, RandomSettings
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate, Searcher
+from megatron_longrope.search.types import Searcher
 
 SearcherName = Literal["hybrid", "evolution", "piecewise", "cma", "gradient", "random"]
 SEARCHER_NAMES: tuple[SearcherName, ...] = (

@@ -12,10 +12,10 @@ from cmaes import CMA
 from numpy.typing import NDArray
 from pydantic import Field
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate
 
 Vector = NDArray[np.float64]
 

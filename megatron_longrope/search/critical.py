@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.errors import InputError
 from megatron_longrope.search.space import Choices, Genome, SearchSpace
-from megatron_longrope.search.types import Candidate
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

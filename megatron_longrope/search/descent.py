@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate, Evaluation
 
 Vector = NDArray[np.float64]
 Point = Literal["step", "check"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.search.descent import Descent, DescentSettings
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate
 
 
 class DescendingSearcher(RoundSearcher):

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig, parse_length
 from megatron_longrope.errors import InputError
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
 from megatron_longrope.search.space import Genome, SearchSpace
-from megatron_longrope.search.types import Candidate
 from megatron_longrope.search.variation import crossover, draw, mutate
 
 _HALVED_ABOVE = 512 << 10

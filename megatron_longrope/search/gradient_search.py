@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.search.descent import DescentSettings
 from megatron_longrope.search.descents import DescendingSearcher
 from megatron_longrope.search.rounds import Proposal
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate
 
 
 class GradientSearch(DescendingSearcher):

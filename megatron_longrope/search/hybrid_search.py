@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.descent import DescentSettings
 from megatron_longrope.search.descents import DescendingSearcher
 from megatron_longrope.search.ramp import Ramp, RampSettings
 from megatron_longrope.search.rounds import Proposal
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate
 from megatron_longrope.search.variation import mutate
 
 _RETRIES = 20

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation
+from megatron_longrope.artifacts.journal import JournalEntry, Record
 from megatron_longrope.errors import InputError, LongRopeError
-from megatron_longrope.search.journal import JournalEntry, Record
 from megatron_longrope.search.stopping import EarlyStopping, span_of_rule
-from megatron_longrope.search.types import Candidate, Evaluation, Judge, Searcher, Terms
+from megatron_longrope.search.types import Judge, Searcher, Terms
 
 Objective = Callable[[Sequence[Candidate], Terms], Iterable[Evaluation]]
 """Gives the evaluation of each candidate, in the order asked, each as soon as it is there."""

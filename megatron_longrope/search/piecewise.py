@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.search.evolution import EvolutionSearch, EvolutionSettings
 from megatron_longrope.search.space import Genome, SearchSpace, nearest
-from megatron_longrope.search.types import Candidate
 from megatron_longrope.search.variation import mutate
 
 _SPREAD = 2.0

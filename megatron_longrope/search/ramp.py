@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate
 
 Vector = NDArray[np.float64]
 _MOVES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1))

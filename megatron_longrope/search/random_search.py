@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate
 from megatron_longrope.search.variation import draw
 
 

@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Provenance
+from megatron_longrope.artifacts.identity import check_same
 from megatron_longrope.errors import InputError
-from megatron_longrope.search.identity import check_same
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Candidate, Evaluation, Provenance, TellError
+from megatron_longrope.search.types import TellError
 
 
 class Proposal(NamedTuple):

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from megatron_longrope.artifacts.evaluations import Evaluation
 from megatron_longrope.config import Length, StrictConfig
-from megatron_longrope.search.types import Evaluation, Judge
+from megatron_longrope.search.types import Judge
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

@@ -1,175 +1,17 @@
-"""What searchers, objectives and the journal hand to one another: candidates, evaluations, the
-ask/tell protocol."""
+"""The ask/tell protocol of searchers, and the terms under which candidates are evaluated."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from megatron_longrope.errors import InputError, LongRopeError
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Provenance
+from megatron_longrope.errors import LongRopeError
 
 
 class TellError(LongRopeError):
     """A result was told that was not asked for, or not in the order asked."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One point of the search: λ per pair, n̂ in tokens and the attention factor t (q·k is
-    multiplied by t²).
-
-    Raises InputError where a number is not finite, λ or t is not positive, or n̂ is negative.
-    """
-
-    rescale: tuple[float, ...]
-    start_tokens: int = 0
-    attention_factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rescale", tuple(float(value) for value in self.rescale))
-        object.__setattr__(self, "attention_factor", float(self.attention_factor))
-        object.__setattr__(self, "start_tokens", int(self.start_tokens))
-        if not self.rescale or not all(
-            math.isfinite(value) and value > 0 for value in self.rescale
-        ):
-            raise InputError("rescale", self.rescale, "one finite factor above 0 per rotary pair")
-        if not (math.isfinite(self.attention_factor) and self.attention_factor > 0):
-            raise InputError(
-                "attention_factor", self.attention_factor, "must be finite and above 0"
-            )
-        if self.start_tokens < 0:
-            raise InputError("start_tokens", self.start_tokens, "must be 0 tokens or more")
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values; `from_json` gives back an equal candidate, bit for bit."""
-        return {
-            "rescale": list(self.rescale),
-            "start_tokens": self.start_tokens,
-            "attention_factor": self.attention_factor,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
-        """Returns the candidate that `to_json` wrote."""
-        return cls(tuple(data["rescale"]), data["start_tokens"], data["attention_factor"])
-
-
-@dataclass(frozen=True, eq=False)
-class Gradient:
-    """Derivatives of the loss (nats per token): by λ, float64 `[num_pairs]`, and by the attention
-    factor."""
-
-    rescale: NDArray[np.float64]
-    attention_factor: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Negative log-likelihood (nats) and predicted tokens of each document that was scored, in
-    document order.
-
-    `completed` is False where scoring was stopped before the last document, and for a sample of the
-    documents. Sums and counts are kept apart so that they can be added up over documents and ranks
-    and divided once.
-    """
-
-    nll_sums: tuple[float, ...]
-    token_counts: tuple[int, ...]
-    completed: bool = True
-    gradient: Gradient | None = field(default=None, compare=False)
-    cost_tokens: int = -1
-    """Tokens that went through the model for this; by default as many as were predicted."""
-    sample: tuple[int, ...] | None = None
-    """The documents scored, where these were asked for alone; None: from the first one on."""
-    rungs: tuple[float, ...] = ()
-    """Nats per token on shorter contexts, scored first: for early stopping, no part of the loss."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "nll_sums", tuple(float(value) for value in self.nll_sums))
-        object.__setattr__(self, "token_counts", tuple(int(count) for count in self.token_counts))
-        if self.cost_tokens < 0:
-            object.__setattr__(self, "cost_tokens", self.tokens)
-        if len(self.nll_sums) != len(self.token_counts):
-            rule = f"as many sums as token counts ({len(self.token_counts)})"
-            raise InputError("nll_sums", len(self.nll_sums), rule)
-        if any(count <= 0 for count in self.token_counts):
-            raise InputError(
-                "token_counts", self.token_counts, "every scored document predicts 1 token or more"
-            )
-        assert self.sample is None or not self.completed, "a sample is compared with nothing"
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens over all documents."""
-        return sum(self.token_counts)
-
-    @property
-    def loss(self) -> float:
-        """Nats per token, Σ nll / Σ tokens; NaN where nothing was scored."""
-        return math.fsum(self.nll_sums) / self.tokens if self._sums_are_finite else math.nan
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss); infinite where that overflows."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
-
-    @property
-    def usable(self) -> bool:
-        """Whether this may be compared with others: completed, and finite."""
-        return self.completed and math.isfinite(self.loss)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns strict JSON values (NaN and infinities as words); `from_json` gives back the same
-        numbers."""
-        gradient = self.gradient and {
-            "rescale": [_number_to_json(value) for value in self.gradient.rescale.tolist()],
-            "attention_factor": _number_to_json(self.gradient.attention_factor),
-        }
-        return {
-            "nll_sums": [_number_to_json(value) for value in self.nll_sums],
-            "token_counts": list(self.token_counts),
-            "completed": self.completed,
-            "gradient": gradient,
-            "cost_tokens": self.cost_tokens,
-            **({} if self.sample is None else {"sample": list(self.sample)}),
-            **({"rungs": [_number_to_json(value) for value in self.rungs]} if self.rungs else {}),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
-        """Returns the evaluation that `to_json` wrote."""
-        stored = data["gradient"]
-        gradient = stored and Gradient(
-            np.array([float(value) for value in stored["rescale"]]),
-            float(stored["attention_factor"]),
-        )
-        sums = tuple(float(value) for value in data["nll_sums"])
-        sample = data.get("sample")
-        return cls(
-            sums,
-            tuple(data["token_counts"]),
-            bool(data["completed"]),
-            gradient,
-            int(data["cost_tokens"]),
-            None if sample is None else tuple(int(document) for document in sample),
-            tuple(float(value) for value in data.get("rungs", ())),
-        )
-
-    @property
-    def _sums_are_finite(self) -> bool:
-        return bool(self.nll_sums) and all(math.isfinite(value) for value in self.nll_sums)
-
-
-def _number_to_json(value: float) -> float | str:
-    return float(value) if math.isfinite(value) else repr(float(value))
 
 
 Judge = Callable[[Evaluation], bool]
@@ -185,15 +27,6 @@ class Terms:
     judge: Judge | None = None
     sample: tuple[int, ...] | None = None
     """Documents, by number; None: all, from the first on."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """How a candidate came about: its generation (0 is the initial population) and `seed`,
-    `mutant`, `crossover`…"""
-
-    generation: int
-    origin: str
 
 
 class Searcher(Protocol):

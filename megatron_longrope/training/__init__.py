@@ -4,6 +4,7 @@ from megatron_longrope.runtime import cpu_platform
 
 cpu_platform.install()  # before the imports below bring megatron-core in
 
+from megatron_longrope.artifacts.metrics import MetricsFile  # noqa: E402
 from megatron_longrope.training.callbacks import (  # noqa: E402
     ReportProgress,
     SaveCheckpoints,
@@ -13,7 +14,6 @@ from megatron_longrope.training.callbacks import (  # noqa: E402
 from megatron_longrope.training.checkpoints import resume_training, save_training  # noqa: E402
 from megatron_longrope.training.config import TrainingConfig  # noqa: E402
 from megatron_longrope.training.merging import WeightMerge  # noqa: E402
-from megatron_longrope.training.metrics import MetricsFile  # noqa: E402
 from megatron_longrope.training.trainer import StepReport, Trainer, TrainState  # noqa: E402
 
 __all__ = [

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from megatron_longrope.artifacts.metrics import MetricsFile
 from megatron_longrope.errors import InterruptedRunError
-from megatron_longrope.training.metrics import MetricsFile
 from megatron_longrope.training.trainer import StepReport, Trainer
 
 

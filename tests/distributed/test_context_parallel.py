@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from data_prep.documents import TokenDocument
 from data_prep.writing import write_packed
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.data.manifest import TokenizerIdentity
 from megatron_longrope.data.zigzag import share_index
@@ -29,7 +30,6 @@ from megatron_longrope.model import (
 )
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
-from megatron_longrope.search.types import Candidate
 from megatron_longrope.training import Trainer, TrainingConfig
 from tests.support.one_world import joined_processes
 from tests.support.spawn import run_distributed

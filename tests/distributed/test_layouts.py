@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.data import DocumentBatch
 from megatron_longrope.evaluation import (
     EvaluationDocument,
@@ -19,7 +20,6 @@ from megatron_longrope.evaluation import (
 from megatron_longrope.model import LongRopeModel, document_logits, score_documents
 from megatron_longrope.model.forward import run_stage
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
-from megatron_longrope.search.types import Candidate
 from tests.support.spawn import run_distributed
 from tests.support.tiny_models import (
     HfWeights,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation
 from megatron_longrope.data import PasskeyDocument
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import (
@@ -23,7 +24,7 @@ from megatron_longrope.evaluation.objective import _part_scales
 from megatron_longrope.model import LongRopeModel, score_documents
 from megatron_longrope.rope import FactorOrigin, RopeGeometry, Yarn
 from megatron_longrope.runtime import Runtime
-from megatron_longrope.search.types import Candidate, Evaluation, Terms
+from megatron_longrope.search.types import Terms
 from tests.support.tiny_models import (
     WINDOW,
     our_model,

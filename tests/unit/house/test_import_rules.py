@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LIBRARY = "megatron_longrope"
 PACKAGES = (LIBRARY, "launchers", "data_prep", "checkpoints_tools")
 
-FREE = {"errors", "config", "version"}
+FREE = {"errors", "config", "version", "artifacts"}
 _BELOW_PIPELINE = {
     "model",
     "rope",
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "config": set(),
+    "artifacts": set(),
     "rope": set(),
     "search": set(),
     "runtime": set(),
@@ -62,6 +63,7 @@ ONLY_OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "config": {"pydantic", "ruamel", "typing_extensions"},
+    "artifacts": {"numpy", "pydantic", "typing_extensions"},
     "search": {"cmaes", "numpy", "pydantic", "typing_extensions"},
     "rope": {"torch", "pydantic", "typing_extensions"},
 }

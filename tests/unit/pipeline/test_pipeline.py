@@ -14,6 +14,7 @@ import torch
 from checkpoints_tools.initialize import initial_weights
 from data_prep.bpe import train_bpe
 from data_prep.documents import TokenDocument
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import PackedDataset, TextTokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
@@ -29,7 +30,6 @@ from megatron_longrope.pipeline.recipe import (
     ShortInputs,
     TrainingDataConfig,
 )
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.searching import first_search, recovery_search, second_search
 from megatron_longrope.pipeline.stages import StageRunner
 from megatron_longrope.pipeline.training_data import build_training_set

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, PerplexityObjective, documents_sha256
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.margins import baseline_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
-from megatron_longrope.pipeline.run_directory import RunDirectory
 from megatron_longrope.pipeline.searching import first_search, search_factors
 from megatron_longrope.runtime import start_runtime
 from megatron_longrope.search import Candidate, Evaluation, SearchOutcome, SearchProgress, Terms

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from megatron_longrope.artifacts.factors import FactorSet, RopeFactors
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope.factors import FactorSet, RopeFactors
 
 FORMAT = "longrope-factors"
 VERSION = 1

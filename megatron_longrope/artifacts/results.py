@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_longrope.artifacts.rows import perplexity_of
 from megatron_longrope.errors import InputError
-from megatron_longrope.evaluation.rows import perplexity_of
 
 
 class Row(Protocol):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
+from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.config import Length, StrictConfig
-from megatron_longrope.rope.geometry import RopeGeometry
 
 if TYPE_CHECKING:
     from typing import Self

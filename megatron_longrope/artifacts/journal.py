@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Provenance
+from megatron_longrope.artifacts.identity import check_same
 from megatron_longrope.errors import InputError, LongRopeError
-from megatron_longrope.search.identity import check_same
-from megatron_longrope.search.types import Candidate, Evaluation, Provenance
 
 FORMAT = "longrope-search-journal"
 VERSION = 1
