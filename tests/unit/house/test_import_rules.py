@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LIBRARY = "megatron_longrope"
 PACKAGES = (LIBRARY, "launchers", "data_prep", "checkpoints_tools")
 
-FREE = {"errors", "config", "version", "artifacts"}
+FREE = {"errors", "config", "version", "artifacts", "registry"}
 _BELOW_PIPELINE = {
     "model",
     "rope",
@@ -33,6 +33,7 @@ _BELOW_PIPELINE = {
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "registry": set(),
     "config": set(),
     "artifacts": set(),
     "rope": set(),
@@ -62,6 +63,7 @@ MEGATRON_PACKAGES = {"megatron", "transformer_engine"}
 ONLY_OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "registry": set(),
     "config": {"pydantic", "ruamel", "typing_extensions"},
     "artifacts": {"numpy", "pydantic", "typing_extensions"},
     "search": {"cmaes", "numpy", "pydantic", "typing_extensions"},
