@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,22 @@ def read_text_files(paths: Iterable[str | Path]) -> Iterator[TextDocument]:
     not UTF-8."""
     for path in paths:
         yield TextDocument(str(path), _read_utf8(Path(path)))
+
+
+def find_text_files(paths: Iterable[str | Path]) -> list[str]:
+    """Returns the files that `paths` name: files, folders with all below them, patterns such as
+    `books/*.txt`.
+
+    Hidden files and folders are left out of a folder. Each file is there once, in the order given,
+    within a folder or pattern by name. Raises InputError for a path that names no file.
+    """
+    found: dict[str, None] = {}
+    for path in paths:
+        files = _files_of(Path(path))
+        if not files:
+            raise InputError("--text", path, "no such file, and no folder or pattern with files")
+        found.update(dict.fromkeys(str(file) for file in files))
+    return list(found)
 
 
 def read_jsonl(
@@ -32,6 +49,20 @@ def read_jsonl(
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 yield _document(line, f"{file.name}:{number}", text_field, name_field)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        below = (file for file in path.rglob("*") if file.is_file())
+        return sorted(
+            file
+            for file in below
+            if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        )
+    if path.is_file():
+        return [path]
+    matches = (Path(match) for match in glob.glob(str(path), recursive=True))
+    return sorted(match for match in matches if match.is_file())
 
 
 def _document(line: bytes, place: str, text_field: str, name_field: str) -> TextDocument:

@@ -1,43 +1,84 @@
-"""What `longrope extend` and `longrope demo` share: a recipe, processes, progress, and the closing
-lines."""
+"""What `longrope extend` and `longrope demo` share: recipes, processes, progress, and what is said
+at the end."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from launchers.progress import ProgressLines
-from megatron_longrope.config import apply_overrides, build_config, read_yaml
-from megatron_longrope.pipeline.extend import run_recipe
+from megatron_longrope.config import apply_settings, build_config, parse_overrides, read_yaml
+from megatron_longrope.pipeline.extend import CheckedRun, check_recipe, run_recipe, run_stage
+from megatron_longrope.pipeline.fitting import recipe_for
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.result import RunResult
-from megatron_longrope.pipeline.types import Progress
+from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.presets import recipe_path
 from megatron_longrope.runtime import start_runtime
 from megatron_longrope.search import SearchProgress
 
 
-def run_extension(recipe: str, run_dir: Path | None, overrides: Sequence[str]) -> RunResult | None:
+def named_recipe(name_or_path: str, overrides: Sequence[str]) -> Recipe:
+    """Returns a shipped recipe or a YAML file's with `overrides`; raises InputError for bad
+    input."""
+    path = recipe_path(name_or_path)
+    values = apply_settings(read_yaml(path), parse_overrides(overrides))
+    return build_config(Recipe, values, str(path))
+
+
+def fitted_recipe(
+    model: str, texts: Sequence[str], target: int, overrides: Sequence[str]
+) -> Recipe:
+    """Returns the recipe fitted to a model's window, as `extend_context` takes it."""
+    return recipe_for(model, texts, target, settings=parse_overrides(overrides))
+
+
+def run_directory(recipe: Recipe, given: Path | None) -> Path:
+    """Returns where a run is kept: as given, else `runs/NAME`."""
+    return given or Path("runs") / recipe.name
+
+
+def check_extension(recipe: Recipe, run_dir: Path | None) -> CheckedRun:
+    """Makes every check that needs no weights, for the processes of this job where it has some.
+
+    Raises InputError for bad input.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", recipe.parallel.model_parallel))
+    return check_recipe(recipe, run_directory(recipe, run_dir), world_size)
+
+
+def run_extension(recipe: Recipe, run_dir: Path | None) -> RunResult | None:
     """Runs a recipe on all processes; returns the result on the main one. Raises InputError for bad
     input."""
-    path = recipe_path(recipe)
-    config = build_config(Recipe, apply_overrides(read_yaml(path), overrides), str(path))
-    with start_runtime(config.parallel, seed=config.seed) as runtime:
-        lines = ProgressLines(runtime.is_main)
-        progress = Progress(
-            lines.stage, lambda name: search_lines(lines), lambda name: lines.counter()
-        )
-        result = run_recipe(config, run_dir or Path("runs") / config.name, runtime, progress)
+    with start_runtime(recipe.parallel, seed=recipe.seed) as runtime:
+        progress = _progress(ProgressLines(runtime.is_main))
+        result = run_recipe(recipe, run_directory(recipe, run_dir), runtime, progress)
         if not runtime.is_main:
             return None
         _say_result(result)
         return result
 
 
+def run_one_stage(recipe: Recipe, run_dir: Path | None, name: str) -> bool:
+    """Runs one stage of a recipe on all processes; returns whether this is the main one. Raises
+    InputError for bad input."""
+    with start_runtime(recipe.parallel, seed=recipe.seed) as runtime:
+        progress = _progress(ProgressLines(runtime.is_main))
+        run_stage(name, recipe, run_directory(recipe, run_dir), runtime, progress)
+        return runtime.is_main
+
+
+def _progress(lines: ProgressLines) -> Progress:
+    return Progress(lines.stage, lambda name: search_lines(lines), lambda name: lines.counter())
+
+
 def search_lines(lines: ProgressLines) -> Callable[[SearchProgress], None]:
+    """Returns what shows a search's evaluations and its best perplexity on `lines`."""
+
     def show(progress: SearchProgress) -> None:
         if progress.done == 0:
             return

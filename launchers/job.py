@@ -37,11 +37,11 @@ class Job:
             ) from error
 
 
-def check_arguments(arguments: Sequence[str], processes: int, spread: str) -> tuple[str, ...]:
+def check_arguments(arguments: Sequence[str], processes: int) -> tuple[str, ...]:
     """Returns the `longrope` arguments to start; raises InputError for what cannot run this way.
 
-    `spread` is what joins the processes, "torch" or "mpi". A command that does not use it is
-    refused with more than one process: each would do the whole work.
+    A command whose work does not spread is refused with more than one process: each would do the
+    whole of it.
     """
     if not arguments:
         raise InputError(
@@ -56,11 +56,10 @@ def check_arguments(arguments: Sequence[str], processes: int, spread: str) -> tu
             name,
             f"not a command to start; one of {', '.join(n for n in COMMANDS if n != 'launch')}",
         )
-    if processes > 1 and COMMANDS[name].spread != spread:
-        able = ", ".join(n for n, entry in COMMANDS.items() if entry.spread == spread) or "none"
+    if processes > 1 and not COMMANDS[name].spreads:
+        able = ", ".join(n for n, entry in COMMANDS.items() if entry.spreads)
         rule = (
-            f"each of {processes} processes would do the whole of it; commands this launcher can "
-            f"spread: {able}"
+            f"each of {processes} processes would do the whole of it; commands that spread: {able}"
         )
         raise InputError("ARGS", name, rule)
     return tuple(arguments)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import click
 
+_ONE_VALUE = {"--set"}
+"""Repeatable options that take one value each time all the same."""
+
 
 class ListOptionsCommand(click.Command):
-    """A command without arguments of its own, where `--text a b` means `--text a --text b` for
-    repeatable options."""
+    """A command where `--text a b` means `--text a --text b` for repeatable options.
+
+    An argument of the command goes before such an option.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeats the option's name before each further value, then parses as click does."""
@@ -16,6 +21,7 @@ class ListOptionsCommand(click.Command):
             for param in self.params
             if getattr(param, "multiple", False)
             for name in param.opts
+            if name not in _ONE_VALUE
         }
         expanded: list[str] = []
         option, num_values = "", 0

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from launchers.command_table import COMMANDS
+from launchers.plugins import load_plugins
 from megatron_longrope.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -38,9 +39,10 @@ class LongRopeGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Returns the subcommand, imported now; None for an unknown name."""
+        """Returns the subcommand, imported now, after the plug-ins; None for an unknown name."""
         if name not in COMMANDS:
             return None
+        load_plugins()  # before the command's options list what there is to choose from
         module = importlib.import_module(f"launchers.commands.{name.replace('-', '_')}")
         command: click.Command = module.command
         return command

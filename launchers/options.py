@@ -53,15 +53,26 @@ LENGTHS = LengthsType()
 
 
 def json_option(command: CallableT) -> CallableT:
-    """Adds `--json FILE`, passed as `json_path: Path | None`; `write_json` writes it."""
+    """Adds `--json FILE`, passed as `json_path: Path | None`; `write_json` writes it.
+
+    A folder that is not there is refused before the command begins.
+    """
     return click.option(
         "--json",
         "json_path",
         type=click.Path(path_type=Path, dir_okay=False),
         default=None,
         metavar="FILE",
+        callback=_checked_json_path,
         help="Write a machine-readable result here.",
     )(command)
+
+
+def _checked_json_path(
+    ctx: click.Context, param: click.Parameter, path: Path | None
+) -> Path | None:
+    check_json_folder(path)
+    return path
 
 
 def engine_option(command: CallableT) -> CallableT:
@@ -123,7 +134,7 @@ def layout_of(settings: Mapping[str, Any]) -> ParallelLayout:
 
 def set_option(command: CallableT) -> CallableT:
     """Adds `--set key.sub=value`, repeatable, passed as `overrides: tuple[str, ...]` for
-    `config.apply_overrides`."""
+    `config.parse_overrides`."""
     return click.option(
         "--set",
         "overrides",

@@ -54,7 +54,7 @@ def slurm_script(options: SlurmOptions, arguments: Sequence[str], working_dir: P
         raise InputError(
             "--nproc-per-node", nproc, "without GPUs (--gpus-per-node 0) give it, at least 1"
         )
-    command = check_arguments(arguments, options.nodes * nproc, "torch")
+    command = check_arguments(arguments, options.nodes * nproc)
     setup = f"source {shlex.quote(str(options.setup.resolve()))}\n" if options.setup else ""
     return _TEMPLATE.format(
         directives="\n".join(f"#SBATCH --{directive}" for directive in _directives(options)),

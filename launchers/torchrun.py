@@ -30,7 +30,7 @@ def torchrun_job(options: TorchrunOptions, arguments: Sequence[str]) -> Job:
     processes = check_positive("--nproc-per-node", options.nproc_per_node) * check_positive(
         "--nnodes", options.nnodes
     )
-    command = check_arguments(arguments, processes, "torch")
+    command = check_arguments(arguments, processes)
     argv = (
         *elastic_argv(options.nproc_per_node, _rendezvous(options)),
         *command,

@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoints_tools.hf.folder import read_config
-from megatron_longrope.config import apply_overrides, build_config, parse_length, read_yaml
-from megatron_longrope.model import ModelShape
+from megatron_longrope.config import parse_length
 from megatron_longrope.pipeline.extend import run_recipe
-from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.fitting import PROGRESSIVE, recipe_for
 from megatron_longrope.pipeline.result import RunResult
-from megatron_longrope.pipeline.types import Progress
-from megatron_longrope.presets import recipe_path
+from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.runtime import start_runtime
-
-_FITTED = "extend"
 
 
 def extend_context(
@@ -25,54 +20,45 @@ def extend_context(
     target_length: int | str,
     *,
     run_dir: str | Path,
-    recipe: str | Path = _FITTED,
+    recipe: str | Path = PROGRESSIVE,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Extends `model` (an HF folder) to `target_length` tokens (131072, "128k") and returns where
-    everything is.
+    """Extends a model to `target_length` tokens and returns where everything is.
 
-    `documents` are text files: the first long ones are kept for search and evaluation, the others
-    are trained on. `recipe` gives the rest, a shipped name or a YAML file. The shipped `extend` is
-    fitted to the model's window: it fine-tunes at a quarter of the target (at twice the window at
-    least), searches beyond without training, and recovers the window. Of any other recipe the last
-    step gets `target_length`. `settings` are dotted overrides, such as
-    {"extension.0.fine_tune.training.steps": 200}. Interrupted, the same call goes on. Raises
-    InputError for bad input.
+    Interrupted, the same call goes on where it was. `longrope extend --model DIR --text FILE …
+    --target LENGTH` does the same from the command line.
+
+    Args:
+        model: A Hugging Face folder, or `preset:demo`.
+        documents: UTF-8 text files, folders of them, or patterns such as `books/*.txt`. The first
+            that reach the target length are kept for search and evaluation, the others are trained
+            on.
+        target_length: Tokens: 131072 or "128k".
+        run_dir: Folder for everything the run leaves, and to go on from.
+        recipe: All the rest: a shipped recipe's name or a YAML file. `progressive` is fitted to the
+            model's window: it fine-tunes at a quarter of the target (at twice the window at least),
+            searches beyond without training, and recovers the window. Of any other recipe the last
+            step gets `target_length`.
+        settings: Dotted keys of the recipe and their values, which have the last word.
+        progress: Where the run shows how far it is; silent by default.
+
+    Raises InputError for bad input: what is wrong, its value and the rule in one line.
+
+    Example:
+        >>> from megatron_longrope import extend_context
+        >>> def extend() -> None:
+        ...     result = extend_context(
+        ...         "models/SmolLM2-135M",
+        ...         ["books/"],
+        ...         "32k",
+        ...         run_dir="runs/smollm2-32k",
+        ...         settings={"extension.0.fine_tune.training.steps": 200},
+        ...     )
+        ...     print(result.report, result.hugging_face)
     """
-    path = recipe_path(str(recipe))
-    values = apply_overrides(read_yaml(path), [])
-    values |= {
-        "model": str(model),
-        "corpus": {"documents": [str(document) for document in documents]},
-    }
     target = parse_length(target_length, "target_length")
-    if str(recipe) == _FITTED:
-        _fit(values, ModelShape.from_hf(read_config(Path(model))).context_length, target)
-    else:
-        values["extension"][-1]["length"] = target
-    for key, value in (settings or {}).items():
-        _set(values, key.split("."), value)
-    config = build_config(Recipe, values, str(path))
+    given = (settings or {}).items()
+    config = recipe_for(model, documents, target, recipe=recipe, settings=given)
     with start_runtime(config.parallel, seed=config.seed) as runtime:
         return run_recipe(config, Path(run_dir), runtime, progress or Progress())
-
-
-def _fit(values: dict[str, Any], window: int, target: int) -> None:
-    """Puts the lengths of a fine-tuned step, a second interpolation and a recovery where window and
-    target are."""
-    tuned = min(target, max(2 * window, target // 4))
-    first, second = values["extension"]
-    first["length"] = first["fine_tune"]["data"]["sequence_length"] = tuned
-    second["length"] = target
-    values["extension"] = [first, second] if tuned < target else [first]
-    values["recovery"][0]["length"] = window
-    lengths = sorted({window, tuned, target})
-    values["evaluation"] |= {"lengths": lengths, "passkey_lengths": lengths}
-
-
-def _set(values: Any, keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        values = values[int(key)] if isinstance(values, list) else values.setdefault(key, {})
-    last = keys[-1]
-    values[int(last) if isinstance(values, list) else last] = value

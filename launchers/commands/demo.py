@@ -56,9 +56,9 @@ def command(
 
         evaluate_smollm2(directory, length, json_path)
         return
-    from launchers.extension import run_extension
+    from launchers.extension import named_recipe, run_extension
 
-    result = run_extension("demo", directory, overrides)
+    result = run_extension(named_recipe("demo", overrides), directory)
     if result is not None and json_path is not None:
         write_json(json_path, {"run_dir": str(result.directory), "result": str(result.result_file)})
 

@@ -1,32 +1,107 @@
-"""`longrope extend RECIPE`: the whole method by a recipe."""
+"""`longrope extend`: the whole method, by a recipe or fitted to a model."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
-from launchers.options import json_option, set_option, write_json
+from launchers.list_options import ListOptionsCommand
+from launchers.options import LENGTH, json_option, set_option, write_json
+from megatron_longrope.errors import InputError
 
 
-@click.command()
-@click.argument("recipe")
+@click.command(cls=ListOptionsCommand)
+@click.argument("recipe", required=False)
+@click.option("--model", metavar="DIR", help="A Hugging Face folder, instead of RECIPE.")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="FILE …",
+    help="UTF-8 text, one document per file: files, folders or patterns. Goes with --model.",
+)
+@click.option(
+    "--target",
+    type=LENGTH,
+    metavar="LENGTH",
+    help="Tokens the model shall reach, e.g. 32k. Goes with --model.",
+)
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
     help="Where everything is kept  [default: runs/NAME]",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check all that can be checked without weights, print the stages, and stop.",
+)
+@click.option(
+    "--stage",
+    metavar="NAME",
+    help="Run this stage alone, from what those before it left; --dry-run lists them.",
+)
 @set_option
 @json_option
 def command(
-    recipe: str, run_dir: Path | None, overrides: tuple[str, ...], json_path: Path | None
+    recipe: str | None,
+    model: str | None,
+    texts: tuple[str, ...],
+    target: int | None,
+    run_dir: Path | None,
+    dry_run: bool,
+    stage: str | None,
+    overrides: tuple[str, ...],
+    json_path: Path | None,
 ) -> None:
-    """Extend a model by RECIPE, a YAML file or the name of a shipped one: search, fine-tune, search
-    further, recover, evaluate, export. What is done is skipped; interrupted, the same command goes
-    on.
-    """
-    from launchers.extension import run_extension
+    """Extend a model: search, fine-tune, search further, recover, evaluate, export.
 
-    result = run_extension(recipe, run_dir, overrides)
+    By RECIPE, a YAML file or the name of a shipped one, or by --model, --text and --target: then
+    the recipe `progressive` is fitted to the model's window. What is done is skipped; interrupted,
+    the same command goes on.
+    """
+    _check_source(recipe, model, texts, target)
+    if dry_run and stage is not None:
+        raise InputError("--stage", stage, "--dry-run prints all stages and runs none")
+    from launchers import extension
+
+    if recipe is not None:
+        config = extension.named_recipe(recipe, overrides)
+    else:
+        assert model is not None and target is not None
+        config = extension.fitted_recipe(model, texts, target, overrides)
+    if dry_run:
+        from launchers.stage_table import print_stages
+
+        checked = extension.check_extension(config, run_dir)
+        if os.environ.get("RANK", "0") != "0":
+            return
+        print_stages(checked)
+        if json_path is not None:
+            write_json(json_path, {"stages": [planned.to_json() for planned in checked.stages]})
+        return
+    if stage is not None:
+        is_main = extension.run_one_stage(config, run_dir, stage)
+        if is_main and json_path is not None:
+            run = extension.run_directory(config, run_dir)
+            write_json(json_path, {"run_dir": str(run), "stage": stage})
+        return
+    result = extension.run_extension(config, run_dir)
     if result is not None and json_path is not None:
         write_json(json_path, {"run_dir": str(result.directory), "result": str(result.result_file)})
+
+
+def _check_source(
+    recipe: str | None, model: str | None, texts: tuple[str, ...], target: int | None
+) -> None:
+    """Raises InputError unless there is either a recipe, or model, documents and target."""
+    if (recipe is None) == (model is None):
+        given = "nothing" if recipe is None else f"{recipe} and {model}"
+        raise InputError("RECIPE", given, "give either RECIPE, or --model with --text and --target")
+    fitted = {"--text": bool(texts), "--target": target is not None}
+    for option, is_given in fitted.items():
+        if is_given != (model is not None):
+            rule = "goes with --model; set keys of a RECIPE with --set" if recipe else "is needed"
+            raise InputError(option, "given" if is_given else "(nothing)", rule)

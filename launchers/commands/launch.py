@@ -1,5 +1,4 @@
-"""`longrope launch`: prints how a subcommand starts under torchrun, Slurm or MPI; `--submit` starts
-it."""
+"""`longrope launch`: prints how a subcommand starts under torchrun or Slurm, or starts it."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _PASSED_ON = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what all three launchers take: `--submit`, `--json`, and the arguments to start."""
+    """Adds what both launchers take: `--submit`, `--json`, and the arguments to start."""
     command = click.argument(
         "arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- LONGROPE_ARGS…"
     )(command)
@@ -28,7 +27,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def command() -> None:
-    """Start a longrope command with torchrun, Slurm or MPI.
+    """Start a longrope command with torchrun or Slurm.
 
     Prints what it will run; --submit runs it. The command's own arguments follow a --, such as:
 
@@ -71,27 +70,6 @@ def torchrun(
         submit,
         json_path,
     )
-
-
-@command.command(context_settings=_PASSED_ON)
-@click.option("--ranks", "-n", type=int, required=True, help="MPI ranks in all.")
-@click.option(
-    "--hostfile",
-    type=click.Path(path_type=Path),
-    help="File with one host a line.  [default: this machine]",
-)
-@_shared
-def mpi(
-    arguments: tuple[str, ...],
-    submit: bool,
-    json_path: Path | None,
-    ranks: int,
-    hostfile: Path | None,
-) -> None:
-    """Ranks of MPI, for data preparation."""
-    from launchers.mpi import MpiOptions, mpi_job
-
-    _start(mpi_job(MpiOptions(ranks, hostfile), arguments), submit, json_path)
 
 
 @command.command(context_settings=_PASSED_ON)

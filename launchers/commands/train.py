@@ -28,13 +28,14 @@ def command(
     processes train.
     """
     from launchers.progress import ProgressLines
-    from megatron_longrope.config import apply_overrides, build_config, read_yaml
+    from megatron_longrope.config import apply_settings, build_config, parse_overrides, read_yaml
     from megatron_longrope.pipeline.pretraining import TrainRecipe, train_from_recipe
     from megatron_longrope.presets import recipe_path
     from megatron_longrope.runtime import start_runtime
 
     path = recipe_path(recipe)
-    config = build_config(TrainRecipe, apply_overrides(read_yaml(path), overrides), str(path))
+    values = apply_settings(read_yaml(path), parse_overrides(overrides))
+    config = build_config(TrainRecipe, values, str(path))
     with start_runtime(config.parallel, seed=config.seed) as runtime:
         progress = ProgressLines(runtime.is_main)
         folder = train_from_recipe(

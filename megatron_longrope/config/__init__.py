@@ -2,15 +2,22 @@
 
 from megatron_longrope.config.base import StrictConfig, build_config
 from megatron_longrope.config.lengths import Length, format_length, parse_length
-from megatron_longrope.config.recipe_file import apply_overrides, parse_yaml, read_yaml, write_yaml
+from megatron_longrope.config.recipe_file import (
+    apply_settings,
+    parse_overrides,
+    parse_yaml,
+    read_yaml,
+    write_yaml,
+)
 
 __all__ = [
     "Length",
     "StrictConfig",
-    "apply_overrides",
+    "apply_settings",
     "build_config",
     "format_length",
     "parse_length",
+    "parse_overrides",
     "parse_yaml",
     "read_yaml",
     "write_yaml",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +38,45 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns `values` with every `key.sub=value` of `overrides` set; values are read as YAML.
+def parse_overrides(overrides: Iterable[str]) -> list[tuple[str, Any]]:
+    """Returns dotted keys and their values, read as YAML, of `key.sub=value` as typed for `--set`.
 
-    An entry of a list goes by its number, from 0 on: `extension.0.length=4k`.
+    >>> parse_overrides(["extension.0.length=4k", "seed=2"])
+    [('extension.0.length', '4k'), ('seed', 2)]
     """
-    result = copy.deepcopy(dict(values))
+    settings = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError("--set", override, "an override is written key.sub=value")
+        try:
+            settings.append((key, _yaml().load(text)))
+        except YAMLError as error:
+            raise InputError("--set", override, "the value is not valid YAML") from error
+    return settings
+
+
+def apply_settings(
+    values: Mapping[str, Any], settings: Iterable[tuple[str, Any]]
+) -> dict[str, Any]:
+    """Returns `values` with each dotted key set, in the order given; groups are made where missing.
+
+    An entry of a list goes by its number, from 0 on. Raises InputError for a key that leads into a
+    plain value or to an entry that is not there.
+
+    >>> apply_settings({"steps": [{"length": 1}]}, [("steps.0.length", "4k"), ("a.b", 2)])
+    {'steps': [{'length': '4k'}], 'a': {'b': 2}}
+    """
+    result = copy.deepcopy(dict(values))
+    for key, value in settings:
         *parents, last = key.split(".")
         place: dict[str, Any] | list[Any] = result
         for parent in parents:
-            place = _group(place, parent, override)
+            place = _group(place, parent, key)
         if isinstance(place, list):
-            place[_index(place, last, override)] = _scalar(text, override)
+            place[_index(place, last, key)] = value
         else:
-            place[last] = _scalar(text, override)
+            place[last] = value
     return result
 
 
@@ -67,31 +88,20 @@ def write_yaml(values: Mapping[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
-def _scalar(text: str, override: str) -> Any:
-    try:
-        return _yaml().load(text)
-    except YAMLError as error:
-        raise InputError("--set", override, "the value is not valid YAML") from error
-
-
-def _group(
-    place: dict[str, Any] | list[Any], key: str, override: str
-) -> dict[str, Any] | list[Any]:
+def _group(place: dict[str, Any] | list[Any], key: str, dotted: str) -> dict[str, Any] | list[Any]:
     """The group of keys or the list at `key`, made where a mapping has none yet."""
     inner = (
-        place[_index(place, key, override)]
-        if isinstance(place, list)
-        else place.setdefault(key, {})
+        place[_index(place, key, dotted)] if isinstance(place, list) else place.setdefault(key, {})
     )
     if not isinstance(inner, dict | list):
-        raise InputError("--set", override, f"{key} is a value, not a group of keys")
+        raise InputError("setting", dotted, f"{key} is a value, not a group of keys")
     return inner
 
 
-def _index(place: list[Any], key: str, override: str) -> int:
+def _index(place: list[Any], key: str, dotted: str) -> int:
     if not (key.isdecimal() and int(key) < len(place)):
         raise InputError(
-            "--set", override, f"{key} is not one of the list's entries, 0 to {len(place) - 1}"
+            "setting", dotted, f"{key} is not one of the list's entries, 0 to {len(place) - 1}"
         )
     return int(key)
 

@@ -24,15 +24,19 @@ class Corpus:
     held_out: list[EvaluationDocument]
 
     @property
+    def train_sha256(self) -> str:
+        """Identifies the tokens trained on."""
+        return documents_sha256([EvaluationDocument(d.name, d.tokens) for d in self.train])
+
+    @property
     def held_out_sha256(self) -> str:
         """Identifies the held-out tokens."""
         return documents_sha256(self.held_out)
 
     def identity(self) -> dict[str, object]:
         """Returns what fingerprints a run's documents."""
-        train = [EvaluationDocument(document.name, document.tokens) for document in self.train]
         return {
-            "train": documents_sha256(train),
+            "train": self.train_sha256,
             "search": documents_sha256(self.search),
             "held_out": self.held_out_sha256,
         }
@@ -96,13 +100,18 @@ def _divide(
         raise InputError(
             "corpus.documents",
             f"{len(long)} of {len(documents)}",
-            f"reach {format_length(target_length)} tokens; {needed} are needed (num_search + "
-            "num_evaluation), "
-            "and others to train on",
+            f"reach {format_length(target_length)} tokens; {needed} are needed "
+            f"({config.num_search} to search on, corpus.num_search, and {config.num_evaluation} to "
+            "evaluate on, corpus.num_evaluation), and one more of any length to train on; the "
+            f"longest have {_longest(lengths)} tokens",
         )
     search, held_out = long[: config.num_search], long[config.num_search : needed]
     taken = {id(document) for document in (*search, *held_out)}
     return [document for document in documents if id(document) not in taken], search, held_out
+
+
+def _longest(lengths: Sequence[int]) -> str:
+    return ", ".join(f"{length:,}" for length in sorted(lengths, reverse=True)[:3]) or "no"
 
 
 def _whole(documents: Texts, tokenizer: TextTokenizer) -> list[EvaluationDocument]:

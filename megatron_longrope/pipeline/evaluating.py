@@ -26,7 +26,7 @@ from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
 
 Announce = Callable[[str], None]
 _DEPTH_DIGITS = 6
-_SHORT_TOKENS = 4096
+SHORT_TOKENS = 4096
 """Of each document: shorter lengths are measured on consecutive stretches of so many tokens."""
 
 
@@ -143,7 +143,7 @@ class Evaluator:
             )
             for document in self.documents[: self.config.num_documents]
             for start in range(
-                0, max(length, min(_SHORT_TOKENS, len(document.tokens)) // length * length), length
+                0, max(length, min(SHORT_TOKENS, len(document.tokens)) // length * length), length
             )
         ]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pydantic import NonNegativeInt, model_validator
 
@@ -14,7 +13,7 @@ from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.initialize import Scheme, initialize_model
 from checkpoints_tools.load_any import load_model
 from data_prep.bpe import train_bpe
-from data_prep.documents import tokenize
+from data_prep.documents import TextDocument, tokenize
 from data_prep.readers import read_text_files
 from data_prep.stdlib_corpus import split as split_standard_library
 from megatron_longrope.artifacts.run_directory import RunDirectory
@@ -22,12 +21,12 @@ from megatron_longrope.config import StrictConfig, write_yaml
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
-from megatron_longrope.pipeline.fine_tuning import ShowSteps, TrainingStage, train_model
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.recipe import DtypeName, TrainingDataConfig
-from megatron_longrope.pipeline.stages import StageRunner
-from megatron_longrope.pipeline.training_data import build_training_set
-from megatron_longrope.pipeline.types import TORCH_DTYPES
+from megatron_longrope.pipeline.run import TORCH_DTYPES
+from megatron_longrope.pipeline.stages.packing import build_training_set
+from megatron_longrope.pipeline.stages.runner import StageRunner
+from megatron_longrope.pipeline.stages.training import ShowSteps, TrainingStage, train_model
 from megatron_longrope.runtime import ParallelLayout, Runtime
 from megatron_longrope.training import TrainingConfig
 
@@ -116,7 +115,7 @@ def train_from_recipe(
     return directory.export
 
 
-def _initialize(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
+def _initialize(recipe: TrainRecipe, folder: Path) -> dict[str, object]:
     if recipe.initialize is None:
         return {"given": str(folder)}
     scratch = folder.with_name("tokenizer")
@@ -134,7 +133,7 @@ def _initialize(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
 
 def _build_data(
     recipe: TrainRecipe, tokenizer: TextTokenizer, prefix: Path, shape: ModelShape
-) -> dict[str, Any]:
+) -> dict[str, object]:
     documents = tokenize(_documents(recipe), tokenizer)
     manifest = build_training_set(
         prefix, documents, tokenizer, recipe.data, window=shape.context_length, seed=recipe.seed
@@ -142,7 +141,7 @@ def _build_data(
     return {"tokens": manifest.counts.tokens, "rows": manifest.counts.rows}
 
 
-def _documents(recipe: TrainRecipe) -> list[Any]:
+def _documents(recipe: TrainRecipe) -> list[TextDocument]:
     return (
         split_standard_library().train
         if recipe.standard_library
@@ -150,6 +149,6 @@ def _documents(recipe: TrainRecipe) -> list[Any]:
     )
 
 
-def _export(directory: RunDirectory) -> dict[str, Any]:
+def _export(directory: RunDirectory) -> dict[str, object]:
     conversion = export_hf(directory.checkpoint("train"), directory.export)
     return {"tensors": conversion.num_tensors, "bytes": conversion.num_bytes}

@@ -13,7 +13,7 @@ import torch
 
 from megatron_longrope.artifacts.run_directory import RunDirectory, write_json
 from megatron_longrope.evaluation import read_rows
-from megatron_longrope.model import LongRopeModel
+from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.measuring import RunModels
@@ -56,7 +56,7 @@ def write_result(
     directory: RunDirectory,
     models: RunModels,
     corpus: Corpus,
-    model: LongRopeModel,
+    shape: ModelShape,
     stages: list[dict[str, Any]],
 ) -> None:
     """Writes result.json from the evaluation rows."""
@@ -66,7 +66,6 @@ def write_result(
     passkey = read_rows(
         directory.evaluation("passkey"), ("model", "method", "length", "trials", "correct")
     )
-    shape = model.shape
     checks = run_checks(perplexity, passkey, models, shape.context_length)
     held_out = corpus.held_out[: recipe.evaluation.num_documents]
     write_json(

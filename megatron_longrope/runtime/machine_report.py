@@ -71,7 +71,6 @@ def machine_report() -> list[Finding]:
         transformer_engine,
         flash_attention,
         apex,
-        mpi,
         slurm,
         cores,
         memory,
@@ -207,14 +206,6 @@ def apex() -> Finding:
     return Finding("Apex", True, installed_version("apex") or "installed", cost)
 
 
-def mpi() -> Finding:
-    """An MPI runtime and its Python binding, for data preparation on several machines."""
-    binding, starter = installed_version("mpi4py"), find_program("mpiexec")
-    detail = f"mpi4py {binding or 'missing'}, mpiexec {starter or 'missing'}"
-    cost = "Data preparation stays on one machine: pip install mpi4py mpich."
-    return Finding("MPI", bool(binding and starter), detail, cost)
-
-
 def slurm() -> Finding:
     """The two Slurm programs our jobs use."""
     missing = [name for name in ("sbatch", "srun") if find_program(name) is None]
@@ -257,8 +248,8 @@ def installed_version(distribution: str) -> str | None:
 
 
 def find_program(name: str) -> str | None:
-    """Returns the path of a program, looked for beside this interpreter first, as pip puts
-    `mpiexec` there."""
+    """Returns the path of a program, looked for beside this interpreter first, where pip
+    puts programs."""
     beside = Path(sys.executable).parent
     return shutil.which(name, path=str(beside)) or shutil.which(name)
 

@@ -22,7 +22,7 @@ from megatron_longrope.config import build_config, write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.extend import run_recipe
 from megatron_longrope.pipeline.recipe import Recipe
-from megatron_longrope.pipeline.types import Progress
+from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.runtime import start_runtime
 from tests.support.tiny_run import TARGET, TUNED, WINDOW, make_recipe
 

@@ -17,10 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchers import slurm as slurm_module
-from launchers.command_table import COMMANDS, CommandEntry
 from launchers.job import Job
 from launchers.main import main
-from launchers.mpi import MpiOptions, mpi_job
 from launchers.slurm import SlurmOptions, slurm_script, time_limit_seconds
 from launchers.torchrun import TorchrunOptions, torchrun_job
 from megatron_longrope.errors import InputError, MissingDependencyError
@@ -98,7 +96,7 @@ def test_wrong_torchrun_options(options: TorchrunOptions) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("nonsense",), ("launch", "mpi"), ("data", "pack"), ("convert",)]
+    "arguments", [(), ("nonsense",), ("launch", "slurm"), ("data", "pack"), ("convert",)]
 )
 def test_commands_that_cannot_spread_are_refused(arguments: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="ARGS"):
@@ -110,22 +108,6 @@ def test_one_process_may_run_anything() -> None:
         "convert",
         "verify",
     )
-
-
-def test_mpi_line_and_its_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "data", CommandEntry("A command that spreads over MPI.", "mpi"))
-    hosts = tmp_path / "my hosts"
-    hosts.write_text("node1\n")
-    words = shell_words(mpi_job(MpiOptions(4, hosts), ("data", "pack", *HOSTILE)).shell_line())
-    assert words[1:5] == ["-n", "4", "-hostfile", str(hosts)]
-    assert words[5:10] == [sys.executable, "-m", "mpi4py", "-m", "launchers.main"]
-    assert words[10:] == ["data", "pack", *HOSTILE]
-    with pytest.raises(InputError, match="--hostfile"):
-        mpi_job(MpiOptions(4, tmp_path / "gone"), ("data",))
-    with pytest.raises(InputError, match="--ranks"):
-        mpi_job(MpiOptions(0), ("data",))
-    with pytest.raises(InputError, match="can spread: data"):
-        mpi_job(MpiOptions(2), ("train",))
 
 
 def test_submit_becomes_the_job_with_its_exit_code(tmp_path: Path) -> None:

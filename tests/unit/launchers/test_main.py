@@ -80,7 +80,7 @@ def test_version() -> None:
         ["nonsense"],
         ["report"],
         ["report", "--nonsense"],
-        ["launch", "mpi", "-n", "x", "--", "data"],
+        ["launch", "torchrun", "--nnodes", "x", "--", "data"],
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
@@ -96,7 +96,7 @@ def test_a_usage_error_is_one_line_and_exit_code_2(arguments: list[str]) -> None
     [
         (InputError("--target", "1k", "below the window"), 2),
         (InputError("text", "a\nb", "two\nlines"), 2),
-        (MissingDependencyError("mpiexec is not installed"), 2),
+        (MissingDependencyError("sbatch is not installed"), 2),
         (InterruptedRunError("stopped at step 7"), 75),
         (KeyboardInterrupt(), 75),
         (ModuleNotFoundError("No module named 'gguf'", name="gguf"), 2),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchers.options import LENGTH, LENGTHS, json_option, set_option, write_json
-from megatron_longrope.config import apply_overrides
+from megatron_longrope.config import apply_settings, parse_overrides
 from megatron_longrope.errors import InputError
 
 
@@ -28,7 +28,14 @@ def probe(
     target: int, lengths: tuple[int, ...], overrides: tuple[str, ...], json_path: Path | None
 ) -> None:
     click.echo(
-        json.dumps([target, lengths, apply_overrides({}, overrides), json_path and str(json_path)])
+        json.dumps(
+            [
+                target,
+                lengths,
+                apply_settings({}, parse_overrides(overrides)),
+                json_path and str(json_path),
+            ]
+        )
     )
 
 
@@ -61,12 +68,12 @@ def test_a_wrong_length_names_its_option(arguments: list[str], field: str) -> No
 
 def test_overrides_reach_into_lists_by_number() -> None:
     values = {"steps": [{"length": 1}, {"length": 2}], "other": [1, 2]}
-    changed = apply_overrides(values, ["steps.1.length=4k", "other.0=7"])
+    changed = apply_settings(values, parse_overrides(["steps.1.length=4k", "other.0=7"]))
     assert changed == {"steps": [{"length": 1}, {"length": "4k"}], "other": [7, 2]}
     assert values == {"steps": [{"length": 1}, {"length": 2}], "other": [1, 2]}
     for wrong in ("steps.2.length=1", "steps.last.length=1", "other.-1=1", "other.0.x=1"):
-        with pytest.raises(InputError, match="--set"):
-            apply_overrides(values, [wrong])
+        with pytest.raises(InputError, match="setting"):
+            apply_settings(values, parse_overrides([wrong]))
 
 
 def test_overrides_and_json_path_arrive() -> None:

@@ -34,7 +34,6 @@ NAMES = {
     "Transformer Engine",
     "flash-attn",
     "Apex",
-    "MPI",
     "Slurm",
     "CPU cores",
     "Memory",
@@ -148,14 +147,14 @@ def test_a_package_that_does_not_load_is_absent(
     assert "does not load" in finding.detail
 
 
-def test_mpiexec_is_found_beside_the_interpreter(
+def test_a_program_is_found_beside_the_interpreter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    program = tmp_path / "mpiexec"
+    program = tmp_path / "sbatch"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert machine_report.find_program("mpiexec") == str(program)
+    assert machine_report.find_program("sbatch") == str(program)
     assert machine_report.find_program("no-such-program") is None
 
 

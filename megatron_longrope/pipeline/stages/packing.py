@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,72 @@ import numpy as np
 from data_prep.documents import TokenDocument
 from data_prep.retrieval import RetrievalMix, retrieval_documents
 from data_prep.writing import write_packed
+from megatron_longrope.config import format_length
 from megatron_longrope.data import Filler, TextTokenizer, classic_filler, text_filler
 from megatron_longrope.data.manifest import DatasetManifest
-from megatron_longrope.pipeline.recipe import RetrievalConfig, TrainingDataConfig
+from megatron_longrope.pipeline.main_rank import on_main
+from megatron_longrope.pipeline.recipe import FineTuneConfig, RetrievalConfig, TrainingDataConfig
+from megatron_longrope.pipeline.run import Run
+from megatron_longrope.pipeline.stages.stage import PLACES, Stage
 
 _FILLER_DOCUMENTS = 40
 _SHORTEST_PIECE = 16
 """Tokens; shorter ends of documents are not trained on (their count stands in the manifest)."""
+
+
+@dataclass(frozen=True)
+class PackRows(Stage):
+    """Packs the training documents into the rows of one training stage."""
+
+    kind = "pack"
+    config: FineTuneConfig
+    prefix: str
+    """Name of the training stage, and of the dataset in `data/`."""
+    max_piece: int | None
+    """Tokens that pieces are cut to; None: as the settings say."""
+
+    @property
+    def does(self) -> str:
+        """Names the length of the rows."""
+        length = format_length(self.config.data.sequence_length)
+        pieces = f", in pieces of {format_length(self.max_piece)}" if self.max_piece else ""
+        return f"pack training documents into rows of {length}{pieces}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Nothing in the run directory."""
+        return ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The dataset."""
+        return (str(PLACES.data(self.prefix)),)
+
+    def fingerprint(self, run: Run) -> dict[str, object]:
+        """Returns settings, documents and seed."""
+        return {
+            **self.config.model_dump(mode="json"),
+            "documents": run.corpus.train_sha256,
+            "max_piece": self.max_piece,
+            "seed": run.recipe.seed,
+        }
+
+    def work(self, run: Run) -> dict[str, object]:
+        """Writes the rows on the main rank; returns how many there are, and their tokens."""
+        return dict(on_main(run.runtime, lambda: self._build(run)))
+
+    def _build(self, run: Run) -> dict[str, object]:
+        manifest = build_training_set(
+            run.directory.data(self.prefix),
+            run.corpus.train,
+            run.tokenizer,
+            self.config.data,
+            window=run.shape.context_length,
+            max_piece=self.max_piece,
+            short_rows=self.config.short_inputs != "extended",
+            seed=run.recipe.seed,
+        )
+        return {"rows": manifest.counts.rows, "tokens": manifest.counts.tokens}
 
 
 def build_training_set(

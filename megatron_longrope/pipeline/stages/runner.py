@@ -52,6 +52,25 @@ class StageRunner:
         self._record(name, seconds, "done")
         return result
 
+    def require(self, name: str, inputs: Mapping[str, Json]) -> None:
+        """Raises InputError unless the stage is complete and its inputs are as they were then."""
+        marker = self._complete(name)
+        self._check(name, marker["inputs"], json.loads(json.dumps(inputs)))
+        self._record(name, marker["seconds"], "skipped")
+
+    def result(self, name: str) -> Json:
+        """Returns what a complete stage returned; raises InputError where it is not complete."""
+        return self._complete(name)["result"]
+
+    def _complete(self, name: str) -> dict[str, Json]:
+        """The marker of a stage that is done, on all ranks."""
+        marker = self.runtime.broadcast(self._read(name) if self.runtime.is_main else None)
+        if isinstance(marker, LongRopeError):
+            raise marker
+        if marker is None or marker["status"] != DONE:
+            raise InputError("stage", name, f"not complete in {self.directory.root}; run it first")
+        return dict(marker)
+
     def _read(self, name: str) -> dict[str, Json] | LongRopeError | None:
         path = self.directory.stage(name)
         if not path.exists():

@@ -1,0 +1,181 @@
+"""The stages of a run, in order, from its recipe and the model's sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from megatron_longrope.errors import InputError
+from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.recipe import CorpusConfig, ExtensionStep, FineTuneConfig, Recipe
+from megatron_longrope.pipeline.run import BASE
+from megatron_longrope.pipeline.searching import search_name
+from megatron_longrope.pipeline.stages.combining import CombineFactors, RunParts
+from megatron_longrope.pipeline.stages.evaluating import MeasureModels
+from megatron_longrope.pipeline.stages.exporting import ExportModel
+from megatron_longrope.pipeline.stages.importing import ImportModel
+from megatron_longrope.pipeline.stages.packing import PackRows
+from megatron_longrope.pipeline.stages.reporting import WriteResult
+from megatron_longrope.pipeline.stages.searching import (
+    FirstSearch,
+    Found,
+    RecoverySearch,
+    SearchFactors,
+    SecondSearch,
+)
+from megatron_longrope.pipeline.stages.stage import Stage
+from megatron_longrope.pipeline.stages.training import TrainWeights
+
+_CONTROL = "control"
+
+
+def plan(recipe: Recipe, shape: ModelShape) -> tuple[Stage, ...]:
+    """Returns the stages of a run of `recipe` on a model of this shape, in the order they are done.
+
+    All lengths that are trained are searched on the pretrained model first, and trained one after
+    the other; what lies beyond is searched on the weights trained last, and so are short inputs.
+    """
+    planner = _Planner(recipe, shape)
+    first = planner.first_searches()
+    trained = list(planner.training(first))
+    parts, later = planner.later_searches(first)
+    last: list[Stage] = [
+        CombineFactors("extended", parts),
+        MeasureModels("evaluate", parts, recipe.evaluation, shape),
+        *([ExportModel("export", parts)] if recipe.export else []),
+        WriteResult("report", parts),
+    ]
+    stages = [ImportModel("import", recipe.model), *first, *trained, *later, *last]
+    _refuse_equal_names(stages)
+    return tuple(stages)
+
+
+def stages_before(stages: Sequence[Stage], stage: Stage) -> tuple[Stage, ...]:
+    """Returns those of `stages` whose outputs `stage` reads, directly or by way of others."""
+    needed, found = set(stage.inputs), []
+    for earlier in reversed(stages[: stages.index(stage)]):
+        if needed & {*earlier.outputs}:
+            found.append(earlier)
+            needed |= {*earlier.inputs}
+    return tuple(reversed(found))
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Makes stages of the steps of one recipe."""
+
+    recipe: Recipe
+    shape: ModelShape
+
+    @property
+    def _trained(self) -> list[tuple[ExtensionStep, FineTuneConfig]]:
+        return [(step, step.fine_tune) for step in self.recipe.extension if step.fine_tune]
+
+    @property
+    def _weights(self) -> str:
+        """The checkpoint trained last, or the pretrained one."""
+        return _trained_name(self._trained[-1][0]) if self._trained else BASE
+
+    def first_searches(self) -> list[SearchFactors]:
+        """The searches on the pretrained model that training is done under."""
+        return [self._first(step) for step, _ in self._trained]
+
+    def training(self, searches: Sequence[SearchFactors]) -> Iterator[Stage]:
+        """The rows and the training of each trained length, and the control's."""
+        start = BASE
+        for (step, config), search in zip(self._trained, searches, strict=True):
+            name = _trained_name(step)
+            yield from self._train(name, config, start, search.found, max_piece=None)
+            if config.control:
+                window = self.shape.context_length
+                yield from self._train(_CONTROL, config, BASE, None, max_piece=window)
+            start = name
+
+    def later_searches(
+        self, first: Sequence[SearchFactors]
+    ) -> tuple[RunParts, list[SearchFactors]]:
+        """The searches without training after them, and what all of them lead to."""
+        tuned = first[-1].found if first else None
+        beyond = [
+            self._second(step, tuned) if tuned else self._first(step)
+            for step in self.recipe.extension
+            if step.fine_tune is None
+        ]
+        steps = ((tuned,) if tuned else ()) + tuple(search.found for search in beyond)
+        recoveries = [
+            RecoverySearch(
+                search_name(step.length, step.search, "recover"),
+                step.search,
+                step.length,
+                self._weights,
+                self._num_documents(step.search.num_documents),
+                self.shape,
+                tuned or steps[-1],
+                step.upper,
+            )
+            for step in self.recipe.recovery
+        ]
+        has_control = any(config.control for _, config in self._trained)
+        parts = RunParts(
+            self._weights,
+            (first or beyond)[0].found,
+            tuned,
+            steps,
+            tuple(search.found for search in recoveries),
+            _CONTROL if has_control else None,
+        )
+        return parts, [*beyond, *recoveries]
+
+    def _first(self, step: ExtensionStep) -> SearchFactors:
+        return FirstSearch(
+            search_name(step.length, step.search),
+            step.search,
+            step.length,
+            BASE,
+            self._num_documents(step.search.num_documents),
+            self.shape,
+        )
+
+    def _second(self, step: ExtensionStep, tuned: Found) -> SearchFactors:
+        return SecondSearch(
+            search_name(step.length, step.search),
+            step.search,
+            step.length,
+            self._weights,
+            self._num_documents(step.search.num_documents),
+            self.shape,
+            tuned,
+        )
+
+    def _train(
+        self,
+        name: str,
+        config: FineTuneConfig,
+        start: str,
+        factors: Found | None,
+        max_piece: int | None,
+    ) -> tuple[Stage, Stage]:
+        rows = PackRows(f"data-{name}", config, name, max_piece)
+        return rows, TrainWeights(name, config, start, factors, rows.name, self.shape)
+
+    def _num_documents(self, wanted: int) -> int:
+        return min(wanted, _most_search_documents(self.recipe.corpus) or wanted)
+
+
+def _trained_name(step: ExtensionStep) -> str:
+    return f"fine-tune-{step.length}"
+
+
+def _most_search_documents(corpus: CorpusConfig) -> int | None:
+    """Documents there are to search on; None: known once they are read."""
+    if corpus.standard_library:
+        return None
+    return corpus.num_search if corpus.documents else len(corpus.search)
+
+
+def _refuse_equal_names(stages: Sequence[Stage]) -> None:
+    names = [stage.name for stage in stages]
+    for name in names:
+        if names.count(name) > 1:
+            rule = "two stages of this recipe have that name: one step trains a control, at most"
+            raise InputError("stage", name, rule)

@@ -1,0 +1,164 @@
+"""What the stages of one run share: recipe, run directory, processes, documents and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from checkpoints_tools.hf.folder import open_hf_folder
+from checkpoints_tools.hf.importing import check_folder
+from checkpoints_tools.load_any import find_model, load_model
+from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.data import TextTokenizer, load_tokenizer
+from megatron_longrope.errors import InputError
+from megatron_longrope.model import LongRopeModel, ModelShape
+from megatron_longrope.model.checkpoints.checkpoint import (
+    hf_folder,
+    is_checkpoint,
+    read_description,
+)
+from megatron_longrope.model.engine.settings import BackendSettings, Purpose
+from megatron_longrope.pipeline.corpus import Corpus
+from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.stages.runner import StageRunner
+from megatron_longrope.presets import model_path
+from megatron_longrope.rope import RopeFactors, RopeGeometry, factors_from_json
+from megatron_longrope.runtime import Runtime
+from megatron_longrope.search import SearchProgress
+
+BASE = "base"
+"""The checkpoint of the imported model."""
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def _silent_search(name: str) -> Callable[[SearchProgress], None]:
+    return lambda progress: None
+
+
+def _silent_training(name: str) -> Callable[[int, int, str], None]:
+    return lambda done, total, message: None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run shows how far it is; silent by default.
+
+    `stage(text)` says what begins; `search(name)` and `training(name)` return what to call with a
+    stage's progress.
+    """
+
+    stage: Callable[[str], None] = lambda text: None
+    search: Callable[[str], Callable[[SearchProgress], None]] = _silent_search
+    training: Callable[[str], Callable[[int, int, str], None]] = _silent_training
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model a run starts from, without its weights: sizes, and the folder of its tokenizer."""
+
+    shape: ModelShape
+    files: Path
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer, read now; raises InputError where there is none."""
+        return load_tokenizer(self.files)
+
+
+def geometry_of(shape: ModelShape) -> RopeGeometry:
+    """Returns what factors of a model are made for: base, head size and window."""
+    return RopeGeometry(
+        base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length
+    )
+
+
+def find_source(recipe: Recipe, directory: RunDirectory) -> Source:
+    """Returns the recipe's model: from the run directory where it is imported already.
+
+    Only configs and the headers of weight files are read. Raises InputError for a folder that is
+    damaged, of an architecture or with an option that is not supported.
+    """
+    imported = directory.checkpoint(BASE)
+    if is_checkpoint(imported):
+        return Source(read_description(imported).shape, hf_folder(imported))
+    source = hf_source(recipe)
+    shape, _ = check_folder(open_hf_folder(source))
+    return Source(shape, source)
+
+
+def hf_source(recipe: Recipe) -> Path:
+    """Returns the Hugging Face folder that the recipe names; raises InputError for any other."""
+    source = model_path(recipe.model)
+    kind, folder = find_model(source)
+    if kind != "hf":
+        raise InputError(
+            "model", source, "an extension starts from a Hugging Face folder; export it first"
+        )
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """The context that every stage of a run is given. Nothing in it changes once it is made."""
+
+    recipe: Recipe
+    directory: RunDirectory
+    runtime: Runtime
+    progress: Progress
+    runner: StageRunner
+    """Skips what is complete, and keeps the markers."""
+    source: Source
+    corpus: Corpus
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes of the model."""
+        return self.source.shape
+
+    @property
+    def geometry(self) -> RopeGeometry:
+        """What factors of this run are made for."""
+        return geometry_of(self.shape)
+
+    @property
+    def hf_files(self) -> Path:
+        """Folder with the config and tokenizer of the imported model."""
+        return hf_folder(self.directory.checkpoint(BASE))
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the imported model."""
+        return load_tokenizer(self.hf_files)
+
+    def load(self, checkpoint: str, purpose: Purpose = "scoring") -> LongRopeModel:
+        """Returns the model in one of the run's checkpoints; all ranks come here together."""
+        recipe = self.recipe
+        loaded = load_model(
+            self.directory.checkpoint(checkpoint),
+            self.runtime,
+            dtype=TORCH_DTYPES[recipe.dtype],
+            angle_precision=recipe.angle_precision,
+            recompute=recipe.recompute,
+            offload=recipe.offload,
+            backend=recipe.backend if purpose == "training" else recipe.backend.for_scoring(),
+            purpose=purpose,
+        )
+        return loaded.model
+
+    def found(self, search: str, length: int) -> RopeFactors:
+        """Returns the factors a search stage found for `length`; raises InputError unless it is
+        complete."""
+        factors = self.runner.result(search)["factors"]
+        return factors_from_json(factors, search).for_length(length)
+
+
+def backend_inputs(backend: BackendSettings) -> dict[str, object]:
+    """Returns what of the engine belongs to a stage's fingerprint: what a person asked for.
+
+    What `auto` stands for may differ from machine to machine, and is no input.
+    """
+    return {} if backend == BackendSettings() else {"backend": backend.model_dump(mode="json")}

@@ -1,0 +1,102 @@
+"""The stage that joins the searched factor sets into the one the extended model carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
+from megatron_longrope.pipeline.evaluating import extended_factor_set
+from megatron_longrope.pipeline.measuring import RunModels
+from megatron_longrope.pipeline.run import BASE, Run
+from megatron_longrope.pipeline.stages.searching import Found
+from megatron_longrope.pipeline.stages.stage import Stage, checkpoint_path, factors_path
+from megatron_longrope.rope import FactorSet, factors_to_json, write_factors
+
+EXTENDED = "extended"
+"""The checkpoint and the factor set of the extended model."""
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What the extended model is made of: weights, and the searches its factors come from."""
+
+    weights: str
+    """The checkpoint trained last, or the pretrained one."""
+    first: Found
+    """Of the pretrained model, for the first length."""
+    tuned: Found | None
+    """What the weights were trained under last; None: nothing is trained."""
+    steps: tuple[Found, ...]
+    """`tuned`, where there is one, and those searched beyond it, ascending in length."""
+    recovered: tuple[Found, ...] = ()
+    """For inputs up to their lengths."""
+    control: str | None = None
+    """The checkpoint trained as long without new factors."""
+
+    @property
+    def factor_paths(self) -> tuple[str, ...]:
+        """Files of the searched factors, relative to the run directory."""
+        return tuple(factors_path(found.search) for found in (*self.steps, *self.recovered))
+
+    def factor_set(self, run: Run) -> FactorSet:
+        """Returns the factors that serve each input length."""
+        steps = [found.factors(run) for found in self.steps]
+        return extended_factor_set(
+            steps, [(found.length, found.factors(run)) for found in self.recovered]
+        )
+
+    def models(self, run: Run) -> RunModels:
+        """Returns checkpoints and factors as measuring and the result take them."""
+        steps = [found.factors(run) for found in self.steps]
+        return RunModels(
+            BASE,
+            self.weights,
+            self.control,
+            steps,
+            steps[0] if self.tuned else None,  # the same object: nothing was searched beyond it
+            self.factor_set(run),
+            self.first.factors(run),
+        )
+
+
+@dataclass(frozen=True)
+class CombineFactors(Stage):
+    """Leaves `factors/extended.json`, and `checkpoints/extended`: the last weights under them."""
+
+    kind = "combine"
+    parts: RunParts
+
+    @property
+    def does(self) -> str:
+        """Counts the sets."""
+        count = len(self.parts.steps) + len(self.parts.recovered)
+        return f"join {count} factor sets, each for its input lengths, with the last weights"
+
+    @property
+    def checkpoint(self) -> str:
+        """The weights the factors are joined with."""
+        return self.parts.weights
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The checkpoint and the searched factors."""
+        return (checkpoint_path(self.parts.weights), *self.parts.factor_paths)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The factor set, and the checkpoint that carries it."""
+        return (factors_path(EXTENDED), checkpoint_path(EXTENDED))
+
+    def fingerprint(self, run: Run) -> dict[str, object]:
+        """Returns factors and weights."""
+        factors = factors_to_json(self.parts.factor_set(run))
+        return {"factors": factors, "checkpoint": self.parts.weights}
+
+    def work(self, run: Run) -> dict[str, object]:
+        """Saves the model under the whole set; the marker keeps nothing."""
+        model, factor_set = run.load(self.parts.weights), self.parts.factor_set(run)
+        model.set_factors(factor_set)
+        save_checkpoint(model, run.directory.checkpoint(EXTENDED), hf_files=run.hf_files)
+        if run.runtime.is_main:
+            write_factors(run.directory.factors(EXTENDED), factor_set)
+        return {}

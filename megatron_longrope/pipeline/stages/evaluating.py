@@ -1,0 +1,82 @@
+"""The stage that measures: the pretrained model, the extended one and the control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_longrope.config import format_length
+from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.measuring import measure_run
+from megatron_longrope.pipeline.recipe import EvaluationConfig
+from megatron_longrope.pipeline.run import BASE, Run
+from megatron_longrope.pipeline.stages.combining import RunParts
+from megatron_longrope.pipeline.stages.evaluation_cost import cost_of_measuring
+from megatron_longrope.pipeline.stages.stage import (
+    PLACES,
+    Cost,
+    Stage,
+    checkpoint_path,
+    factors_path,
+)
+from megatron_longrope.rope import factors_to_json
+
+
+@dataclass(frozen=True)
+class MeasureModels(Stage):
+    """Measures every model of the run at every length of the recipe."""
+
+    kind = "evaluate"
+    parts: RunParts
+    config: EvaluationConfig
+    shape: ModelShape
+
+    @property
+    def does(self) -> str:
+        """Names the lengths."""
+        lengths = ", ".join(format_length(length) for length in self.config.lengths)
+        return f"measure perplexity and passkeys before and after, at {lengths}"
+
+    @property
+    def checkpoint(self) -> str:
+        """The extended weights; the pretrained ones and the control's are loaded as well."""
+        return self.parts.weights
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The checkpoints measured, and the searched factors."""
+        control = (self.parts.control,) if self.parts.control else ()
+        weights = dict.fromkeys((BASE, self.parts.weights, *control))
+        factors = dict.fromkeys((factors_path(self.parts.first.search), *self.parts.factor_paths))
+        return (*(checkpoint_path(name) for name in weights), *factors)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The folder of evaluation rows."""
+        return (str(PLACES.evaluation("perplexity").parent),)
+
+    @property
+    def cost(self) -> Cost:
+        """The tokens of all measurements."""
+        return cost_of_measuring(self.config, self.parts, self.shape)
+
+    def fingerprint(self, run: Run) -> dict[str, object]:
+        """Returns settings, factors, weights and documents."""
+        return {
+            "evaluation": self.config.model_dump(mode="json"),
+            "factors": factors_to_json(self.parts.factor_set(run)),
+            "checkpoint": self.parts.weights,
+            "held_out": run.corpus.held_out_sha256,
+        }
+
+    def work(self, run: Run) -> dict[str, object]:
+        """Measures all there is; returns how many rows of each kind were written."""
+        return measure_run(
+            self.parts.models(run),
+            run.load,
+            run.corpus.held_out,
+            run.tokenizer,
+            run.recipe,
+            run.directory,
+            run.progress.stage,
+            run.runtime.is_main,
+        )

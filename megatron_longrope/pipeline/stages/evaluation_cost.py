@@ -1,0 +1,54 @@
+"""What measuring a run takes, from its settings."""
+
+from __future__ import annotations
+
+from megatron_longrope.evaluation import baseline_methods
+from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.evaluating import SHORT_TOKENS
+from megatron_longrope.pipeline.recipe import EvaluationConfig
+from megatron_longrope.pipeline.run import geometry_of
+from megatron_longrope.pipeline.stages.combining import RunParts
+from megatron_longrope.pipeline.stages.stage import Cost
+
+
+def cost_of_measuring(config: EvaluationConfig, parts: RunParts, shape: ModelShape) -> Cost:
+    """Returns tokens and operations of all measurements, as `measure_run` makes them."""
+    first, last, window = parts.first.length, parts.steps[-1].length, shape.context_length
+    num_methods = len(baseline_methods(geometry_of(shape), first))
+    count = _Counter(config, shape)
+    for length in config.lengths:
+        count.documents(length, num_methods + 1 if length <= first else 1)  # the pretrained model
+        count.documents(length, 1)  # the extended one
+        if parts.control and length <= window:
+            count.documents(length, 1)
+    if first not in config.lengths:
+        count.documents(first, num_methods + 1)
+    count.documents(first, num_methods)  # at the searched attention factor
+    if parts.tuned and last != parts.tuned.length:
+        count.documents(last, 2 * len(config.second_interpolations))
+    for length in {first, last}:
+        # each stride of a document is scored in a window of its own
+        windows = config.num_documents * max(1, length // (config.sliding_stride or window // 4))
+        count.texts(min(window, length), windows)
+    trials = len(config.passkey_depths) * config.passkey_trials
+    for length in config.passkey_lengths:
+        count.texts(length, trials * (2 if length <= first else 1))
+    return Cost(tokens=count.tokens, flops=count.flops)
+
+
+class _Counter:
+    """Adds up texts that go through the model forward."""
+
+    def __init__(self, config: EvaluationConfig, shape: ModelShape) -> None:
+        self._config, self._shape = config, shape
+        self.tokens, self.flops = 0, 0.0
+
+    def texts(self, length: int, times: int) -> None:
+        """Adds so many texts of `length` tokens."""
+        self.tokens += length * times
+        self.flops += self._shape.forward_flops(length) * times
+
+    def documents(self, length: int, methods: int) -> None:
+        """Adds every document under so many methods: short lengths in several stretches of it."""
+        stretches = max(1, SHORT_TOKENS // length)
+        self.texts(length, self._config.num_documents * stretches * methods)

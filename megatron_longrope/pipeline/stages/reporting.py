@@ -1,0 +1,61 @@
+"""The last stage: the numbers against the checks, and the page that shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_longrope.pipeline.measuring import write_baselines
+from megatron_longrope.pipeline.result import write_result
+from megatron_longrope.pipeline.run import Run
+from megatron_longrope.pipeline.stages.combining import RunParts
+from megatron_longrope.pipeline.stages.stage import PLACES, Stage
+from megatron_longrope.report import write_report
+
+
+@dataclass(frozen=True)
+class WriteResult(Stage):
+    """Writes `result.json` and the HTML report anew each time: it takes seconds, without a marker.
+
+    The other methods' factors are written as well, for whoever wants to compare.
+    """
+
+    kind = "report"
+    parts: RunParts
+
+    @property
+    def does(self) -> str:
+        """Names what is written."""
+        return "write result.json with its checks, and the report"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The evaluation rows, and the searched factors."""
+        return (str(PLACES.evaluation("perplexity").parent), *self.parts.factor_paths)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The numbers and the page."""
+        return (str(PLACES.result), "report/index.html")
+
+    def fingerprint(self, run: Run) -> dict[str, object]:
+        """Returns nothing: this stage is never skipped."""
+        return {}
+
+    def run(self, run: Run) -> None:
+        """Writes everything, whether it is there or not."""
+        self.work(run)
+
+    def require(self, run: Run) -> None:
+        """Requires nothing: no stage comes after this one."""
+
+    def work(self, run: Run) -> dict[str, object]:
+        """Writes the files on the main rank."""
+        models = self.parts.models(run)
+        if run.runtime.is_main:
+            write_baselines(models, run.geometry, run.directory)
+            write_result(
+                run.recipe, run.directory, models, run.corpus, run.shape, run.runner.records
+            )
+            write_report(run.directory.root)
+        run.runtime.barrier()
+        return {}

@@ -1,0 +1,75 @@
+"""What a search takes at most, told by its searcher before the model is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.recipe import SearchConfig
+from megatron_longrope.pipeline.searching import SearchProblem
+from megatron_longrope.pipeline.stages.stage import Cost
+from megatron_longrope.report.convergence import BACKWARD_OVER_FORWARD
+from megatron_longrope.search import Evaluation, Gradient, make_searcher
+
+_MOST_EVALUATIONS = 100_000
+"""Where counting ends, for a searcher that never does."""
+
+
+def most_of_a_search(
+    problem: SearchProblem, config: SearchConfig, num_documents: int, shape: ModelShape
+) -> Cost:
+    """Returns evaluations, tokens and operations of a search in which nothing is stopped early.
+
+    The searcher itself runs, on made-up losses: it alone knows how many candidates it proposes, and
+    which of them it wants on a few documents or with gradients. Each loss is lower than those
+    before, so that a search does not end for want of progress; what it says itself that it may take
+    beyond that is added, on all documents.
+    """
+    texts = _text_lengths(config, num_documents, problem.length)
+    searcher = make_searcher(
+        config,
+        problem.space,
+        problem.seeds,
+        config.seed,
+        length=problem.length,
+        scale=problem.length / shape.context_length,
+        num_documents=len(texts),
+    )
+    most = searcher.num_evaluations or 0
+    rungs = num_documents * sum(config.early_stopping.ladder) if config.early_stopping else 0
+    evaluations = tokens = backward = 0
+    while not searcher.finished and evaluations < _MOST_EVALUATIONS:
+        sample, with_gradient = searcher.sample, searcher.asks_gradient
+        scored = texts if sample is None else [texts[number] for number in sample]
+        for candidate in searcher.ask(searcher.round_size):
+            evaluation = _made_up(scored, evaluations, sample)
+            if with_gradient:
+                flat = Gradient(np.zeros(len(candidate.rescale)), 0.0)
+                evaluation = replace(evaluation, gradient=flat)
+            tokens += sum(scored) + (0 if with_gradient else rungs)
+            backward += sum(scored) * with_gradient
+            evaluations += 1
+            searcher.tell(candidate, evaluation)
+    tokens += max(0, most - evaluations) * (sum(texts) + rungs)
+    evaluations = max(most, evaluations)
+    per_token = shape.forward_flops(problem.length) / problem.length
+    return Cost(
+        evaluations, tokens, backward, per_token * (tokens + BACKWARD_OVER_FORWARD * backward)
+    )
+
+
+def _text_lengths(config: SearchConfig, num_documents: int, length: int) -> list[int]:
+    """Tokens of each input that a candidate is scored on, in the objective's order."""
+    windows = num_documents * config.windows_per_document
+    lengths = [length, *config.mixture]
+    texts = [tokens for tokens in lengths for _ in range(windows)]
+    return texts + [length] * config.retrieval_documents
+
+
+def _made_up(texts: list[int], number: int, sample: tuple[int, ...] | None) -> Evaluation:
+    """An evaluation better than all before it."""
+    loss = 1.0 + 1.0 / (1 + number)
+    sums = tuple(loss * tokens for tokens in texts)
+    return Evaluation(sums, tuple(texts), sample is None, sample=sample)

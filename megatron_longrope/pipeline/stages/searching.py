@@ -1,0 +1,196 @@
+"""Stages that search rescale factors: a first length, a further one, and short inputs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+from megatron_longrope.config import format_length
+from megatron_longrope.evaluation import documents_sha256
+from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.recipe import SearchConfig
+from megatron_longrope.pipeline.run import Run, backend_inputs, geometry_of
+from megatron_longrope.pipeline.searching import (
+    SearchProblem,
+    first_search,
+    recovery_search,
+    search_cost_json,
+    search_factors,
+    search_objective,
+    second_search,
+)
+from megatron_longrope.pipeline.stages.search_cost import most_of_a_search
+from megatron_longrope.pipeline.stages.stage import (
+    PLACES,
+    Cost,
+    Stage,
+    checkpoint_path,
+    factors_path,
+)
+from megatron_longrope.rope import RopeFactors, RopeGeometry, Yarn, factors_to_json
+
+
+@dataclass(frozen=True)
+class Found:
+    """The search stage that found factors, and for which length."""
+
+    search: str
+    length: int
+
+    def factors(self, run: Run) -> RopeFactors:
+        """Returns the factors; raises InputError unless that stage is complete."""
+        return run.found(self.search, self.length)
+
+
+@dataclass(frozen=True)
+class SearchFactors(Stage):
+    """Searches the factors of one checkpoint for inputs of `length` tokens."""
+
+    kind = "search"
+    config: SearchConfig
+    length: int
+    weights: str
+    """The checkpoint searched on."""
+    num_documents: int
+    """At most so many are searched on, for the cost."""
+    shape: ModelShape
+
+    @abstractmethod
+    def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
+        """Returns where the search runs and starts; `tuned` are the factors it builds on."""
+
+    @property
+    def builds_on(self) -> Found | None:
+        """The factors this search starts from; None where it starts from none."""
+        return None
+
+    @property
+    def found(self) -> Found:
+        """What others name this search's factors by."""
+        return Found(self.name, self.length)
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint searched on."""
+        return self.weights
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The checkpoint, and the factors the search builds on."""
+        before = (factors_path(self.builds_on.search),) if self.builds_on else ()
+        return (checkpoint_path(self.weights), *before)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The journal of evaluations, and the best factors."""
+        return (str(PLACES.journal(self.name)), factors_path(self.name))
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the searcher takes where every evaluation is made in full."""
+        geometry = geometry_of(self.shape)
+        tuned = None
+        if self.builds_on is not None:  # any factors of that length: they leave the budget as it is
+            scale = max(1.0, self.builds_on.length / geometry.original_length)
+            tuned = Yarn(scale=scale).factors(geometry)
+        problem = self.problem(geometry, tuned)
+        return most_of_a_search(problem, self.config, self.num_documents, self.shape)
+
+    def fingerprint(self, run: Run) -> dict[str, object]:
+        """Returns settings, space, documents, weights and precision of the search."""
+        recipe = run.recipe
+        return {
+            "search": self.config.model_dump(mode="json"),
+            "space": self._problem_of(run).space.to_json(),
+            "length": self.length,
+            "documents": documents_sha256(run.corpus.search[: self.config.num_documents]),
+            "checkpoint": self.weights,
+            "dtype": recipe.dtype,
+            **backend_inputs(recipe.backend.for_scoring()),
+        }
+
+    def work(self, run: Run) -> dict[str, object]:
+        """Searches to the end; returns the factors, what they cost and their perplexity."""
+        documents = run.corpus.search[: self.config.num_documents]
+        problem = self._problem_of(run)
+        model = run.load(self.weights)
+        objective = search_objective(model, documents, run.tokenizer, self.config, self.length)
+        factors, outcome = search_factors(
+            problem,
+            objective,
+            self.config,
+            run.directory,
+            documents_sha256(documents),
+            run.progress.search(self.name),
+        )
+        return {
+            "factors": factors_to_json(factors),
+            **search_cost_json(outcome, model.shape, self.length),
+            "perplexity": outcome.evaluation.perplexity,
+        }
+
+    def _problem_of(self, run: Run) -> SearchProblem:
+        tuned = self.builds_on.factors(run) if self.builds_on else None
+        return self.problem(run.geometry, tuned)
+
+
+@dataclass(frozen=True)
+class FirstSearch(SearchFactors):
+    """The search of a pretrained model for a length beyond its window."""
+
+    @property
+    def does(self) -> str:
+        """Names searcher and length."""
+        return f"search factors for {format_length(self.length)} ({self.config.searcher})"
+
+    def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
+        """Returns the search from the methods in the settings."""
+        return first_search(self.config, geometry, self.length)
+
+
+@dataclass(frozen=True)
+class SecondSearch(SearchFactors):
+    """The search of a fine-tuned model for a further length, without more training."""
+
+    tuned: Found
+
+    @property
+    def does(self) -> str:
+        """Names searcher and length."""
+        return f"search further factors for {format_length(self.length)} ({self.config.searcher})"
+
+    @property
+    def builds_on(self) -> Found:
+        """The factors the model was fine-tuned under."""
+        return self.tuned
+
+    def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
+        """Returns the search from the fine-tuned factors on."""
+        assert tuned is not None
+        return second_search(self.config, geometry, self.length, tuned)
+
+
+@dataclass(frozen=True)
+class RecoverySearch(SearchFactors):
+    """The search of the extended model for short inputs, with smaller λ allowed."""
+
+    tuned: Found
+    upper: float | None
+
+    @property
+    def does(self) -> str:
+        """Names searcher and length."""
+        return f"search factors for inputs up to {format_length(self.length)}" + (
+            f" ({self.config.searcher})"
+        )
+
+    @property
+    def builds_on(self) -> Found:
+        """The factors of the extended model."""
+        return self.tuned
+
+    def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
+        """Returns the search between no scaling and the extended model's factors."""
+        assert tuned is not None
+        return recovery_search(self.config, geometry, self.length, tuned, self.upper)

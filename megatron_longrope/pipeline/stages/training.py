@@ -1,0 +1,212 @@
+"""Stages that train: under searched factors, and a control at the pretrained window."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoints_tools.load_any import model_factors
+from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.config import format_length
+from megatron_longrope.data import PackedBatches, PackedDataset
+from megatron_longrope.model import LongRopeModel, ModelShape
+from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
+from megatron_longrope.pipeline.recipe import FineTuneConfig, ShortInputs
+from megatron_longrope.pipeline.run import Run, backend_inputs
+from megatron_longrope.pipeline.stages.searching import Found
+from megatron_longrope.pipeline.stages.stage import (
+    PLACES,
+    Cost,
+    Stage,
+    checkpoint_path,
+    factors_path,
+)
+from megatron_longrope.rope import (
+    FactorRange,
+    FactorSet,
+    NoScaling,
+    RopeFactors,
+    factors_to_json,
+)
+from megatron_longrope.training import (
+    MetricsFile,
+    ReportProgress,
+    SaveCheckpoints,
+    StopOnSignal,
+    Trainer,
+    TrainingConfig,
+    WeightMerge,
+    WriteMetrics,
+    resume_training,
+    save_training,
+)
+
+ShowSteps = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """One training stage of a run: which model, on which rows, where it keeps its state."""
+
+    name: str
+    config: TrainingConfig
+    data: Path
+    directory: RunDirectory
+    hf_files: Path | None
+    merge: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainWeights(Stage):
+    """Trains a checkpoint on the rows of one dataset, all or some of its weights."""
+
+    kind = "train"
+    config: FineTuneConfig
+    start: str
+    """The checkpoint trained from."""
+    factors: Found | None
+    """The searched factors trained under; None: those the start has, as a control does."""
+    pieces: str
+    """Name of the stage that packed the rows."""
+    shape: ModelShape
+
+    @property
+    def does(self) -> str:
+        """Names steps, batch and length."""
+        training, length = self.config.training, format_length(self.config.data.sequence_length)
+        under = (
+            f"under the factors for {format_length(self.factors.length)}"
+            if self.factors
+            else ("without new factors, to compare with")
+        )
+        batch = f"{training.steps} steps of {training.global_batch_size} × {length}"
+        return f"train {training.trainable} weights {under}: {batch}"
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint trained from."""
+        return self.start
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The checkpoint, the rows and the factors."""
+        factors = (factors_path(self.factors.search),) if self.factors else ()
+        return (checkpoint_path(self.start), str(PLACES.data(self.name)), *factors)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The trained checkpoint, and a line per step."""
+        return (checkpoint_path(self.name), str(PLACES.metrics))
+
+    @property
+    def cost(self) -> Cost:
+        """Full rows in every step, a backward pass counted as two forward ones.
+
+        Rows are counted whole, though attention does not reach over the pieces in them.
+        """
+        training, length = self.config.training, self.config.data.sequence_length
+        tokens = training.steps * training.global_batch_size * length
+        flops = 3 * tokens * self.shape.forward_flops(length) / length
+        return Cost(tokens=tokens, backward_tokens=tokens, flops=flops)
+
+    def fingerprint(self, run: Run) -> dict[str, object]:
+        """Returns settings, rows, start, factors and precision."""
+        recipe = run.recipe
+        return {
+            "training": self.config.training.model_dump(mode="json"),
+            "start": self.start,
+            "data": run.runner.result(self.pieces),
+            "dtype": recipe.dtype,
+            "factors": factors_to_json(self._factors(run)),
+            "merge": self.config.merge,
+            **backend_inputs(recipe.backend),
+        }
+
+    def work(self, run: Run) -> dict[str, object]:
+        """Trains to the end; returns steps and tokens."""
+        model = run.load(self.start, "training")
+        training = TrainingStage(
+            self.name,
+            self.config.training,
+            run.directory.data(self.name),
+            run.directory,
+            run.hf_files,
+            self.config.merge,
+        )
+        return train_model(training, model, self._factors(run), run.progress.training(self.name))
+
+    def _factors(self, run: Run) -> FactorSet:
+        if self.factors is None:
+            return model_factors(run.directory.checkpoint(self.start))
+        return training_factors(self.factors.factors(run), self.config.short_inputs)
+
+
+def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorSet:
+    """Returns what each row is trained under: by the longest piece in it, as inputs are served
+    later."""
+    if short_inputs == "extended":
+        return FactorSet.single(factors)
+    unscaled = NoScaling().factors(factors.geometry)
+    if short_inputs == "unscaled":
+        unscaled = unscaled.model_copy(update={"attention_factor": factors.attention_factor})
+    short = FactorRange(up_to=factors.original_length, factors=unscaled)
+    return FactorSet(ranges=(short, FactorRange(up_to=None, factors=factors)))
+
+
+def train_model(
+    stage: TrainingStage, model: LongRopeModel, factors: FactorSet | RopeFactors, show: ShowSteps
+) -> dict[str, object]:
+    """Trains `model` to the end of its stage, from its last checkpoint where there is one, and
+    merges the result with what it began with.
+
+    Leaves `checkpoints/<name>` (weights without optimizer) and returns steps, tokens and the last
+    loss.
+    """
+    model.set_factors(factors)
+    runtime = model.runtime
+    dataset = PackedDataset(stage.data, vocab_size=model.shape.vocab_size)
+    batches = PackedBatches(
+        dataset,
+        stage.config.global_batch_size,
+        runtime.data_parallel_rank,
+        runtime.data_parallel_size,
+        seed=stage.config.seed,
+        micro_batch_size=stage.config.micro_batch_size,
+        pad_to_multiple=runtime.layout.sequence_divisor,
+        balanced_steps=stage.config.balanced_steps,
+    )
+    unfinished = stage.directory.training(stage.name)
+
+    def save(trainer: Trainer) -> None:
+        save_training(trainer, unfinished, stage.hf_files)
+
+    trainer = Trainer(model, batches, stage.config)
+    merge = WeightMerge(model, stage.merge)
+    resume_training(trainer, unfinished)
+    metrics = (
+        MetricsFile(stage.directory.metrics, stage.name, trainer.state.step)
+        if runtime.is_main
+        else None
+    )
+    with StopOnSignal(save) as stop:
+        trainer.callbacks = [
+            WriteMetrics(metrics),
+            ReportProgress(show),
+            SaveCheckpoints(save),
+            stop,
+        ]
+        state = trainer.train()
+    merge.apply()
+    save_checkpoint(
+        model,
+        stage.directory.checkpoint(stage.name),
+        iteration=state.step,
+        consumed_tokens=state.tokens,
+        hf_files=stage.hf_files,
+    )
+    if runtime.is_main:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    runtime.barrier()
+    return {"steps": state.step, "tokens": state.tokens}
