@@ -43,7 +43,7 @@ def plan(recipe: Recipe, shape: ModelShape) -> tuple[Stage, ...]:
         CombineFactors("extended", parts),
         MeasureModels("evaluate", parts, recipe.evaluation, shape),
         *([ExportModel("export", parts)] if recipe.export else []),
-        WriteResult("report", parts),
+        WriteResult("report", parts, recipe.export),
     ]
     stages = [ImportModel("import", recipe.model), *first, *trained, *later, *last]
     _refuse_equal_names(stages)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from megatron_longrope.pipeline.measuring import write_baselines
 from megatron_longrope.pipeline.result import write_result
 from megatron_longrope.pipeline.run import Run
-from megatron_longrope.pipeline.stages.combining import RunParts
-from megatron_longrope.pipeline.stages.stage import PLACES, Stage
+from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
+from megatron_longrope.pipeline.stages.stage import PLACES, Stage, checkpoint_path
 from megatron_longrope.report import write_report
 
 
@@ -21,6 +21,8 @@ class WriteResult(Stage):
 
     kind = "report"
     parts: RunParts
+    exported: bool
+    """Whether there is an export to wait for."""
 
     @property
     def does(self) -> str:
@@ -29,8 +31,10 @@ class WriteResult(Stage):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The evaluation rows, and the searched factors."""
-        return (str(PLACES.evaluation("perplexity").parent), *self.parts.factor_paths)
+        """The evaluation rows, and the models that the result names."""
+        export = (str(PLACES.export),) if self.exported else ()
+        rows = str(PLACES.evaluation("perplexity").parent)
+        return (rows, checkpoint_path(EXTENDED), *export, *self.parts.factor_paths)
 
     @property
     def outputs(self) -> tuple[str, ...]:
