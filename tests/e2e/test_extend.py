@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 from megatron_longrope.config import build_config, write_yaml
 from megatron_longrope.errors import InputError
-from megatron_longrope.pipeline.extend import run_recipe
+from megatron_longrope.pipeline.extend import check_recipe, run_recipe, run_stage
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.runtime import start_runtime
@@ -42,8 +43,8 @@ def _run(recipe: Recipe, run_dir: Path) -> None:
         run_recipe(recipe, run_dir, runtime, Progress())
 
 
-def _result(run_dir: Path) -> dict[str, object]:
-    content: dict[str, object] = json.loads((run_dir / "result.json").read_text())
+def _result(run_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
     return content
 
 
@@ -166,6 +167,32 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 1, 2, 3, 4]
+
+
+def test_each_stage_alone_gives_what_the_whole_run_gives(
+    finished: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    recipe, whole = finished
+    run = tmp_path / "run"
+    names = [stage.name for stage in check_recipe(recipe, run, world_size=1).stages]
+    for name in names:
+        with start_runtime(recipe.parallel, threads=1) as runtime:
+            if name == "search-512-evolution":
+                with pytest.raises(InputError, match="not complete"):
+                    run_stage("extended", recipe, run, runtime, Progress())
+            run_stage(name, recipe, run, runtime, Progress())
+    for file in ("factors/extended.json", "evals/perplexity.json", "evals/passkey.json"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+    results = [_result(folder) for folder in (run, whole)]
+    assert results[0]["checks"] == results[1]["checks"]
+    assert [stage["name"] for stage in results[0]["stages"]] == names[:-1]
+    values = recipe.model_dump(mode="json")
+    values["extension"][0]["fine_tune"]["training"]["learning_rate"] = 2e-3
+    with (
+        start_runtime(recipe.parallel, threads=1) as runtime,
+        pytest.raises(InputError, match=r"stage .*fine-tune-256.*changed since the run began"),
+    ):
+        run_stage("evaluate", build_config(Recipe, values), run, runtime, Progress())
 
 
 def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> None:

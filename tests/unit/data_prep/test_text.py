@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from data_prep.bpe import END_OF_TEXT, train_bpe
 from data_prep.documents import TextDocument, filter_documents, tokenize
-from data_prep.readers import read_jsonl, read_text_files
+from data_prep.readers import find_text_files, read_jsonl, read_text_files
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 
@@ -162,3 +162,22 @@ def test_filters_report_what_they_leave_out(tokenizer: TextTokenizer) -> None:
     assert [d.name for d in filter_documents(documents)[0]] == ["a", "c", "d"]
     tokens = tokenize(kept, tokenizer, end_token=tokenizer.eos_id)
     np.testing.assert_array_equal(tokens[0].tokens, [*tokenizer.encode("x"), tokenizer.eos_id])
+
+
+def test_files_folders_and_patterns_name_each_file_once(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "deep/c.md", ".hidden/d.txt", ".e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+
+    def found(*paths: str) -> list[str]:
+        files = find_text_files([tmp_path / path for path in paths])
+        return [str(Path(file).relative_to(tmp_path)) for file in files]
+
+    assert found(".") == ["a.txt", "b.txt", "deep/c.md"]
+    assert found("*.txt") == ["a.txt", "b.txt"]
+    assert found("**/*.md") == ["deep/c.md"]
+    assert found("b.txt", ".") == ["b.txt", "a.txt", "deep/c.md"]
+    (tmp_path / "empty").mkdir()
+    for path in ("gone.txt", "*.pdf", "empty"):
+        with pytest.raises(InputError, match="--text"):
+            found(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import tempfile
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launchers.command_table import COMMANDS
 from launchers.options import LENGTH, LENGTHS, json_option, set_option, write_json
 from megatron_longrope.config import apply_settings, parse_overrides
 from megatron_longrope.errors import InputError
@@ -128,3 +130,25 @@ def test_a_failed_write_leaves_the_old_result(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_json_file_in_a_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    error = run("--json", str(tmp_path / "gone" / "x.json")).exception
+    assert isinstance(error, InputError)
+    assert error.field == "--json"
+
+
+def test_every_command_that_writes_json_checks_its_folder_first() -> None:
+    commands = [
+        *(importlib.import_module(f"launchers.commands.{name}").command for name in COMMANDS),
+    ]
+    found = 0
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for param in command.params:
+            if "--json" in param.opts:
+                found += 1
+                with pytest.raises(InputError, match="its folder does not exist"):
+                    param.process_value(click.Context(command), "gone/x.json")
+    assert found >= 10

@@ -1,0 +1,126 @@
+"""The stages of a run, from its recipe alone: their order, what they read and leave, their cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_longrope.config import build_config, read_yaml
+from megatron_longrope.errors import InputError
+from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.plan import plan, stages_before
+from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.stages.stage import Stage
+from megatron_longrope.presets import recipe_names, recipe_path
+from tests.support.tiny_run import TUNED, WINDOW, recipe_values
+
+SHAPE = ModelShape(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=96,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=320,
+    context_length=WINDOW,
+)
+TRAINED = ["import", "search-256-evolution", "data-fine-tune-256", "fine-tune-256"]
+CONTROL = ["data-control", "control"]
+LATER = ["search-512-evolution", "recover-128-evolution", "extended", "evaluate"]
+
+
+def _values() -> dict[str, Any]:
+    return recipe_values(Path("model"), [Path("a.txt")])
+
+
+def _plan(values: dict[str, Any]) -> tuple[Stage, ...]:
+    return plan(build_config(Recipe, values), SHAPE)
+
+
+def test_stages_come_in_the_order_they_are_done() -> None:
+    names = [stage.name for stage in _plan(_values())]
+    assert names == [*TRAINED, *CONTROL, *LATER, "export", "report"]
+    values = _values() | {"export": False}
+    values["extension"][0]["fine_tune"]["control"] = False
+    assert [stage.name for stage in _plan(values)] == [*TRAINED, *LATER, "report"]
+
+
+def test_without_training_everything_is_searched_on_the_pretrained_model() -> None:
+    values = _values()
+    values["extension"][0].pop("fine_tune")
+    values["extension"][1]["search"].pop("attention_factor")
+    stages = {stage.name: stage for stage in _plan(values)}
+    assert {stages[name].checkpoint for name in stages if stages[name].kind == "search"} == {"base"}
+    recovery = stages["recover-128-evolution"]
+    assert "factors/search-512-evolution.json" in recovery.inputs
+
+
+@pytest.mark.parametrize("name", ["tiny", *recipe_names()])
+def test_every_input_is_an_output_of_an_earlier_stage(name: str) -> None:
+    if name == "demo-model":
+        pytest.skip("a recipe to train by")
+    values = _values() if name == "tiny" else read_yaml(recipe_path(name))
+    stages = _plan(values)
+    left: set[str] = set()
+    for stage in stages:
+        assert {*stage.inputs} <= left, stage.name
+        assert stage.checkpoint is None or f"checkpoints/{stage.checkpoint}" in stage.inputs
+        assert stage.outputs
+        left |= {*stage.outputs}
+    assert json.loads(json.dumps([stage.to_json() for stage in stages]))[0]["name"] == "import"
+
+
+def test_a_stage_depends_on_what_it_reads_alone() -> None:
+    stages = _plan(_values())
+    by_name = {stage.name: stage for stage in stages}
+    before = {name: [s.name for s in stages_before(stages, by_name[name])] for name in by_name}
+    assert before["import"] == before["data-control"] == []
+    assert before["fine-tune-256"] == TRAINED[:3]
+    assert before["control"] == ["import", "data-control"]
+    assert before["search-512-evolution"] == TRAINED
+    assert before["extended"] == [*TRAINED, *LATER[:2]]
+    assert before["report"] == [*TRAINED, *CONTROL, *LATER, "export"]
+
+
+def test_searches_cost_what_their_searcher_asks_for() -> None:
+    costs = {stage.name: stage.cost for stage in _plan(_values())}
+    first = costs["search-256-evolution"]
+    # six candidates and one generation of four, each on two documents
+    assert (first.evaluations, first.tokens, first.backward_tokens) == (10, 10 * 2 * TUNED, 0)
+    assert first.flops == pytest.approx(10 * 2 * SHAPE.forward_flops(TUNED))
+    # and the answer of a passkey document
+    assert costs["search-512-evolution"].tokens == 10 * 3 * 512
+
+
+def test_a_descent_costs_backward_passes_over_some_of_the_documents() -> None:
+    values = _values()
+    descent = {"passes": 4, "documents_per_step": 1, "checks": 1}
+    values["extension"][0]["search"] = {
+        "num_documents": 2,
+        "searcher": "hybrid",
+        "starts": ["yarn"],
+        "hybrid": {"ramp": {"max_rounds": 0}, "descent": descent},
+    }
+    cost = next(stage.cost for stage in _plan(values) if stage.kind == "search")
+    # YaRN, whose attention factor is the fixed one here; seven steps on a document each; a check
+    assert cost.evaluations == 1 + 7 + 1
+    assert cost.backward_tokens == 7 * TUNED
+    assert cost.tokens == (2 + 7 + 2) * TUNED
+
+
+def test_training_costs_three_forward_passes() -> None:
+    cost = next(stage.cost for stage in _plan(_values()) if stage.name == "fine-tune-256")
+    assert cost.tokens == cost.backward_tokens == 4 * 2 * TUNED
+    assert cost.flops == pytest.approx(3 * 4 * 2 * SHAPE.forward_flops(TUNED))
+
+
+def test_two_controls_are_refused() -> None:
+    values = _values()
+    second = json.loads(json.dumps(values["extension"][0]))
+    second["length"] = second["fine_tune"]["data"]["sequence_length"] = 512
+    values["extension"] = [values["extension"][0], second]
+    with pytest.raises(InputError, match="one step trains a control"):
+        _plan(values)
