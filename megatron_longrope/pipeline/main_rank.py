@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from megatron_longrope.errors import LongRopeError
 from megatron_longrope.runtime import Runtime
 
+ResultT = TypeVar("ResultT")
 
-def on_main(runtime: Runtime, work: Callable[[], Any]) -> Any:
+
+def on_main(runtime: Runtime, work: Callable[[], ResultT]) -> ResultT:
     """Returns on every rank what `work` returns on the main one; an error of ours there is raised
     on all."""
-    outcome: Any = None
+    outcome: ResultT | LongRopeError | None = None
     if runtime.is_main:
         try:
             outcome = work()
         except LongRopeError as error:
             outcome = error
-    outcome = runtime.broadcast(outcome)
-    if isinstance(outcome, LongRopeError):
-        raise outcome
-    return outcome
+    shared: ResultT | LongRopeError = runtime.broadcast(outcome)
+    if isinstance(shared, LongRopeError):
+        raise shared
+    return shared

@@ -52,7 +52,7 @@ class ExportModel(Stage):
         carried, left_out = export_factor_set(factor_set, run.shape.context_length)
         for text in left_out:
             run.progress.stage(f"export: {text}")
-        return dict(on_main(run.runtime, lambda: _export(run, carried, left_out)))
+        return on_main(run.runtime, lambda: _export(run, carried, left_out))
 
 
 def _export(run: Run, carried: FactorSet, left_out: list[str]) -> dict[str, object]:

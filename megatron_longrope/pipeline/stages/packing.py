@@ -63,7 +63,7 @@ class PackRows(Stage):
 
     def work(self, run: Run) -> dict[str, object]:
         """Writes the rows on the main rank; returns how many there are, and their tokens."""
-        return dict(on_main(run.runtime, lambda: self._build(run)))
+        return on_main(run.runtime, lambda: self._build(run))
 
     def _build(self, run: Run) -> dict[str, object]:
         manifest = build_training_set(

@@ -47,6 +47,7 @@ class WriteResult(Stage):
 
     def run(self, run: Run) -> None:
         """Writes everything, whether it is there or not."""
+        run.progress.stage(self.name)
         self.work(run)
 
     def require(self, run: Run) -> None:

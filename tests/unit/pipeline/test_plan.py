@@ -58,10 +58,8 @@ def test_without_training_everything_is_searched_on_the_pretrained_model() -> No
     assert "factors/search-512-evolution.json" in recovery.inputs
 
 
-@pytest.mark.parametrize("name", ["tiny", *recipe_names()])
+@pytest.mark.parametrize("name", ["tiny", *sorted({*recipe_names()} - {"demo-model"})])
 def test_every_input_is_an_output_of_an_earlier_stage(name: str) -> None:
-    if name == "demo-model":
-        pytest.skip("a recipe to train by")
     values = _values() if name == "tiny" else read_yaml(recipe_path(name))
     stages = _plan(values)
     left: set[str] = set()
