@@ -14,12 +14,8 @@ report/index.html, result.json; report/convergence.png where `longrope search` r
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -64,15 +60,3 @@ class RunDirectory:
 
     def evaluation(self, name: str) -> Path:
         return self.root / "evals" / f"{name}.json"
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes `values`, atomically and synced; creates the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(values, stream, indent=1, allow_nan=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
