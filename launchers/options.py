@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imports torch, which `--help` does without
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 
-class LengthType(click.ParamType):
+class LengthType(click.ParamType):  # type: ignore[type-arg]
     """A length in tokens: 262144, 256k or 2M."""
 
     name = "length"
@@ -28,7 +28,7 @@ class LengthType(click.ParamType):
         return parse_length(value, _option_name(param))
 
 
-class LengthsType(click.ParamType):
+class LengthsType(click.ParamType):  # type: ignore[type-arg]
     """Lengths in tokens, separated by commas: 2k,8k,16k."""
 
     name = "lengths"

@@ -38,7 +38,7 @@ AS_IT_IS = "model"
 """The `--method` that keeps the factors the model came with."""
 
 
-class DepthsType(click.ParamType):
+class DepthsType(click.ParamType):  # type: ignore[type-arg]
     """Depths between 0 (first) and 1 (last), separated by commas."""
 
     name = "depths"

@@ -107,8 +107,10 @@ class PerplexityObjective:
     stopping's sake. They count nothing, and are left out where nothing can be stopped: for
     gradients and samples.
 
-    >>> objective = PerplexityObjective(model, documents, target_length=4096)
-    >>> outcome = run_search(searcher, objective.stream, journal)
+    >>> objective = PerplexityObjective(model, documents, target_length=96)
+    >>> (evaluation,) = objective([Candidate((1.0,) * 8)])
+    >>> evaluation.completed, evaluation.token_counts
+    (True, (95, 79))
     """
 
     def __init__(
