@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megatron_longrope.atomic import write_text
+from megatron_longrope.atomic import write_text_file
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 
@@ -67,5 +67,5 @@ def _save(tokenizer: Tokenizer, directory: Path) -> TextTokenizer:
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
     }
     for name, content in files.items():
-        write_text(directory / name, content)
+        write_text_file(directory / name, content)
     return load_tokenizer(directory)

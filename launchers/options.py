@@ -139,13 +139,13 @@ def check_json_folder(path: Path | None) -> None:
 
 
 def write_json(path: Path, payload: Mapping[str, Any]) -> None:
-    """Writes the result of a command where `--json` asks for it, as `atomic.write_json` does.
+    """Writes the result of a command where `--json` asks for it, as `atomic.write_json_file` does.
 
     Raises InputError when the folder does not exist or cannot be written to.
     """
     check_json_folder(path)
     try:
-        atomic.write_json(path, payload)
+        atomic.write_json_file(path, payload)
     except OSError as error:
         raise InputError("--json", path, f"cannot be written: {error.strerror}") from error
 

@@ -1,7 +1,7 @@
 """Files that are there whole or not at all: written beside their place, synced, then renamed.
 
 Everything that replaces one file goes through here. Three things are made in other ways: tensor
-files of a conversion, which are streamed and resumed; folders, which are renamed as a whole; and
+files of a conversion, which are streamed; folders, which are renamed as a whole; and
 journals, which are appended to.
 """
 
@@ -35,15 +35,15 @@ def replacing(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text_file(path: Path, text: str) -> None:
     """Writes `text` to `path` as UTF-8, whole or not at all; raises OSError where it cannot."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json_file(path: Path, values: Mapping[str, Any]) -> None:
     """Writes `values` to `path` as strict JSON, as `json_text` spells it, whole or not at all."""
-    write_text(path, json_text(values) + "\n")
+    write_text_file(path, json_text(values) + "\n")
 
 
 def json_text(values: object) -> str:

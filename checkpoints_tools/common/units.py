@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from megatron_longrope.atomic import write_text
+from megatron_longrope.atomic import write_text_file
 from megatron_longrope.errors import InputError, LongRopeError
 
 Report = Callable[[int], None]
@@ -92,7 +92,7 @@ def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Ite
             shutil.rmtree(partial, ignore_errors=True)
         try:
             (partial / _FOLDER).mkdir(parents=True)
-            write_text(marker, text)
+            write_text_file(marker, text)
         except OSError as error:
             raise InputError("target", partial, f"cannot be made: {error.strerror}") from error
     with _locked(partial):
@@ -190,7 +190,7 @@ def _make(partial: Path, number: int, unit: Unit, maker: Maker, report: Report) 
     final.parent.mkdir(parents=True, exist_ok=True)
     record = record | {"file_bytes": scratch.stat().st_size}
     os.replace(scratch, final)
-    write_text(partial / _FOLDER / f"{number}.json", json.dumps(record))
+    write_text_file(partial / _FOLDER / f"{number}.json", json.dumps(record))
     return record
 
 

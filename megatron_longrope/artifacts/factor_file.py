@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longrope.artifacts.factors import FactorSet, RopeFactors
-from megatron_longrope.atomic import write_json
+from megatron_longrope.atomic import write_json_file
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
 
@@ -18,7 +18,7 @@ VERSION = 1
 def write_factors(path: Path | str, factors: FactorSet | RopeFactors) -> None:
     """Writes `factors` to `path` as JSON: whole or not at all; every float is read back bit for
     bit."""
-    write_json(Path(path), factors_to_json(factors))
+    write_json_file(Path(path), factors_to_json(factors))
 
 
 def read_factors(path: Path | str) -> FactorSet:

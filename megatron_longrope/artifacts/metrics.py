@@ -16,7 +16,7 @@ from megatron_longrope.artifacts.records import (
     read_json_lines,
     whole_lines,
 )
-from megatron_longrope.atomic import write_text
+from megatron_longrope.atomic import write_text_file
 
 
 class MetricsRow(FileRecord):
@@ -48,7 +48,7 @@ class MetricsFile:
             for number, line in enumerate(lines, start=1)
             if not self._is_undone(parse_line(line, number, MetricsRow, path), resume_step)
         ]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        write_text_file(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, row: MetricsRow) -> None:
         """Appends one line; values that are None are left out."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from megatron_longrope.atomic import write_json
+from megatron_longrope.atomic import write_json_file
 from megatron_longrope.errors import InputError
 
 Count = Annotated[int, Field(ge=0)]
@@ -30,7 +30,7 @@ RecordT = TypeVar("RecordT", bound=FileRecord)
 
 def write_record(path: Path, record: FileRecord) -> None:
     """Writes `record` to `path` as JSON, whole or not at all; a NaN or an infinity becomes null."""
-    write_json(path, record.model_dump())
+    write_json_file(path, record.model_dump())
 
 
 def read_record(path: Path, kind: type[RecordT]) -> RecordT:

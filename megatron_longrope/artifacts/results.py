@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_longrope.artifacts.rows import perplexity_of
-from megatron_longrope.atomic import write_json
+from megatron_longrope.atomic import write_json_file
 from megatron_longrope.errors import InputError
 
 
@@ -24,7 +24,7 @@ def write_rows(path: Path, rows: Iterable[Row | Mapping[str, Any]], **more: Any)
     """Writes {"rows": […], **more} to `path`, atomically; numbers that are not finite become
     null."""
     plain = [dict(row) if isinstance(row, Mapping) else row.to_json() for row in rows]
-    write_json(path, {"rows": plain, **more})
+    write_json_file(path, {"rows": plain, **more})
 
 
 def read_rows(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:

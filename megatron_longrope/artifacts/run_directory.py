@@ -1,15 +1,16 @@
-"""The tree of a run directory.
+"""The tree of a run directory, and the module of this room that holds each file's schema.
 
 config.yaml            the resolved recipe
-stages/NAME.json       what a stage was made from, and that it is complete
+stages/NAME.json       stages: what a stage was made from, and that it is complete
 data/                  training sets
 checkpoints/NAME/      Megatron checkpoints; checkpoints/training/NAME while a stage trains
-journals/NAME.jsonl    one line per evaluation of a search; journals/baselines/: of baselines
-factors/NAME.json      factor sets
-metrics.jsonl          a line per training step
-evals/*.json           evaluation rows
+journals/NAME.jsonl    journal: a line per evaluation of a search; journals/baselines/: of baselines
+factors/NAME.json      factors, factor_file: factor sets
+metrics.jsonl          metrics: a line per training step
+evals/*.json           rows, results: evaluation rows
 export/                the Hugging Face checkpoint
-report/index.html, result.json; report/convergence.png where `longrope search` ran
+report/index.html, report/convergence.png where `longrope search` ran
+result.json            summaries: what a run, or one search, found
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from megatron_longrope.atomic import write_text
+from megatron_longrope.atomic import write_text_file
 from megatron_longrope.report.aggregate import passkey_grids, perplexity_grid, position_curves
 from megatron_longrope.report.headline import duration, tiles
 from megatron_longrope.report.heatmap import heat_maps
@@ -38,7 +38,7 @@ def write_report(run_dir: Path) -> Path:
     """
     html = render(read_run(Path(run_dir)))
     path = Path(run_dir) / "report" / "index.html"
-    write_text(path, html)
+    write_text_file(path, html)
     return path
 
 

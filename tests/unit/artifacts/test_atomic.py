@@ -12,25 +12,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_longrope.atomic import finite_or_none, json_text, replacing, write_json, write_text
+from megatron_longrope.atomic import (
+    finite_or_none,
+    json_text,
+    replacing,
+    write_json_file,
+    write_text_file,
+)
 
 
 def test_missing_folders_are_made_and_nothing_is_left_beside(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.json"
-    write_json(path, {"λ": [1.0]})
+    write_json_file(path, {"λ": [1.0]})
     assert path.read_text(encoding="utf-8") == '{\n "\\u03bb": [\n  1.0\n ]\n}\n'
     assert os.listdir(path.parent) == ["b.json"]
 
 
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_text(path, "old")
+    write_text_file(path, "old")
     with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
         partial.write_text("half")
         assert path.read_text() == "old"
         raise KeyboardInterrupt
     with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
+        write_json_file(path, {"a": object()})
     with pytest.raises(FileNotFoundError), replacing(path):
         pass  # nothing was written
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
@@ -43,7 +49,7 @@ def test_the_content_is_on_disk_before_it_gets_its_name(
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda d: (done.append("sync"), sync(d)))
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
-    write_text(path, "text")
+    write_text_file(path, "text")
     assert done == ["sync", "replace", "sync"]  # the file, its name, the folder that holds the name
 
 
