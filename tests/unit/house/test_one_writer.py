@@ -1,4 +1,4 @@
-"""Files are replaced by `megatron_longrope.atomic` alone; what is written in other ways is listed."""
+"""Files are replaced by `megatron_longrope.atomic` alone; what is written otherwise is listed."""
 
 from __future__ import annotations
 
