@@ -13,13 +13,12 @@ import numpy as np
 from checkpoints_tools.gguf.header import shortest
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
+from megatron_longrope.model.architectures import family_of
 from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors
 
 ServingTarget = Literal["transformers", "static", "gguf"]
 """transformers: two sets, by the length of the input. static: one set, for engines that choose
 once. gguf: a file for llama.cpp with both sets."""
-
-_PHI3_KEYS = ("type", "short_factor", "long_factor")
 
 
 def serving_set(
@@ -72,20 +71,9 @@ def engine_notes(hf_dir: Path) -> list[str]:
     tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length` for a limit.
     """
     config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
-    return _phi3_note(config) + _tokenizer_note(
+    return family_of(config).serving_notes(config) + _tokenizer_note(
         hf_dir / "tokenizer_config.json", config["max_position_embeddings"]
     )
-
-
-def _phi3_note(config: Mapping[str, Any]) -> list[str]:
-    """transformers 4's Phi3Config takes three keys and computes the temperature: it refuses one
-    that is written."""
-    if config["model_type"] != "phi3" or len(config.get("rope_scaling") or ()) <= len(_PHI3_KEYS):
-        return []
-    return [
-        f"transformers 4 loads Phi-3 with {', '.join(_PHI3_KEYS)} alone and refuses this one; "
-        "transformers 5 loads it"
-    ]
 
 
 def _tokenizer_note(file: Path, longest: int) -> list[str]:

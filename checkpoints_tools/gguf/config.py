@@ -11,6 +11,7 @@ from typing import Any
 from checkpoints_tools.gguf.names import ARCHITECTURE, LLAMA3_FACTORS, LONG_FACTORS, SHORT_FACTORS
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.architectures.llama import Llama
 
 _SHAPE_KEYS = {
     "block_count": "num_hidden_layers",
@@ -128,7 +129,7 @@ def _shape(keys: _Keys, metadata: Mapping[str, Any], tied: bool) -> ModelShape:
         if keys.whole(key, head_dim) != head_dim:
             raise keys.wrong(key, f"must be the length of a head, {head_dim}")
     config = values | {
-        "model_type": "llama",
+        "model_type": Llama.model_type,
         "num_key_value_heads": keys.whole("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "vocab_size": keys.whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),

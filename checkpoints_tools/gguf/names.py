@@ -11,6 +11,7 @@ from megatron_longrope.errors import MissingDependencyError
 from megatron_longrope.model import ModelShape
 
 ARCHITECTURE = "llama"
+"""The one architecture whose keys and weights are read and written here, by llama.cpp's name."""
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 LLAMA3_FACTORS = "rope_freqs.weight"
 ROPE_TENSORS = (LONG_FACTORS, SHORT_FACTORS, LLAMA3_FACTORS)

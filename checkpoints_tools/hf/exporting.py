@@ -25,7 +25,7 @@ from checkpoints_tools.common.units import (
     partial_folder,
     refuse_existing,
 )
-from checkpoints_tools.common.weight_map import WeightRule, bound_rules, hf_sizes, to_hf
+from checkpoints_tools.common.weight_map import bound_rules, hf_sizes, to_hf
 from checkpoints_tools.hf.folder import (
     CONFIG_FILE,
     MAX_SHARD_BYTES,
@@ -39,6 +39,8 @@ from checkpoints_tools.hf.importing import Conversion
 from checkpoints_tools.serving import with_engine_keys
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.architectures import with_rope_said
+from megatron_longrope.model.architectures.weights import WeightRule
 from megatron_longrope.model.checkpoints.checkpoint import (
     CheckpointDescription,
     hf_folder,
@@ -188,7 +190,7 @@ def _config(
         key: value for key, value in original.items() if key != "original_max_position_embeddings"
     }
     if said != shape:
-        base |= shape.hf_attention()
+        base |= shape.family.write_attention(shape)
     dtype_keys = {"dtype", "torch_dtype"} & original.keys() or {"torch_dtype"}
     return base | hf_rope_config(wanted) | dict.fromkeys(dtype_keys, description.dtype)
 
@@ -200,7 +202,7 @@ def _says(config: dict[str, Any], wanted: FactorSet) -> bool:
     return "dynamic" not in (
         rope.get("rope_type"),
         rope.get("type"),
-    ) and wanted == factor_set_from_hf(config)
+    ) and wanted == factor_set_from_hf(with_rope_said(config))
 
 
 def check_geometry(factors: FactorSet, shape: ModelShape) -> None:

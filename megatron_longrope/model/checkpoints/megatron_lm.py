@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
+from megatron_longrope.model.architectures import family_of_megatron_flags, megatron_flags
 from megatron_longrope.model.checkpoints.safe_metadata import (
     FIELD,
     METADATA_FILE,
@@ -167,17 +168,11 @@ def _describe(args: _Arguments, embedding_rows: int) -> tuple[ModelShape, Factor
 def _architecture(args: _Arguments) -> str:
     """The family in Hugging Face that has these options; Megatron-LM can combine what none of them
     does."""
-    wanted = {
-        "qwen2": args.get("add_qkv_bias", False),
-        "qwen3": args.get("qk_layernorm", False),
-        "smollm3": bool(args.get("no_rope_freq")),
-    }
-    names = [name for name, is_wanted in wanted.items() if is_wanted]
-    if len(names) > 1:
-        raise args.refuse(
-            "add_qkv_bias", f"no supported family has what {' and '.join(names)} have together"
-        )
-    return names[0] if names else ("mistral" if args.get("window_size") is not None else "llama")
+    flags = [name for name in megatron_flags() if args.get(name) not in (None, False)]
+    family = family_of_megatron_flags(flags)
+    if family is None:
+        raise args.refuse(flags[0], f"no supported family has {' and '.join(flags)} together")
+    return family.model_type
 
 
 def _windows(args: _Arguments, layers: object) -> tuple[int, ...]:
