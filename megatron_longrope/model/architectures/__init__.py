@@ -6,6 +6,7 @@ from megatron_longrope.model.architectures import (  # noqa: F401
     phi3,
     qwen2,
     qwen3,
+    seed_oss,
     smollm3,
 )
 from megatron_longrope.model.architectures.base import (

@@ -167,6 +167,13 @@ REFUSED = {
         {"resid_pdrop": 0.1},
         {"rope_parameters": {"rope_type": "yarn"}},
     ],
+    "seed_oss": [
+        {"attention_bias": False},
+        {"attention_out_bias": True},
+        {"mlp_bias": True},
+        {"head_dim": None},
+        {"num_key_value_heads": None},
+    ],
     "smollm3": [
         {"no_rope_layers": [1]},
         {"no_rope_layers": [1, 1, 2, 0]},
@@ -214,6 +221,14 @@ def test_two_names_of_phi3s_scaling_must_agree() -> None:
     config["rope_parameters"] = {"rope_type": "su", "type": "yarn"}
     with pytest.raises(InputError, match="rope_type"):
         factor_set_from_hf(with_rope_said(config))
+
+
+def test_seed_oss_is_read_with_transformers_default_dropout() -> None:
+    """transformers' default of 0.1 acts in training only; a config of ours switches it off."""
+    config = random_config("seed_oss", 0).to_dict()
+    assert config["attention_dropout"] == config["residual_dropout"] == 0.1
+    written = ModelShape.from_hf(config).to_hf()
+    assert written["attention_dropout"] == written["residual_dropout"] == 0.0
 
 
 def test_phi3s_first_name_for_longrope_is_read() -> None:
