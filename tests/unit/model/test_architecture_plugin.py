@@ -141,3 +141,12 @@ def test_windows_of_a_family_without_any_are_refused() -> None:
     windows = {"attention_windows": (5, None)}
     with pytest.raises(InputError, match="attention_windows"):
         SHAPE.model_copy(update=windows).to_hf()
+
+
+def test_the_documented_family_is_the_one_in_the_package() -> None:
+    root = Path(__file__).resolve().parents[3]
+    section = (root / "docs" / "extending.md").read_text(encoding="utf-8")
+    section = section[section.index("## A model family") :]
+    shown = section.split("```python\n")[1].split("```")[0]
+    family = root / "megatron_longrope" / "model" / "architectures" / "seed_oss.py"
+    assert family.read_text(encoding="utf-8").endswith(shown)
