@@ -22,7 +22,7 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, ModelShape, build_model
 from megatron_longrope.model.architectures import with_rope_said
 from megatron_longrope.model.checkpoints.checkpoint import read_description, weights_folder
-from megatron_longrope.model.checkpoints.torch_dist import StoredTensors
+from megatron_longrope.model.checkpoints.stored_tensors import StoredTensors
 from megatron_longrope.rope import FactorSet, factor_set_from_hf
 from megatron_longrope.runtime import Runtime
 

@@ -14,7 +14,7 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.model.architectures.weights import WeightRule
 from megatron_longrope.model.checkpoints.checkpoint import CheckpointDescription
-from megatron_longrope.model.checkpoints.torch_dist import StoredTensors
+from megatron_longrope.model.checkpoints.stored_tensors import StoredTensors
 
 _MODEL_PARTS = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
 

@@ -26,16 +26,15 @@ from checkpoints_tools.common.units import (
     refuse_existing,
 )
 from checkpoints_tools.common.weight_map import bound_rules, hf_sizes, to_hf
-from checkpoints_tools.hf.folder import (
-    CONFIG_FILE,
+from checkpoints_tools.hf.folder import CONFIG_FILE, read_config
+from checkpoints_tools.hf.importing import Conversion
+from checkpoints_tools.hf.writing import (
     MAX_SHARD_BYTES,
-    read_config,
     refuse_foreign_hf_folder,
     shard_names,
     write_index,
     write_settings,
 )
-from checkpoints_tools.hf.importing import Conversion
 from checkpoints_tools.serving import with_engine_keys
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
@@ -48,7 +47,7 @@ from megatron_longrope.model.checkpoints.checkpoint import (
     read_description,
     weights_folder,
 )
-from megatron_longrope.model.checkpoints.torch_dist import StoredTensors
+from megatron_longrope.model.checkpoints.stored_tensors import StoredTensors
 from megatron_longrope.rope import FactorSet, factor_set_from_hf, hf_rope_config
 
 __all__ = ["export_hf", "hf_tensors", "read_weight"]

@@ -11,10 +11,7 @@ are looked at.
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.architectures import family_of_megatron_flags, megatron_flags
+from megatron_longrope.model.checkpoints.inert_pickle import Namespace, read_common
 from megatron_longrope.model.checkpoints.safe_metadata import (
     FIELD,
     METADATA_FILE,
-    one_line,
     read_metadata,
 )
 from megatron_longrope.model.shape import ModelShape
@@ -37,7 +34,6 @@ from megatron_longrope.rope import FactorSet, Llama3, NoScaling, RopeGeometry
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 _COMMON_FILE = "common.pt"
 _ITERATION = re.compile(r"iter_\d{7,}|release")
-_MAX_COMMON_BYTES = 64 << 20
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LLAMA3_WINDOW = 8192
 """megatron-core hard-codes it, and the two bounds, in its rotary embedding."""
@@ -100,9 +96,9 @@ def read_megatron_lm(directory: Path) -> tuple[ModelShape, FactorSet, torch.dtyp
     vocabulary is what --vocab-size said, else the padded one.
     """
     folder = iteration_folder(directory)
-    common = _read_common(folder / _COMMON_FILE)
+    common = read_common(folder / _COMMON_FILE)
     args = common.get("args")
-    if not isinstance(args, _Namespace):
+    if not isinstance(args, Namespace):
         raise InputError(FIELD, folder / _COMMON_FILE, "holds no arguments of Megatron-LM")
     entry = read_metadata(folder).state_dict_metadata.get(_EMBEDDING)
     if not isinstance(entry, TensorStorageMetadata):
@@ -200,74 +196,3 @@ def _rope_free(args: _Arguments, layers: object) -> tuple[int, ...]:
     if isinstance(frequency, list) and len(frequency) == layers and set(frequency) <= {0, 1}:
         return tuple(layer for layer, skipped in enumerate(frequency) if skipped)
     raise args.refuse("no_rope_freq", "a positive number, or 0 or 1 for each layer")
-
-
-class _StandIn:
-    """Takes the place of whatever a pickle names; takes its state, does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> _StandIn:
-        return object.__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(
-                {key: value for key, value in state.items() if isinstance(key, str)}
-            )
-
-    def append(self, _: object) -> None:
-        """What pickle calls for subclasses of list."""
-
-    def __setitem__(self, _: object, __: object) -> None:
-        """What pickle calls for subclasses of dict."""
-
-
-class _Namespace(_StandIn):
-    """argparse's, which holds Megatron-LM's arguments."""
-
-
-class _InertUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) == ("argparse", "Namespace"):
-            return _Namespace
-        return (
-            OrderedDict
-            if (module_name, global_name) == ("collections", "OrderedDict")
-            else _StandIn
-        )
-
-    def persistent_load(self, pid: Any) -> Any:
-        return _StandIn()
-
-
-def _read_common(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise InputError(
-            FIELD, path.parent, f"not a whole Megatron-LM checkpoint: it has no {path.name}"
-        )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            (member,) = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-            if member.file_size > _MAX_COMMON_BYTES:
-                raise InputError(FIELD, path, "larger than any arguments")
-            with archive.open(member) as stream:
-                common = _InertUnpickler(stream).load()
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        OSError,
-        ValueError,
-        EOFError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        MemoryError,
-        NotImplementedError,
-    ) as error:
-        raise InputError(FIELD, path, f"damaged: {one_line(error)}") from error
-    if not isinstance(common, dict):
-        raise InputError(FIELD, path, "damaged: it does not hold a dictionary")
-    return common
