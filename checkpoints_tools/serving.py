@@ -50,8 +50,7 @@ def serving_set(
 
 
 def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns config.json with the temperature also under the names that vLLM and SGLang read it
-    by.
+    """Returns config.json with the attention factor also under vLLM's and SGLang's names for it.
 
     They compute one from the lengths where `short_mscale` and `long_mscale` are missing, whatever
     attention_factor says. transformers warns of keys it does not know and goes on.
@@ -60,8 +59,8 @@ def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         settings = said.get(key)
         if settings and settings.get("rope_type") == "longrope":
-            temperature = settings["attention_factor"]
-            said[key] = settings | {"short_mscale": temperature, "long_mscale": temperature}
+            factor = settings["attention_factor"]
+            said[key] = settings | {"short_mscale": factor, "long_mscale": factor}
     return said
 
 
@@ -131,7 +130,7 @@ def _left_out(factor_set: FactorSet, kept: list[RopeFactors]) -> list[str]:
     return [
         "the factors for inputs of up to "
         f"{format_length(entry.up_to or entry.factors.target_length)} tokens "
-        f"(temperature {entry.factors.attention_factor:g})"
+        f"(attention factor {entry.factors.attention_factor:g})"
         for entry in factor_set.ranges
         if entry.factors not in kept
     ]

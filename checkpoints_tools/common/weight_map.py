@@ -66,8 +66,7 @@ def to_megatron(rule: WeightRule, tensors: Sequence[Tensor], shape: ModelShape) 
 
 
 def to_hf(rule: WeightRule, tensor: Tensor, shape: ModelShape) -> dict[str, Tensor]:
-    """Returns the HF weights by name, each contiguous: the inverse of `to_megatron`, bit for
-    bit."""
+    """Returns the HF weights by name, each contiguous: `to_megatron` undone bit for bit."""
     parts = [tensor.new_empty(sizes) for sizes in rule.hf_sizes(shape).values()]
     first = 0
     for source, start, rows in rule.row_runs(shape):

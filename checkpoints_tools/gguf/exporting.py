@@ -1,5 +1,4 @@
-"""Megatron checkpoint → one GGUF file for llama.cpp, tensor by tensor, factors and tokenizer
-inside.
+"""Megatron checkpoint → one GGUF file for llama.cpp, with its factors and tokenizer.
 
 llama.cpp reads `rope_factors_long.weight` and `rope_factors_short.weight` for its architecture
 `llama` where `llama.rope.scaling.type` is longrope; see docs/serving.md for what it does with them.

@@ -69,7 +69,7 @@ def export_hf(
 
     Interrupted, the same call goes on where it was. A checkpoint nobody changed since its import
     gets its config.json back byte for byte; `static` adds the keys that engines which choose one
-    set read the temperature by. An export already there is replaced when the new one is whole;
+    set read the attention factor by. An export already there is replaced when the new one is whole;
     `replace=False` refuses it. Raises InputError for what transformers' `longrope` cannot carry,
     and for damaged checkpoints.
     """

@@ -71,8 +71,7 @@ class HfFolder:
         return tensor
 
     def fingerprint(self) -> list[list[object]]:
-        """Returns what tells this folder's contents from another's: each file's name, size and time
-        of change."""
+        """Returns each file's name, size and time of change, to notice other contents."""
         read = [self.path / name for name in carried_files(self.path)] + sorted(
             set(self.files.values())
         )
@@ -158,8 +157,7 @@ def open_hf_folder(path: Path | str) -> HfFolder:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns a folder's config.json; raises InputError where there is none or it is no JSON
-    object."""
+    """Returns a folder's config.json; raises InputError where it is missing or damaged."""
     file = path / CONFIG_FILE
     if not file.is_file():
         raise InputError("model", path, f"a model folder without config: it has no {CONFIG_FILE}")

@@ -34,10 +34,10 @@ def write_hf_folder(
     carried_from: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> int:
-    """Writes a model folder and returns the bytes of its weights; `config` as bytes is written
-    unchanged.
+    """Writes a model folder and returns the bytes of its weights.
 
-    Raises InputError where `target` holds anything an export does not write.
+    `config` as bytes is written unchanged. Raises InputError where `target` holds anything an
+    export does not write.
     """
     refuse_foreign_hf_folder(target)
     partial = target.with_name(target.name + ".partial")
@@ -85,8 +85,7 @@ def shard_names(count: int) -> list[str]:
 
 
 def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int) -> None:
-    """Writes the index of several weight files, each given by its tensors' names; a single one has
-    none."""
+    """Writes the index of weight files given by their tensors' names; one file has none."""
     if len(shards) == 1:
         return
     named = zip(shards, shard_names(len(shards)), strict=True)
@@ -100,8 +99,10 @@ def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int)
 def write_settings(
     folder: Path, config: Mapping[str, Any] | bytes, carried_from: Path | None
 ) -> None:
-    """Writes everything of a model folder that is no weight; `config` as bytes is written
-    unchanged."""
+    """Writes everything of a model folder that is no weight.
+
+    `config` as bytes is written unchanged.
+    """
     if carried_from is not None:
         copy_carried(carried_from, folder, leave=[CONFIG_FILE])
     raw = (

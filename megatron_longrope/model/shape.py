@@ -71,8 +71,7 @@ class ModelShape(StrictConfig):
 
     @property
     def padded_vocab_size(self) -> int:
-        """Embedding rows with padding; the padding is masked out of every loss and cut on
-        export."""
+        """Embedding rows with padding, which is masked out of every loss and cut on export."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     @property
@@ -85,8 +84,10 @@ class ModelShape(StrictConfig):
         )
 
     def forward_flops(self, length: int) -> float:
-        """Floating-point operations of one forward pass over `length` tokens, causal attention
-        counted by half."""
+        """Returns the floating-point operations of a forward pass over `length` tokens.
+
+        Causal attention is counted by half.
+        """
         projections = self.num_parameters - self.vocab_size * self.hidden_size * (
             0 if self.tie_embeddings else 1
         )

@@ -1,5 +1,4 @@
-"""What a model family is: how its Hugging Face config is read and written, which Megatron-LM
-arguments mean it, and its weight table.
+"""What a model family is: its config, its Megatron-LM arguments, its weight table.
 
 A family is one file beside this one: a subclass of `Architecture`, registered under its
 `model_type`. transformers gives silent defaults that differ between families; each stands once, in
@@ -90,8 +89,7 @@ class Architecture:
         return Q_NORM in self.weights
 
     def rules(self, *, tied: bool) -> tuple[WeightRule, ...]:
-        """Returns the rules of the weights that exist once: tied embeddings have no output layer
-        of their own."""
+        """Returns the weight table; tied embeddings have no output layer of their own."""
         return tuple(
             rule for rule in self.weights if not (tied and rule.megatron == OUTPUT.megatron)
         )
@@ -222,8 +220,10 @@ def with_rope_said(config: Config) -> Config:
 
 
 def family_of_megatron_flags(flags: Collection[str]) -> Architecture | None:
-    """Returns the family that a checkpoint with these Megatron-LM arguments set is one of; None:
-    Megatron-LM can combine what no family here does."""
+    """Returns the family of a checkpoint with these Megatron-LM arguments set.
+
+    None: Megatron-LM can combine what no family here does.
+    """
     for family in ARCHITECTURES.values():
         needed = family.megatron_flags
         if needed is not None and needed <= set(flags) <= needed | family.megatron_may_set:

@@ -58,8 +58,10 @@ class Phi3(Architecture):
         return said
 
     def serving_notes(self, config: Config) -> list[str]:
-        """Returns that transformers 4 refuses an attention factor: its Phi3Config takes three keys
-        and computes the factor from the lengths."""
+        """Returns that transformers 4 refuses a config with an attention factor.
+
+        Its Phi3Config takes three keys and computes the factor from the lengths.
+        """
         if len(config.get("rope_scaling") or ()) <= len(_TRANSFORMERS_4_KEYS):
             return []
         return [

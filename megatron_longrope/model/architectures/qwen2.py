@@ -44,8 +44,7 @@ class Qwen2(Architecture):
     megatron_may_set = frozenset({"window_size"})
 
     def read_windows(self, config: Config, layers: int) -> Windows:
-        """Returns the windows of layers from `max_window_layers` on, or of those that layer_types
-        names."""
+        """Returns the windows of the layers that layer_types or `max_window_layers` names."""
         slides = config.get("use_sliding_window", False)
         window = config.get("sliding_window", 4096) if slides else None
         first = config.get("max_window_layers", 28)

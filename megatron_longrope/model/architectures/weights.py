@@ -33,10 +33,10 @@ class RowRun(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightRule:
-    """One Megatron weight, the HF weights it is made of and their sizes; `{layer}` stands for the
-    layer's number.
+    """One Megatron weight, the Hugging Face weights it is made of, and their sizes.
 
-    Sizes are words (`hidden`, `query`, …) that `hf_sizes` turns into the numbers of a shape.
+    In names `{layer}` stands for the layer's number. Sizes are words (`hidden`, `query`, …) that
+    `hf_sizes` turns into the numbers of a shape.
     """
 
     megatron: str
@@ -58,8 +58,7 @@ class WeightRule:
 
     @property
     def stacked(self) -> str:
-        """The name of all layers' weights together, as megatron-core's checkpoints keep them by
-        default."""
+        """The name of all layers' weights together, megatron-core's way by default."""
         return self.stored.replace(".{layer}", "")
 
     def at(self, layer: int) -> WeightRule:

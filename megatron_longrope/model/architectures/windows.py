@@ -33,8 +33,10 @@ def write_uniform(windows: Windows) -> dict[str, Any]:
 
 
 def by_layer_types(config: Config, window: object, slides: list[bool]) -> Windows:
-    """Returns `window` for the layers that slide: those of `slides`, unless layer_types says
-    which."""
+    """Returns `window` for the layers that slide.
+
+    `slides` says which do where the config has no layer_types.
+    """
     types = config.get("layer_types")
     if types is not None:
         if (

@@ -1,5 +1,7 @@
-"""Megatron-LM's common.pt, a pickle of whatever objects its arguments hold, read without importing
-anything: what the pickle names is replaced by an empty stand-in."""
+"""Megatron-LM's common.pt, a pickle of any objects, read without importing what it names.
+
+Whatever the pickle names is replaced by an empty stand-in that does nothing.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +59,7 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 def read_common(path: Path) -> Mapping[str, Any]:
+    """Returns what common.pt holds; raises InputError where it is missing or damaged."""
     if not path.is_file():
         raise InputError(
             FIELD, path.parent, f"not a whole Megatron-LM checkpoint: it has no {path.name}"

@@ -1,12 +1,10 @@
-"""Checkpoints that Megatron-LM itself wrote (`--ckpt-format torch_dist`), described from the
-arguments it saved.
+"""Checkpoints of Megatron-LM (`--ckpt-format torch_dist`), by the arguments it saved.
 
     <root>/latest_checkpointed_iteration.txt   "100" or "release"
     <root>/iter_0000100/                       torch_dist, with common.pt that holds the arguments
 
-common.pt is a pickle of whatever objects Megatron-LM's arguments hold. It is read by an unpickler
-that imports nothing: what the pickle names is replaced by an empty stand-in, and only plain values
-are looked at.
+common.pt is a pickle of any objects; `inert_pickle.py` reads it without importing them, and only
+plain values are looked at.
 """
 
 from __future__ import annotations
@@ -66,16 +64,17 @@ _TRAINING_ONLY = frozenset({"attention_dropout", "hidden_dropout"})
 
 
 def is_megatron_lm(directory: Path) -> bool:
-    """Returns whether `directory` is Megatron-LM's: the folder of all iterations, or one of
-    them."""
+    """Returns whether `directory` is Megatron-LM's folder of all iterations or of one."""
     if (directory / LATEST_FILE).is_file():
         return True
     return bool(_ITERATION.fullmatch(directory.name)) and (directory / METADATA_FILE).is_file()
 
 
 def iteration_folder(directory: Path) -> Path:
-    """Returns the folder of the latest iteration; of itself, if it is one. Raises InputError where
-    it is missing."""
+    """Returns the folder of the latest iteration, or `directory` if it is one itself.
+
+    Raises InputError where the iteration named as the latest is missing.
+    """
     latest = directory / LATEST_FILE
     if not latest.is_file():
         return directory
@@ -89,8 +88,7 @@ def iteration_folder(directory: Path) -> Path:
 
 
 def read_megatron_lm(directory: Path) -> tuple[ModelShape, FactorSet, torch.dtype, int]:
-    """Returns shape, factors in force, dtype of the weights and iteration of a Megatron-LM
-    checkpoint.
+    """Returns shape, factors, dtype and iteration of a Megatron-LM checkpoint.
 
     Raises InputError for arguments whose model is not one of ours, and for damaged files. The
     vocabulary is what --vocab-size said, else the padded one.
@@ -115,10 +113,12 @@ class _Arguments:
         self.values, self.folder = values, folder
 
     def get(self, name: str, default: object = None) -> Any:
+        """Returns an argument; `default` where it is None or of a release that lacks it."""
         value = self.values.get(name)
         return default if value is None else value
 
     def refuse(self, name: str, rule: str) -> InputError:
+        """Returns the error that refuses an argument's value."""
         return InputError(f"args.{name}", self.values.get(name), f"{rule} ({self.folder})")
 
 
@@ -162,8 +162,7 @@ def _describe(args: _Arguments, embedding_rows: int) -> tuple[ModelShape, Factor
 
 
 def _architecture(args: _Arguments) -> str:
-    """The family in Hugging Face that has these options; Megatron-LM can combine what none of them
-    does."""
+    """The family with these options; Megatron-LM can combine what no family does."""
     flags = [name for name in megatron_flags() if args.get(name) not in (None, False)]
     family = family_of_megatron_flags(flags)
     if family is None:

@@ -17,8 +17,7 @@ from megatron_longrope.model.checkpoints.torch_dist import refusing_damage
 
 
 class StoredTensors:
-    """The tensors of a checkpoint as they are stored, read one at a time: no model, no process
-    groups."""
+    """The tensors of a checkpoint, read one at a time without model or process groups."""
 
     def __init__(self, weights: Path) -> None:
         self._weights = weights
@@ -32,8 +31,10 @@ class StoredTensors:
         }
 
     def read(self, name: str, layer: int | None = None) -> torch.Tensor:
-        """Returns a whole tensor, or row `layer` of one that stacks all layers. Raises InputError
-        for a damaged one."""
+        """Returns a whole tensor, or row `layer` of one that stacks all layers.
+
+        Raises InputError for a damaged one.
+        """
         if name not in self.entries:
             raise InputError(FIELD, self._weights, f"has no tensor {name}")
         entry = self.entries[name]
@@ -52,10 +53,10 @@ class StoredTensors:
         return tensor
 
     def row_parts(self, name: str, layer: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yields (first row, rows) of what `read` returns, chunk by chunk where the chunks hold
-        whole rows.
+        """Yields (first row, rows) of what `read` returns.
 
-        Rows are good until the next ones are asked for.
+        That goes chunk by chunk where the chunks hold whole rows. Rows are good until the next ones
+        are asked for.
         """
         if name not in self.entries:
             raise InputError(FIELD, self._weights, f"has no tensor {name}")

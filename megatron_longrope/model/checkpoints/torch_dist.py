@@ -1,5 +1,4 @@
-"""Megatron's torch_dist format, written without helper processes and read without trusting its
-pickles."""
+"""Megatron's torch_dist format, written in this process and read without trust in pickles."""
 
 from __future__ import annotations
 
@@ -51,12 +50,11 @@ def save_sharded(state: dict[str, Any], weights: Path) -> None:
 def load_sharded(
     state: dict[str, Any], weights: Path, *, read_common: bool = True
 ) -> dict[str, Any]:
-    """Returns megatron's sharded state dict filled from `weights`, whatever layout wrote it; every
-    rank calls it.
+    """Returns megatron's sharded state dict filled from `weights`; every rank calls it.
 
-    `read_common=False` leaves common.pt alone: in Megatron-LM's checkpoints it holds any objects.
-    Raises InputError for missing, damaged or hostile files, and for tensors of other names or
-    shapes.
+    Any layout may have written them. `read_common=False` leaves common.pt alone: in Megatron-LM's
+    checkpoints it holds any objects. Raises InputError for missing, damaged or hostile files, and
+    for tensors of other names or shapes.
     """
     metadata = read_metadata(weights)
     with refusing_damage(weights):

@@ -1,5 +1,4 @@
-"""The matrix of what combines with what: one rule for each thing that cannot be built, checked
-before building.
+"""The matrix of what cannot be combined, one rule for each case, checked before building.
 
 Each file beside this one holds the rules of one subject. docs/gpu.md shows the table of all; a test
 holds the two together.

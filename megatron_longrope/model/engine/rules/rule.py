@@ -46,8 +46,7 @@ def communicates_by(w: Combination, *kinds: str) -> bool:
 
 
 def is_below(stack: GpuStack, capability: tuple[int, int]) -> bool:
-    """Returns whether the device is older than one of this compute capability; without a device
-    False."""
+    """Returns whether there is a device and its compute capability is lower than this."""
     return stack.capability is not None and stack.capability < capability
 
 
