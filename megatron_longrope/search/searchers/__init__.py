@@ -11,10 +11,12 @@ from megatron_longrope.search.searchers.evolution import EvolutionSearch
 from megatron_longrope.search.searchers.gradient import GradientSearch
 from megatron_longrope.search.searchers.hybrid import HybridSearch
 from megatron_longrope.search.searchers.piecewise import PiecewiseSearch
+from megatron_longrope.search.searchers.ramp import RampSearch
 from megatron_longrope.search.searchers.random import RandomSearch
 
 SEARCHERS: Registry[type[RoundSearcher[Any]]] = Registry("searcher")
 SEARCHERS.register(HybridSearch.name, HybridSearch)
+SEARCHERS.register(RampSearch.name, RampSearch)
 SEARCHERS.register(EvolutionSearch.name, EvolutionSearch)
 SEARCHERS.register(PiecewiseSearch.name, PiecewiseSearch)
 SEARCHERS.register(CmaSearch.name, CmaSearch)

@@ -46,6 +46,7 @@ SIZES = {
     "gradient": {"passes": 12, "documents_per_step": None},
     "cma": {"iterations": 4, "population": 6},
     "random": {"evaluations": 20},
+    "ramp": {"max_rounds": 5},
 }
 FINE_TUNED = tuple(np.linspace(1.003, 4.0, NUM_PAIRS))
 SPACES = {
