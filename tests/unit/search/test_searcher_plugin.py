@@ -4,6 +4,7 @@ and a whole search."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -22,10 +23,14 @@ from megatron_longrope.search import (
     Candidate,
     Proposal,
     RoundSearcher,
+    SearcherChoice,
     SearchStage,
     SettingOption,
 )
+from tests.support.search_stubs import SEEDS, SPACE, TASK, stub_evaluation
 from tests.support.tiny_run import TUNED, make_model, make_texts, recipe_values
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class DummySettings(StrictConfig):
@@ -139,6 +144,25 @@ def test_a_recipe_names_it_and_asks_it_what_it_can_do(tmp_path: Path) -> None:
     values["recovery"][0]["search"] = {"searcher": "dummy"}
     with pytest.raises(InputError, match=r"search\.searcher: dummy knows no short inputs"):
         build_config(Recipe, values, "tiny")
+
+
+def test_the_documented_searcher_finds_t() -> None:
+    section = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").split("## A searcher")[1]
+    code = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], flags=re.DOTALL)
+    names: dict[str, object] = {"SEARCHERS": SEARCHERS}
+    try:
+        for block in code:
+            exec(compile(block, "docs/extending.md", "exec"), names)
+        choice = SearcherChoice.model_validate({"name": "golden", "steps": 10})
+        searcher = choice.build(SPACE, SEEDS, 1, TASK)
+        while not searcher.finished:
+            (candidate,) = searcher.ask(1)
+            assert SPACE.admits(candidate)
+            searcher.tell(candidate, stub_evaluation(candidate))
+    finally:
+        SEARCHERS.remove("golden")
+    assert searcher.best is not None and len(searcher.history) == searcher.num_evaluations
+    assert searcher.best[0].attention_factor == pytest.approx(1.17, abs=0.005)
 
 
 def test_it_is_gone_when_it_is_removed(tmp_path: Path) -> None:
