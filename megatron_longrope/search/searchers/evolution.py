@@ -77,17 +77,19 @@ class EvolutionSearch(RoundSearcher[EvolutionSettings]):
     options = (
         SettingOption(
             "--population",
-            "first generation; half as many become parents  [default: the paper's, 64]",
+            "first generation; half as many become parents  "
+            f"[default: the paper's, {EvolutionSettings().population}]",
             lambda size: {"population": size, "parents": max(1, size // 2)},
         ),
         SettingOption(
             "--offspring",
-            "mutants, and as many crossovers, per iteration  [default: 16]",
+            "mutants, and as many crossovers, per iteration  "
+            f"[default: {EvolutionSettings().mutants}]",
             lambda number: {"mutants": number, "crossovers": number},
         ),
         SettingOption(
             "--iterations",
-            "generations after the first  [default: 40]",
+            f"generations after the first  [default: {EvolutionSettings().iterations}]",
             lambda number: {"iterations": number},
             at_least=0,
         ),

@@ -25,7 +25,8 @@ class GradientSearch(DescendingSearcher[DescentSettings]):
     options = (
         SettingOption(
             "--passes",
-            "passes over the documents, about three evaluations each  [default: 24]",
+            "passes over the documents, about three evaluations each  "
+            f"[default: {DescentSettings().passes}]",
             lambda passes: {"passes": passes},
         ),
     )

@@ -52,14 +52,15 @@ class HybridSearch(DescendingSearcher[HybridSettings]):
     options = (
         SettingOption(
             "--ramp-rounds",
-            "moves of the ramp, at most six evaluations each  [default: at most 8]",
+            "moves of the ramp, at most six evaluations each  "
+            f"[default: at most {RampSettings().max_rounds}]",
             lambda rounds: {"ramp": {"max_rounds": rounds}},
             at_least=0,
         ),
         SettingOption(
             "--passes",
             "passes of the descent over the documents, about three evaluations each; 0: none  "
-            "[default: 24]",
+            f"[default: {DescentSettings().passes}]",
             lambda passes: {"descent": {"passes": passes}} if passes else {"cycles": 0},
             at_least=0,
         ),

@@ -47,7 +47,8 @@ class RampSearch(RoundSearcher[RampSearchSettings]):
     options = (
         SettingOption(
             "--ramp-rounds",
-            "rounds of moves, at most eight evaluations each  [default: at most 8]",
+            "rounds of moves, at most eight evaluations each  "
+            f"[default: at most {RampSearchSettings().max_rounds}]",
             lambda rounds: {"max_rounds": rounds},
             at_least=0,
         ),
