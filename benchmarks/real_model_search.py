@@ -31,7 +31,7 @@ from megatron_longrope.evaluation import (
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import (
     first_search,
-    search_cost_json,
+    search_cost,
     search_factors,
     search_objective,
 )
@@ -51,12 +51,15 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=0)
     options = parser.parse_args()
     length = parse_length(options.length)
-    hybrid = {
+    searcher = {
+        "name": "hybrid",
         "ramp": {"max_rounds": options.ramp_rounds},
         "cycles": int(options.passes > 0),
         "descent": {"passes": max(1, options.passes)},
     }
-    config = SearchConfig.model_validate({"num_documents": 1, "starts": ["yarn"], "hybrid": hybrid})
+    config = SearchConfig.model_validate(
+        {"num_documents": 1, "starts": ["yarn"], "searcher": searcher}
+    )
     with start_runtime(timeout_seconds=24 * 3600) as runtime:
         model = load_model(options.model, runtime).model
         tokenizer = load_tokenizer(options.model)
@@ -79,13 +82,13 @@ def main() -> None:
             "yarn": Candidate(yarn.rescale, 0, yarn.attention_factor),
         }
         found = {name: judge([candidate])[0].perplexity for name, candidate in names.items()}
-        cost = search_cost_json(outcome, model.shape, length)
-        forward_equivalents = cost["flops"] / model.shape.forward_flops(length)
+        cost = search_cost(outcome.entries, model.shape, length)
+        forward_equivalents = cost.flops / model.shape.forward_flops(length)
     row = {
         "length": length,
         "search": search.name,
         "held_out": held_out.name,
-        "evaluations": outcome.cost.evaluations,
+        "evaluations": cost.evaluations,
         "forward_equivalents": forward_equivalents,
         "search_perplexity": outcome.evaluation.perplexity,
         "held_out_perplexity": found,

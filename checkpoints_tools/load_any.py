@@ -3,7 +3,6 @@ directory."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,8 +11,10 @@ import torch
 
 from checkpoints_tools.hf.folder import CONFIG_FILE, is_hf_folder, open_hf_folder
 from checkpoints_tools.hf.importing import check_folder, load_hf_weights
+from megatron_longrope.artifacts.summaries import named_checkpoint
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, build_model
+from megatron_longrope.model.architectures import with_rope_said
 from megatron_longrope.model.checkpoints.checkpoint import (
     DESCRIPTION_FILE,
     hf_folder,
@@ -63,7 +64,7 @@ def load_model(
     if kind == "hf":
         opened = open_hf_folder(folder)
         shape, _ = check_folder(opened)
-        factor_set = factor_set_from_hf(opened.config)
+        factor_set = factor_set_from_hf(with_rope_said(opened.config))
         files = folder
     else:
         description = read_description(folder)
@@ -97,7 +98,7 @@ def model_factors(path: Path | str) -> FactorSet:
     """Returns the factors in force of the model in `path`, without its weights."""
     kind, folder = find_model(path)
     if kind == "hf":
-        return factor_set_from_hf(open_hf_folder(folder).config)
+        return factor_set_from_hf(with_rope_said(open_hf_folder(folder).config))
     return read_description(folder).factor_set
 
 
@@ -148,11 +149,5 @@ def _model_of_run(run: Path) -> Path:
 
 def _named_checkpoint(run: Path) -> Path | None:
     result = run / "result.json"
-    if not result.is_file():
-        return None
-    try:
-        values = json.loads(result.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError("model", result, f"not a whole JSON file: {error}") from error
-    name = values.get("checkpoint") if isinstance(values, dict) else None
-    return run / name if isinstance(name, str) else None
+    name = named_checkpoint(result) if result.is_file() else None
+    return None if name is None else run / name

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_longrope.artifacts.rows import perplexity_of
+from megatron_longrope.atomic import write_json_file
 from megatron_longrope.errors import InputError
 
 
@@ -24,14 +24,7 @@ def write_rows(path: Path, rows: Iterable[Row | Mapping[str, Any]], **more: Any)
     """Writes {"rows": […], **more} to `path`, atomically; numbers that are not finite become
     null."""
     plain = [dict(row) if isinstance(row, Mapping) else row.to_json() for row in rows]
-    text = json.dumps(_finite({"rows": plain, **more}), indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    write_json_file(path, {"rows": plain, **more})
 
 
 def read_rows(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -72,13 +65,3 @@ def aggregate(
         sums.setdefault(key, []).append(math.nan if nll_sum is None else nll_sum)
         counts[key] = counts.get(key, 0) + row[f"{prefix}tokens"]
     return {key: perplexity_of(math.fsum(values), counts[key]) for key, values in sums.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.config import format_length
 from megatron_longrope.evaluation import aggregate
 from megatron_longrope.pipeline.measuring import RunModels
 
 Rows = Sequence[Mapping[str, Any]]
-Check = dict[str, Any]
 
 LAST_QUARTER_RATIO = 1.10
 SHORT_RATIO = 1.02
@@ -26,13 +26,7 @@ def run_checks(perplexity: Rows, passkey: Rows, models: RunModels, window: int) 
 
 
 def _check(name: str, text: str, value: float, bound: float, met: bool) -> Check:
-    return {
-        "name": name,
-        "text": text,
-        "value": round(value, 4),
-        "bound": round(bound, 4),
-        "met": bool(met),
-    }
+    return Check(name=name, text=text, value=round(value, 4), bound=round(bound, 4), met=bool(met))
 
 
 def _plain(rows: Rows, **wanted: Any) -> list[Mapping[str, Any]]:

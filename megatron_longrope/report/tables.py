@@ -12,9 +12,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from megatron_longrope.artifacts.records import as_record
 from megatron_longrope.config import format_length
 from megatron_longrope.report.aggregate import PerplexityGrid, Series, perplexity_grid
-from megatron_longrope.report.files import as_record
 from megatron_longrope.report.records import PerplexityRow
 from megatron_longrope.report.style import Look, model_name, series_look
 

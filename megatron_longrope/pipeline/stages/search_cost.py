@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from megatron_longrope.artifacts.cost import forward_equivalent
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import SearchProblem
 from megatron_longrope.pipeline.stages.stage import Cost
-from megatron_longrope.report.convergence import BACKWARD_OVER_FORWARD
-from megatron_longrope.search import Evaluation, Gradient, make_searcher
+from megatron_longrope.search import Evaluation, Gradient, SearchTask
 
 _MOST_EVALUATIONS = 100_000
 """Where counting ends, for a searcher that never does."""
@@ -28,15 +28,12 @@ def most_of_a_search(
     beyond that is added, on all documents.
     """
     texts = _text_lengths(config, num_documents, problem.length)
-    searcher = make_searcher(
-        config,
-        problem.space,
-        problem.seeds,
-        config.seed,
+    task = SearchTask(
         length=problem.length,
         scale=problem.length / shape.context_length,
         num_documents=len(texts),
     )
+    searcher = config.searcher.build(problem.space, problem.seeds, config.seed, task)
     most = searcher.num_evaluations or 0
     rungs = num_documents * sum(config.early_stopping.ladder) if config.early_stopping else 0
     evaluations = tokens = backward = 0
@@ -55,9 +52,8 @@ def most_of_a_search(
     tokens += max(0, most - evaluations) * (sum(texts) + rungs)
     evaluations = max(most, evaluations)
     per_token = shape.forward_flops(problem.length) / problem.length
-    return Cost(
-        evaluations, tokens, backward, per_token * (tokens + BACKWARD_OVER_FORWARD * backward)
-    )
+    flops = per_token * forward_equivalent(tokens, backward)
+    return Cost(evaluations, tokens, backward, flops)
 
 
 def _text_lengths(config: SearchConfig, num_documents: int, length: int) -> list[int]:

@@ -15,7 +15,7 @@ from megatron_longrope.pipeline.searching import (
     SearchProblem,
     first_search,
     recovery_search,
-    search_cost_json,
+    search_cost,
     search_factors,
     search_objective,
     second_search,
@@ -124,9 +124,11 @@ class SearchFactors(Stage):
             documents_sha256(documents),
             run.progress.search(self.name),
         )
+        cost = search_cost(outcome.entries, model.shape, self.length)
         return {
             "factors": factors_to_json(factors),
-            **search_cost_json(outcome, model.shape, self.length),
+            **cost.model_dump(),
+            "stopped_early": outcome.stopped_early,
             "perplexity": outcome.evaluation.perplexity,
         }
 
@@ -142,7 +144,7 @@ class FirstSearch(SearchFactors):
     @property
     def does(self) -> str:
         """Names searcher and length."""
-        return f"search factors for {format_length(self.length)} ({self.config.searcher})"
+        return f"search factors for {format_length(self.length)} ({self.config.searcher.name})"
 
     def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
         """Returns the search from the methods in the settings."""
@@ -158,7 +160,9 @@ class SecondSearch(SearchFactors):
     @property
     def does(self) -> str:
         """Names searcher and length."""
-        return f"search further factors for {format_length(self.length)} ({self.config.searcher})"
+        return (
+            f"search further factors for {format_length(self.length)} ({self.config.searcher.name})"
+        )
 
     @property
     def builds_on(self) -> Found:
@@ -182,7 +186,7 @@ class RecoverySearch(SearchFactors):
     def does(self) -> str:
         """Names searcher and length."""
         return f"search factors for inputs up to {format_length(self.length)}" + (
-            f" ({self.config.searcher})"
+            f" ({self.config.searcher.name})"
         )
 
     @property

@@ -56,7 +56,7 @@ def test_checks_are_the_ratios_they_name() -> None:
         for n, d, c in ((256, 0.0, 4), (256, 1.0, 4), (512, 0.0, 1), (512, 1.0, 0))
     ]
     checks = {
-        (check["name"], check["value"], check["bound"]): check["met"]
+        (check.name, check.value, check.bound): check.met
         for check in run_checks(rows, keys, models, 256)
     }
     assert checks == {

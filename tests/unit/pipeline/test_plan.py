@@ -98,9 +98,8 @@ def test_a_descent_costs_backward_passes_over_some_of_the_documents() -> None:
     descent = {"passes": 4, "documents_per_step": 1, "checks": 1}
     values["extension"][0]["search"] = {
         "num_documents": 2,
-        "searcher": "hybrid",
+        "searcher": {"name": "hybrid", "ramp": {"max_rounds": 0}, "descent": descent},
         "starts": ["yarn"],
-        "hybrid": {"ramp": {"max_rounds": 0}, "descent": descent},
     }
     cost = next(stage.cost for stage in _plan(values) if stage.kind == "search")
     # YaRN, whose attention factor is the fixed one here; seven steps on a document each; a check

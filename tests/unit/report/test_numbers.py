@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from megatron_longrope.artifacts.metrics import MetricsRow
 from megatron_longrope.errors import InputError
 from megatron_longrope.report import (
     grid_of_rows,
@@ -26,7 +27,7 @@ from megatron_longrope.report.headline import duration
 from megatron_longrope.report.plots.factors import factors_by_target, wavelengths
 from megatron_longrope.report.plots.loss import by_stage, running_mean
 from megatron_longrope.report.plots.search import baselines
-from megatron_longrope.report.records import MetricsRow, PasskeyRow, PositionRow
+from megatron_longrope.report.records import PasskeyRow, PositionRow
 from megatron_longrope.report.run_files import read_run
 from megatron_longrope.report.style import round_ticks, short_length
 from megatron_longrope.report.tables import format_perplexity, perplexity_table
@@ -215,7 +216,7 @@ def test_journals_of_the_search_room_are_read(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     _, entries = read_journal(tmp_path / "journals" / "search_first.jsonl")
     journal = run.journals["search_first"].entries
-    assert [entry.perplexity for entry in journal] == pytest.approx(
+    assert [entry.evaluation.perplexity for entry in journal] == pytest.approx(
         [entry.evaluation.perplexity for entry in entries]
     )
     found = {line.method: line.perplexity for line in baselines(journal, run.factors)}

@@ -22,7 +22,7 @@ from megatron_longrope.search import Candidate, Evaluation, SearchOutcome, Searc
 from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
 
 CONFIG = SearchConfig.model_validate(
-    {"starts": ["yarn"], "hybrid": {"ramp": {"max_rounds": 1}, "cycles": 0}}
+    {"starts": ["yarn"], "searcher": {"name": "hybrid", "ramp": {"max_rounds": 1}, "cycles": 0}}
 )
 LENGTH = 256
 
@@ -92,7 +92,7 @@ def test_a_finished_search_and_its_baselines_are_not_scored_again(
     (first, *results), (second, *again) = runs
     assert first > 10 and second == 0
     assert results == again
-    assert [row["method"] for row in results[0]] == 2 * [
+    assert [row.method for row in results[0]] == 2 * [
         "none",
         "pi",
         "ntk",
