@@ -10,7 +10,7 @@ from megatron_longrope.config import write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
 from megatron_longrope.pipeline.plan import plan, stages_before
-from megatron_longrope.pipeline.preflight import check_layout
+from megatron_longrope.pipeline.preflight import check_documents, check_layout
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.result import RunResult
 from megatron_longrope.pipeline.run import Progress, Run, Source, find_source
@@ -40,6 +40,7 @@ def check_recipe(recipe: Recipe, run_dir: Path, world_size: int) -> CheckedRun:
     check_layout(recipe, source.shape, world_size)
     stages = plan(recipe, source.shape)
     corpus = load_corpus(recipe.corpus, source.tokenizer, recipe.target_length)
+    check_documents(recipe, corpus)
     return CheckedRun(source, corpus, stages)
 
 

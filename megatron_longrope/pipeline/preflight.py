@@ -5,7 +5,29 @@ from __future__ import annotations
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
-from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.corpus import Corpus
+from megatron_longrope.pipeline.recipe import Recipe, SearchConfig
+
+
+def check_documents(recipe: Recipe, corpus: Corpus) -> None:
+    """Raises InputError where a search takes more of its documents than they hold.
+
+    That the documents reach the target length is checked where they are read.
+    """
+    steps: list[tuple[str, SearchConfig, int]] = [
+        *((f"extension.{n}", s.search, s.length) for n, s in enumerate(recipe.extension)),
+        *((f"recovery.{n}", s.search, s.length) for n, s in enumerate(recipe.recovery)),
+    ]
+    for place, search, length in steps:
+        longest = max((length, *search.mixture)) * search.windows_per_document
+        for document in corpus.search[: search.num_documents]:
+            if len(document.tokens) < longest:
+                raise InputError(
+                    f"{place}.search",
+                    document.name,
+                    f"has {len(document.tokens):,} tokens; {longest:,} of each document are "
+                    f"searched on (windows_per_document={search.windows_per_document}, mixture)",
+                )
 
 
 def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:

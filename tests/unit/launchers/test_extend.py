@@ -93,6 +93,10 @@ def _too_long(values: dict[str, Any], folder: Path) -> None:
     values["extension"][1]["length"] = "64k"
 
 
+def _too_many_windows(values: dict[str, Any], folder: Path) -> None:
+    values["recovery"][0]["search"]["windows_per_document"] = 99
+
+
 def _other_family(values: dict[str, Any], folder: Path) -> None:
     model = folder / "other"
     model.mkdir()
@@ -111,6 +115,7 @@ def _other_family(values: dict[str, Any], folder: Path) -> None:
         (_inside_window, "must exceed the model's window"),
         (_no_text, "gone.txt"),
         (_too_long, "5 are needed (3 to search on"),
+        (_too_many_windows, "recovery.0.search"),
         (_other_family, "gpt_neox"),
     ],
 )
