@@ -8,9 +8,17 @@ from typing import Any
 import click
 
 from launchers.list_options import ListOptionsCommand
-from launchers.options import LENGTH, engine_option, json_option, layout_options, write_json
+from launchers.options import (
+    LENGTH,
+    NameType,
+    engine_option,
+    json_option,
+    layout_options,
+    write_json,
+)
 from launchers.search_options import check_request
 from megatron_longrope.config import format_length
+from megatron_longrope.rope.methods.uses import default_search_starts, search_starts
 from megatron_longrope.search import SEARCHER_NAMES
 
 
@@ -65,8 +73,9 @@ from megatron_longrope.search import SEARCHER_NAMES
     "--starts-from",
     "starts",
     multiple=True,
-    type=click.Choice(["pi", "ntk", "yarn"]),
-    help="What the search starts from; may be repeated  [default: all three]",
+    type=NameType(search_starts),
+    help="What the search starts from; may be repeated  "
+    f"[default: {', '.join(default_search_starts())}]",
 )
 @click.option(
     "--ramp-rounds",

@@ -24,20 +24,20 @@ from megatron_longrope.evaluation import (
 from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.fingerprint import model_identity
 from megatron_longrope.pipeline.main_rank import on_main
-from megatron_longrope.pipeline.recipe import SearchConfig, SearchStage, StartName
+from megatron_longrope.pipeline.recipe import SearchConfig, SearchStage
 from megatron_longrope.report.convergence import BACKWARD_OVER_FORWARD
 from megatron_longrope.rope import (
+    METHODS,
     FactorOrigin,
     FactorSet,
     NoScaling,
-    NtkAware,
-    PositionInterpolation,
     RopeFactors,
     RopeGeometry,
     Yarn,
     longrope_attention_factor,
     write_factors,
 )
+from megatron_longrope.rope.methods.uses import default_second_interpolations
 from megatron_longrope.runtime import Runtime
 from megatron_longrope.search import (
     PAPER_START_TOKENS,
@@ -58,11 +58,6 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.space import Choices
 
-STARTS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
-    "pi": PositionInterpolation,
-    "ntk": NtkAware,
-    "yarn": Yarn,
-}
 _SHARPEST = 1.4
 """Times the fine-tuned temperature, in a second search."""
 _ABOVE_YARN = 1.05
@@ -112,7 +107,7 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
-    starts = [STARTS[name](scale=scale).factors(geometry) for name in config.starts]
+    starts = [METHODS[name].from_scale(scale).factors(geometry) for name in config.starts]
     seeds = _with_temperatures(
         starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)]
     )
@@ -146,7 +141,7 @@ def second_search(
             ComparedMethod.fixed(
                 f"fine-tuned · {name}", FactorSet.single(second_interpolation(name, tuned, length))
             )
-            for name in STARTS
+            for name in default_second_interpolations()
         ),
     ]
     return SearchProblem(search_name(length, config), length, space, seeds, tuple(baselines))
@@ -176,9 +171,9 @@ def recovery_search(
     return SearchProblem(search_name(length, config, "recover"), length, space, seeds, baselines)
 
 
-def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> RopeFactors:
-    """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft
-    times yarn's t.
+def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFactors:
+    """Returns λ_ft times the method's own factors for length / fine-tuned length, and t_ft times
+    its attention factor.
 
     YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost
     nothing (on the demonstration model perplexity 90 against 32).
@@ -187,7 +182,7 @@ def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> 
         base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length
     )
     scale = length / tuned.target_length
-    factors = STARTS[method](scale=scale).factors(inner)
+    factors = METHODS[method].from_scale(scale).factors(inner)
     return RopeFactors(
         rescale=tuple(a * b for a, b in zip(tuned.rescale, factors.rescale, strict=True)),
         start_tokens=tuned.start_tokens,
