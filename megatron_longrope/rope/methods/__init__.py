@@ -12,3 +12,4 @@ from megatron_longrope.rope.methods.dynamic_ntk import DynamicNtk as DynamicNtk
 from megatron_longrope.rope.methods.yarn import Yarn as Yarn
 from megatron_longrope.rope.methods.llama3 import Llama3 as Llama3
 from megatron_longrope.rope.methods.longrope import LongRope as LongRope
+from megatron_longrope.rope.methods.cope import Cope as Cope
