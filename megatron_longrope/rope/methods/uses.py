@@ -27,7 +27,8 @@ def search_starts() -> tuple[str, ...]:
 
 
 def default_search_starts() -> tuple[str, ...]:
-    """Returns where a search starts unless it is told: from the baselines it may start from."""
+    """Returns the names of the methods a search starts from unless it is told: the baselines among
+    those it may start from."""
     return _names(lambda kind: kind.starts_searches and kind.is_baseline)
 
 
@@ -37,7 +38,8 @@ def second_interpolations() -> tuple[str, ...]:
 
 
 def default_second_interpolations() -> tuple[str, ...]:
-    """Returns the baselines among them, which every second search is compared with."""
+    """Returns the names of the baselines that may be put on top of fine-tuned factors: every second
+    search is compared with them."""
     return _names(lambda kind: kind.goes_on_tuned and kind.is_baseline)
 
 
