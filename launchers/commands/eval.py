@@ -24,6 +24,7 @@ from launchers.options import (
 )
 from megatron_longrope.config import parse_length
 from megatron_longrope.errors import InputError
+from megatron_longrope.rope.methods.uses import closed_form_methods
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
     from checkpoints_tools.load_any import LoadedModel
@@ -93,10 +94,10 @@ def _model_options(function: CallableT) -> CallableT:
             "methods",
             multiple=True,
             default=(AS_IT_IS,),
-            metavar="NAME[:SCALE]",
-            help="none, pi, ntk, dynamic-ntk, yarn, a factors JSON file, or model: as it is. "
-            "Repeatable. "
-            "Without SCALE: --target/window, else length/window.",
+            metavar="NAME[:SCALE][,KEY=VALUE…]",
+            help=f"{', '.join(closed_form_methods())}, a published factor set, a factors JSON "
+            "file, or model: as it is. Repeatable. Without SCALE: --target/window, else "
+            "length/window.",
         ),
         click.option(
             "--target", type=LENGTH, metavar="LENGTH", help="Length in tokens that sets the scale."

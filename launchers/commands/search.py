@@ -7,11 +7,19 @@ from typing import Any
 
 import click
 
-from launchers.options import LENGTH, engine_option, json_option, layout_options, write_json
+from launchers.options import (
+    LENGTH,
+    NameType,
+    engine_option,
+    json_option,
+    layout_options,
+    write_json,
+)
 from launchers.search_options import SearchCommand, check_request
 from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.summaries import BaselineMargin, SearchSummary
 from megatron_longrope.config import format_length
+from megatron_longrope.rope.methods.uses import default_search_starts, search_starts
 
 
 @click.command(cls=SearchCommand)
@@ -57,8 +65,9 @@ from megatron_longrope.config import format_length
     "--starts-from",
     "starts",
     multiple=True,
-    type=click.Choice(["pi", "ntk", "yarn"]),
-    help="What the search starts from; may be repeated  [default: all three]",
+    type=NameType(search_starts),
+    help="What the search starts from; may be repeated  "
+    f"[default: {', '.join(default_search_starts())}]",
 )
 @click.option(
     "--space",

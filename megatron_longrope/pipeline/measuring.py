@@ -12,14 +12,16 @@ from megatron_longrope.evaluation import EvaluationDocument, write_rows
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
 from megatron_longrope.pipeline.recipe import Recipe
-from megatron_longrope.pipeline.searching import STARTS, second_interpolation
+from megatron_longrope.pipeline.searching import second_interpolation
 from megatron_longrope.rope import (
+    METHODS,
     FactorSet,
     NoScaling,
     RopeFactors,
     RopeGeometry,
     write_factors,
 )
+from megatron_longrope.rope.methods.uses import default_second_interpolations
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,10 @@ def write_baselines(models: RunModels, geometry: RopeGeometry, directory: RunDir
     """Writes the other methods' factors for every length of the run, for reports and for `--method
     FILE`."""
     scale = models.first.target_length / geometry.original_length
-    for name, kind in STARTS.items():
+    for name in default_second_interpolations():
         write_factors(
             directory.factors(f"{name}-{models.first.target_length}"),
-            kind(scale=scale).factors(geometry),
+            METHODS[name].from_scale(scale).factors(geometry),
         )
         if models.tuned is not None:
             for step in models.steps[1:]:

@@ -10,12 +10,18 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from megatron_longrope.config import Length, StrictConfig, format_length
 from megatron_longrope.model.engine.settings import BackendSettings, Recompute
 from megatron_longrope.rope import AnglePrecision
+from megatron_longrope.rope.methods.uses import (
+    SearchStart,
+    SecondInterpolation,
+    default_search_starts,
+    default_second_interpolations,
+    second_interpolations,
+)
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.search import EarlyStopping, SearcherChoice, SearchStage, SpaceName
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
-StartName = Literal["pi", "ntk", "yarn"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -111,7 +117,7 @@ class SearchConfig(StrictConfig):
     1.0 to 1.4 times the fine-tuned one; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln
     L); `one`: none."""
     search_start_tokens: bool = False
-    starts: tuple[StartName, ...] = Field(default=("pi", "ntk", "yarn"), min_length=1)
+    starts: tuple[SearchStart, ...] = Field(default_factory=default_search_starts, min_length=1)
     """The methods an extension's search starts from, each with its own temperature and with a
     second one. A recovery has starts of its own."""
     sharper_starts: tuple[PositiveFloat, ...] = (1.2,)
@@ -166,6 +172,11 @@ class SearchConfig(StrictConfig):
                 str(list(self.sharper_starts)),
                 "is for searches beyond a fine-tuned length",
             )
+        on_tuned = second_interpolations()
+        first_only = [name for name in self.starts if name not in on_tuned]
+        if stage == "second" and first_only:
+            rule = f"does not go on top of fine-tuned factors: one of {', '.join(on_tuned)}"
+            return "search.starts", first_only[0], rule
         reason = self.searcher.kind.unfit_stages.get(stage)
         return ("search.searcher", self.searcher.name, reason) if reason else None
 
@@ -207,7 +218,7 @@ class RecoveryStep(StrictConfig):
 
     @model_validator(mode="after")
     def _starts_are_of_extensions(self) -> RecoveryStep:
-        if self.search.starts != SearchConfig.model_fields["starts"].default:
+        if self.search.starts != default_search_starts():
             raise ValueError(
                 "search.starts: a recovery starts from the fine-tuned factors, from halfway and "
                 "from none"
@@ -226,7 +237,9 @@ class EvaluationConfig(StrictConfig):
     sliding_stride: PositiveInt | None = None
     """Of the pretrained model inside its own window, over the same documents; by default a quarter
     of the window."""
-    second_interpolations: tuple[StartName, ...] = ("pi", "ntk", "yarn")
+    second_interpolations: tuple[SecondInterpolation, ...] = Field(
+        default_factory=default_second_interpolations
+    )
     """Shown beside the last search on a fine-tuned model, each with its own temperature and with
     the searched one."""
 

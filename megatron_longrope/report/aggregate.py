@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -194,5 +195,6 @@ def series_order(series: Series) -> tuple[int | str, ...]:
 
 
 def method_family(method: str) -> str:
-    """The method a name belongs to: `yarn:2` and `YaRN` are yarn, `dynamic_ntk` is dynamic-ntk."""
-    return method.partition(":")[0].lower().replace("_", "-")
+    """Returns the method a label belongs to: `yarn:2,beta_fast=4` and `YaRN` are yarn,
+    `dynamic_ntk` is dynamic-ntk."""
+    return re.split("[:,]", method, maxsplit=1)[0].lower().replace("_", "-")

@@ -206,12 +206,12 @@ def test_baselines_come_with_their_own_and_with_the_searched_temperature() -> No
             assert changed.attention_factor == 1.17
             assert changed.rescale == plain.rescale
             assert plain.attention_factor == (
-                Yarn(scale=4).temperature() if own.name == "yarn" else 1.0
+                Yarn(scale=4).factors(GEOMETRY).attention_factor if own.name == "yarn" else 1.0
             )
 
 
 def test_dynamic_ntk_follows_the_length_and_may_come_with_several_factors() -> None:
-    methods = {m.name: m for m in baseline_methods(GEOMETRY, TARGET, dynamic_factors=(1.0, 2.0))}
+    methods = {m.name: m for m in baseline_methods(GEOMETRY, TARGET, written_scales=(1.0, 2.0))}
     assert {"dynamic-ntk:1", "dynamic-ntk:2"} <= methods.keys()
     dynamic = methods["dynamic-ntk:1"]
     assert dynamic.factors_at(WINDOW).for_length(WINDOW).rescale == (1.0,) * 8

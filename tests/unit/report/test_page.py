@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -243,6 +244,8 @@ def test_thin_results_still_make_a_page(tmp_path: Path) -> None:
 def test_a_second_interpolation_looks_as_its_method() -> None:
     second = method_look("second-yarn")
     assert (second.variable, second.marker) == (LOOKS["yarn"].variable, LOOKS["yarn"].marker)
+    with_settings = method_look("yarn:8,beta_fast=4")
+    assert with_settings == replace(LOOKS["yarn"], label="YaRN 8× (beta_fast=4)")
     assert (
         second.label == "YaRN on fine-tuned λ"
         and method_look("dynamic-ntk:8").label == "Dynamic NTK 8×"
