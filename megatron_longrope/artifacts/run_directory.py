@@ -62,8 +62,12 @@ class RunDirectory:
     def factors(self, name: str) -> Path:
         return self.root / "factors" / f"{name}.json"
 
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evals"
+
     def evaluation(self, name: str) -> Path:
-        return self.root / "evals" / f"{name}.json"
+        return self.evaluations / f"{name}.json"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

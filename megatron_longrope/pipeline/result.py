@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from megatron_longrope.artifacts.results import read_evaluations
 from megatron_longrope.artifacts.run_directory import RunDirectory, write_json
-from megatron_longrope.evaluation import read_rows
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import Corpus
@@ -60,14 +60,9 @@ def write_result(
     stages: list[dict[str, Any]],
 ) -> None:
     """Writes result.json from the evaluation rows."""
-    perplexity = read_rows(
-        directory.evaluation("perplexity"), ("model", "method", "length", "nll_sum", "tokens")
-    )
-    passkey = read_rows(
-        directory.evaluation("passkey"), ("model", "method", "length", "trials", "correct")
-    )
+    rows = read_evaluations(directory.evaluations)
     shape = model.shape
-    checks = run_checks(perplexity, passkey, models, shape.context_length)
+    checks = run_checks(rows, recipe.evaluation.tasks, models, shape.context_length)
     held_out = corpus.held_out[: recipe.evaluation.num_documents]
     write_json(
         directory.result,
@@ -85,13 +80,13 @@ def write_result(
             },
             "target_length": recipe.target_length,
             "stages": stages,
-            "checks": checks,
+            "checks": [check.model_dump() for check in checks],
             "held_out": {
                 "sha256": corpus.held_out_sha256,
                 "documents": [document.name for document in held_out],
             },
             "environment": _environment(),
-            "summary": {check["text"]: check["value"] for check in checks},
+            "summary": {check.text: check.value for check in checks},
         },
     )
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.report.records import Record, Rows
+from megatron_longrope.report.records import Record
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -26,12 +26,6 @@ def read_text(path: Path) -> str:
 def read_record(path: Path, kind: type[RecordT]) -> RecordT:
     """Returns the JSON object in `path` as a `kind`."""
     return as_record(_decode(read_text(path), path, None), kind, path)
-
-
-def read_rows(path: Path, kind: type[RecordT]) -> list[RecordT]:
-    """Returns the rows of an evaluation file, `{"rows": [...]}`."""
-    envelope = read_record(path, Rows)
-    return [as_record(row, kind, path, f"row {index}") for index, row in enumerate(envelope.rows)]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from megatron_longrope.artifacts.checks import Check
+from megatron_longrope.artifacts.rows import AttentionFactorSource
 
 Count = Annotated[int, Field(ge=0)]
 Tokens = Annotated[int, Field(gt=0)]
@@ -21,51 +24,6 @@ class Record(BaseModel):
     """One row or object of a result file; a wrong type is an error, an unknown key is not."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
-
-
-class PerplexityRow(Record):
-    """One document scored by one method at one length: Σ negative log-likelihood in nats over
-    `tokens` predictions.
-
-    The sum is null where it was not a finite number. With `window` and `stride` it is of a sliding
-    window.
-    """
-
-    model: str
-    method: str
-    temperature: str = "own"
-    length: Tokens
-    document: str
-    tokens: Tokens
-    nll_sum: Nats | None
-    window: Tokens | None = None
-    stride: Tokens | None = None
-
-
-class PositionRow(Record):
-    """Negative log-likelihood of the predictions at positions [bucket_start, bucket_end) of a
-    context of `length`."""
-
-    model: str
-    method: str
-    temperature: str = "own"
-    length: Count = 0
-    bucket_start: Count
-    bucket_end: Tokens
-    tokens: Tokens
-    nll_sum: Nats | None
-
-
-class PasskeyRow(Record):
-    """Retrievals tried and exact matches at one context length and one depth (0 = start, 1 = end of
-    the context)."""
-
-    model: str
-    method: str
-    length: Tokens
-    depth: Annotated[float, Field(ge=0, le=1)]
-    trials: Tokens
-    correct: Count
 
 
 class MetricsRow(Record):
@@ -97,16 +55,6 @@ class StageRow(Record):
     status: str
 
 
-class Check(Record):
-    """One check with its measured value and whether it was met."""
-
-    name: str
-    text: str
-    value: float | str
-    bound: float | str
-    met: bool
-
-
 class HeldOut(Record):
     """The documents that no search and no training saw."""
 
@@ -135,7 +83,10 @@ class BaselineRow(Record):
     """
 
     method: str
-    temperature: str
+    attention_factor: Annotated[
+        AttentionFactorSource,
+        Field(validation_alias=AliasChoices("attention_factor", "temperature")),
+    ]
     perplexity: float | None
     ratio: float | None
     low: float | None
@@ -189,7 +140,7 @@ class FactorOrigin(Record):
 
 
 class Factors(Record):
-    """Rescale factors λ (one per rotary pair), kept start positions n̂ and attention temperature
+    """Rescale factors λ (one per rotary pair), kept start positions n̂ and attention factor
     t."""
 
     rescale: Annotated[
@@ -283,9 +234,3 @@ class SearchEntry(Record):
         tokens = sum(self.token_counts)
         loss = math.fsum(float(value) for value in self.nll_sums) / tokens if tokens else math.inf
         return math.exp(loss) if loss < MAX_LOSS else math.inf
-
-
-class Rows(Record):
-    """The envelope of every evaluation file."""
-
-    rows: tuple[dict[str, Any], ...]

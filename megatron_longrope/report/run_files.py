@@ -9,23 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megatron_longrope.artifacts.results import EvaluationRows, read_evaluations
 from megatron_longrope.config import parse_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.report.files import (
-    RecordT,
     as_record,
     read_json_lines,
     read_record,
-    read_rows,
     read_text,
 )
 from megatron_longrope.report.records import (
     FactorFile,
     JournalHeader,
     MetricsRow,
-    PasskeyRow,
-    PerplexityRow,
-    PositionRow,
     ResultKind,
     RunResult,
     SearchEntry,
@@ -57,9 +53,7 @@ class RunFiles:
     factors: dict[str, FactorFile]
     journals: dict[str, SearchJournal]
     metrics: list[MetricsRow]
-    perplexity: list[PerplexityRow]
-    positions: list[PositionRow]
-    passkey: list[PasskeyRow]
+    evaluations: EvaluationRows
 
     @property
     def original_length(self) -> int | None:
@@ -91,7 +85,6 @@ def read_run(run_dir: Path) -> RunFiles:
         raise InputError("run directory", run_dir, "no such folder")
     config_path, result_path = run_dir / "config.yaml", run_dir / "result.json"
     config_text = read_text(config_path) if config_path.is_file() else None
-    evals = run_dir / "evals"
     result = _read_result(result_path) if result_path.is_file() else None
     return RunFiles(
         name=run_dir.resolve().name,
@@ -108,9 +101,7 @@ def read_run(run_dir: Path) -> RunFiles:
             for path in _single_or_folder(run_dir, "journal", "journals")
         },
         metrics=_concatenated(_single_or_folder(run_dir, "metrics", "metrics"), _read_metrics),
-        perplexity=_evaluation_rows(evals, "perplexity*.json", PerplexityRow),
-        positions=_evaluation_rows(evals, "positions*.json", PositionRow),
-        passkey=_evaluation_rows(evals, "passkey*.json", PasskeyRow),
+        evaluations=read_evaluations(run_dir / "evals"),
     )
 
 
@@ -146,10 +137,6 @@ def _single_or_folder(run_dir: Path, file: str, folder: str) -> list[Path]:
     """`<file>.jsonl` where it exists, and every .jsonl file of `folder`."""
     single = run_dir / f"{file}.jsonl"
     return [*([single] if single.is_file() else []), *sorted((run_dir / folder).glob("*.jsonl"))]
-
-
-def _evaluation_rows(folder: Path, pattern: str, kind: type[RecordT]) -> list[RecordT]:
-    return _concatenated(sorted(folder.glob(pattern)), lambda path: read_rows(path, kind))
 
 
 def _concatenated(paths: list[Path], read: Callable[[Path], list[T]]) -> list[T]:

@@ -93,9 +93,8 @@ def _cost_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def _baseline_label(baseline: BaselineRow) -> str:
-    return (
-        f"Best baseline: {method_look(baseline.method).label}, {baseline.temperature} temperature"
-    )
+    label, source = method_look(baseline.method).label, baseline.attention_factor
+    return f"Best baseline: {label}, {source} attention factor"
 
 
 def _note(found: Convergence) -> str:
