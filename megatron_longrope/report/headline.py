@@ -14,7 +14,7 @@ from megatron_longrope.report.aggregate import (
 )
 from megatron_longrope.report.records import StageRow
 from megatron_longrope.report.run_files import RunFiles
-from megatron_longrope.report.style import short_length
+from megatron_longrope.report.style import heading, short_length
 from megatron_longrope.report.tables import format_perplexity
 
 
@@ -114,7 +114,7 @@ def _retrieval_tile(task: str, grids: Mapping[Series, RetrievalGrid]) -> Tile | 
     )
     rate = _accuracy(grids[series], length)
     return Tile(
-        f"{task.capitalize()} at {short_length(length)}", f"{rate:.0%}".replace("%", " %"), detail
+        f"{heading(task)} at {short_length(length)}", f"{rate:.0%}".replace("%", " %"), detail
     )
 
 
