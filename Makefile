@@ -8,7 +8,6 @@ BIN := $(VENV)/bin
 PACKAGING := pyproject.toml setup.py constraints.txt
 # One thread per test process: gloo tests start several, and two pytest workers share the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-SERIAL_TESTS := $(wildcard tests/distributed tests/e2e)
 
 .PHONY: demo test test-gpu lint clean
 
@@ -18,7 +17,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	status=0; \
 	$(PYTEST) -n 2 tests/unit || status=1; \
-	$(PYTEST) $(SERIAL_TESTS) || status=1; \
+	$(PYTEST) tests/distributed tests/e2e || status=1; \
 	exit $$status
 
 test-gpu: $(VENV)/.installed-dev

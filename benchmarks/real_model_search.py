@@ -31,7 +31,7 @@ from megatron_longrope.evaluation import (
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import (
     first_search,
-    search_cost_json,
+    search_cost,
     search_factors,
     search_objective,
 )
@@ -79,13 +79,13 @@ def main() -> None:
             "yarn": Candidate(yarn.rescale, 0, yarn.attention_factor),
         }
         found = {name: judge([candidate])[0].perplexity for name, candidate in names.items()}
-        cost = search_cost_json(outcome, model.shape, length)
-        forward_equivalents = cost["flops"] / model.shape.forward_flops(length)
+        cost = search_cost(outcome.entries, model.shape, length)
+        forward_equivalents = cost.flops / model.shape.forward_flops(length)
     row = {
         "length": length,
         "search": search.name,
         "held_out": held_out.name,
-        "evaluations": outcome.cost.evaluations,
+        "evaluations": cost.evaluations,
         "forward_equivalents": forward_equivalents,
         "search_perplexity": outcome.evaluation.perplexity,
         "held_out_perplexity": found,

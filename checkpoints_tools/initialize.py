@@ -170,9 +170,9 @@ def _induction(
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Returns [rows, columns] of orthonormal columns."""
-    return torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64))[
-        0
-    ].float()
+    noise = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(noise)[0]
+    return basis.float()
 
 
 def _without(direction: Tensor, columns: Tensor) -> Tensor:

@@ -3,7 +3,6 @@ directory."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ import torch
 
 from checkpoints_tools.hf.folder import CONFIG_FILE, is_hf_folder, open_hf_folder
 from checkpoints_tools.hf.importing import check_folder, load_hf_weights
+from megatron_longrope.artifacts.summaries import named_checkpoint
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, build_model
 from megatron_longrope.model.checkpoints.checkpoint import (
@@ -148,11 +148,5 @@ def _model_of_run(run: Path) -> Path:
 
 def _named_checkpoint(run: Path) -> Path | None:
     result = run / "result.json"
-    if not result.is_file():
-        return None
-    try:
-        values = json.loads(result.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError("model", result, f"not a whole JSON file: {error}") from error
-    name = values.get("checkpoint") if isinstance(values, dict) else None
-    return run / name if isinstance(name, str) else None
+    name = named_checkpoint(result) if result.is_file() else None
+    return None if name is None else run / name

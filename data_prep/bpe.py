@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from megatron_longrope.atomic import write_text_file
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 
@@ -65,9 +66,6 @@ def _save(tokenizer: Tokenizer, directory: Path) -> TextTokenizer:
         "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
     }
-    directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        partial = directory / (name + ".partial")
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(directory / name)
+        write_text_file(directory / name, content)
     return load_tokenizer(directory)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +10,7 @@ import numpy as np
 
 from data_prep.documents import TokenDocument
 from data_prep.packing import PackingPlan, plan_packing
+from megatron_longrope.atomic import json_text, replacing
 from megatron_longrope.data.index_file import TokenIndex, token_dtype, write_index
 from megatron_longrope.data.manifest import (
     DatasetCounts,
@@ -81,49 +80,38 @@ def _write(
             "nothing to write: no document, or none with a piece long enough",
         )
     _check_tokens(documents, vocab_size)
-    files = dataset_files(prefix)
-    partial_bin, partial_idx, partial_json = partials = [
-        path.with_name(path.name + ".partial") for path in files
-    ]
+    bin_file, idx_file, json_file = dataset_files(prefix)
     index = _index(rows, token_dtype(vocab_size))
     try:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        _write_tokens(partial_bin, rows, index.dtype)
-        with partial_idx.open("wb") as stream:
-            write_index(stream, index)
-        manifest = DatasetManifest(
-            kind=kind,
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            sequence_length=plan.sequence_length if plan else None,
-            min_piece=min_piece,
-            counts=_counts(index, plan),
-            documents=tuple(
-                DocumentRecord(name=d.name, sha256=d.sha256, tokens=len(d.tokens))
-                for d in documents
-            ),
-            bin_sha256=file_sha256(partial_bin),
-            idx_sha256=file_sha256(partial_idx),
-        )
-        partial_json.write_text(
-            json.dumps(manifest.model_dump(), indent=1) + "\n", encoding="utf-8"
-        )
-        _publish(partials, files)
+        # Left in the opposite order: the manifest gets its name last.
+        with (
+            replacing(json_file) as partial_json,
+            replacing(idx_file) as partial_idx,
+            replacing(bin_file) as partial_bin,
+        ):
+            _write_tokens(partial_bin, rows, index.dtype)
+            with partial_idx.open("wb") as stream:
+                write_index(stream, index)
+            manifest = DatasetManifest(
+                kind=kind,
+                tokenizer=tokenizer,
+                vocab_size=vocab_size,
+                sequence_length=plan.sequence_length if plan else None,
+                min_piece=min_piece,
+                counts=_counts(index, plan),
+                documents=tuple(
+                    DocumentRecord(name=d.name, sha256=d.sha256, tokens=len(d.tokens))
+                    for d in documents
+                ),
+                bin_sha256=file_sha256(partial_bin),
+                idx_sha256=file_sha256(partial_idx),
+            )
+            partial_json.write_text(json_text(manifest.model_dump()) + "\n", encoding="utf-8")
+            # An older manifest goes first, so that none ever describes other tokens.
+            json_file.unlink(missing_ok=True)
     except OSError as error:
         raise InputError("dataset", prefix, f"cannot be written: {error.strerror}") from error
-    finally:
-        for path in partials:
-            if path.is_file():
-                path.unlink()
     return manifest
-
-
-def _publish(partials: Sequence[Path], files: Sequence[Path]) -> None:
-    """Renames all three, the manifest last; an older manifest goes first, so that none ever
-    describes other tokens."""
-    files[-1].unlink(missing_ok=True)
-    for partial, final in zip(partials, files, strict=True):
-        os.replace(partial, final)
 
 
 def _check_tokens(documents: Sequence[TokenDocument], vocab_size: int) -> None:

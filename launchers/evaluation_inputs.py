@@ -19,6 +19,7 @@ from launchers.options import (
     layout_options,
 )
 from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
     from checkpoints_tools.load_any import LoadedModel
@@ -112,7 +113,7 @@ def model_options(function: CallableT) -> CallableT:
         click.option(
             "--batch-tokens",
             type=click.IntRange(1),
-            default=16384,
+            default=DEFAULT_BATCH_TOKENS,
             metavar="TOKENS",
             help="Short documents share a forward pass up to this many.",
         ),

@@ -3,13 +3,14 @@ lines."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from launchers.progress import ProgressLines
+from megatron_longrope.artifacts.records import read_record
+from megatron_longrope.artifacts.summaries import RunSummary
 from megatron_longrope.config import apply_overrides, build_config, read_yaml
 from megatron_longrope.pipeline.extend import run_recipe
 from megatron_longrope.pipeline.recipe import Recipe
@@ -55,12 +56,17 @@ def search_lines(lines: ProgressLines) -> Callable[[SearchProgress], None]:
 
 
 def _say_result(result: RunResult) -> None:
-    content = json.loads(result.result_file.read_text(encoding="utf-8"))
-    for check in content["checks"]:
-        mark = "met   " if check["met"] else "MISSED"
-        click.echo(f"{mark} {check['value']:.4g} (bound {check['bound']:.4g})  {check['text']}")
+    for check in read_record(result.result_file, RunSummary).checks:
+        mark = "met   " if check.met else "MISSED"
+        value, bound = _number(check.value), _number(check.bound)
+        click.echo(f"{mark} {value} (bound {bound})  {check.text}")
     click.echo(f"report: {result.report}")
     click.echo(f"result: {result.result_file}")
     click.echo(f"checkpoint: {result.megatron}")
     if result.hugging_face.exists():
         click.echo(f"Hugging Face: {result.hugging_face}")
+
+
+def _number(value: float | str | None) -> str:
+    """Four digits of a check's number, its text where it is one; "nan" where it was not finite."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value or "nan")

@@ -14,7 +14,9 @@ from launchers.extension import search_lines
 from launchers.options import layout_of
 from launchers.progress import ProgressLines
 from launchers.search_options import searcher_sizes
-from megatron_longrope.artifacts.run_directory import RunDirectory, write_json
+from megatron_longrope.artifacts.records import write_record
+from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.artifacts.summaries import SearchSummary
 from megatron_longrope.config import build_config, format_length
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.errors import InputError
@@ -25,9 +27,8 @@ from megatron_longrope.pipeline.margins import baseline_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
-    cost_json,
     first_search,
-    search_cost_json,
+    search_cost,
     search_factors,
     search_objective,
     second_search,
@@ -37,8 +38,9 @@ from megatron_longrope.rope import RopeFactors, read_factors, write_factors
 from megatron_longrope.runtime import start_runtime
 
 
-def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
-    """Runs the search and returns its result on the main rank. Raises InputError for bad input."""
+def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] | None:
+    """Runs the search and returns on the main rank what it found and the plot of it. Raises
+    InputError for bad input."""
     target = settings["target"]
     sources = list(read_text_files(settings["texts"]))
     config = search_config(settings, len(sources))
@@ -79,21 +81,22 @@ def run_factor_search(out: Path, **settings: Any) -> dict[str, Any] | None:
             return None
         write_factors(directory.factors("best"), factors)
         shape = loaded.model.shape
-        cost = search_cost_json(outcome, shape, target)
+        cost = search_cost(outcome.entries, shape, target)
         one_evaluation = shape.forward_flops(target) / target * objective.document_tokens
-        result = {
-            "perplexity": outcome.evaluation.perplexity,
-            **cost,
-            "forward_equivalents": cost["flops"] / one_evaluation,
-            "recovered": outcome.recovered,
-            "target_length": target,
-            "journal": problem.name,
-            "baselines": margins,
-            "baselines_cost": cost_json(margins_cost, shape, target),
-            "factors": str(directory.factors("best")),
-        }
-        write_json(directory.result, result)
-        return {**result, "plot": str(write_convergence_plot(out))}
+        summary = SearchSummary(
+            **cost.model_dump(),
+            perplexity=outcome.evaluation.perplexity,
+            stopped_early=outcome.stopped_early,
+            forward_equivalents=cost.flops / one_evaluation,
+            recovered=outcome.recovered,
+            target_length=target,
+            journal=problem.name,
+            baselines=tuple(margins),
+            baselines_cost=margins_cost,
+            factors=str(directory.factors("best")),
+        )
+        write_record(directory.result, summary)
+        return summary, write_convergence_plot(out)
 
 
 def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:

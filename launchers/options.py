@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from megatron_longrope import atomic
 from megatron_longrope.config import parse_length
 from megatron_longrope.errors import InputError
 
@@ -20,7 +18,7 @@ if TYPE_CHECKING:  # imports torch, which `--help` does without
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 
-class LengthType(click.ParamType):
+class LengthType(click.ParamType):  # type: ignore[type-arg]
     """A length in tokens: 262144, 256k or 2M."""
 
     name = "length"
@@ -30,7 +28,7 @@ class LengthType(click.ParamType):
         return parse_length(value, _option_name(param))
 
 
-class LengthsType(click.ParamType):
+class LengthsType(click.ParamType):  # type: ignore[type-arg]
     """Lengths in tokens, separated by commas: 2k,8k,16k."""
 
     name = "lengths"
@@ -141,18 +139,14 @@ def check_json_folder(path: Path | None) -> None:
 
 
 def write_json(path: Path, payload: Mapping[str, Any]) -> None:
-    """Writes `payload` as JSON, atomically; numbers that are not finite become null, as JSON has no
-    word for them.
+    """Writes the result of a command where `--json` asks for it, as `atomic.write_json_file` does.
 
     Raises InputError when the folder does not exist or cannot be written to.
     """
-    text = json.dumps(_finite(payload), indent=2, allow_nan=False, default=_plain) + "\n"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    check_json_folder(path)
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        atomic.write_json_file(path, payload)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError("--json", path, f"cannot be written: {error.strerror}") from error
 
 
@@ -160,22 +154,3 @@ def _option_name(param: click.Parameter | None) -> str:
     if param is None:
         return "length"
     return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Paths as text, NumPy scalars and arrays as Python numbers."""
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return _finite(value.tolist())
-    raise TypeError(f"{type(value).__name__} has no JSON form")

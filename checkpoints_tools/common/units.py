@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from megatron_longrope.atomic import write_text_file
 from megatron_longrope.errors import InputError, LongRopeError
 
 Report = Callable[[int], None]
@@ -91,7 +92,7 @@ def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Ite
             shutil.rmtree(partial, ignore_errors=True)
         try:
             (partial / _FOLDER).mkdir(parents=True)
-            _write_whole(marker, text)
+            write_text_file(marker, text)
         except OSError as error:
             raise InputError("target", partial, f"cannot be made: {error.strerror}") from error
     with _locked(partial):
@@ -189,7 +190,7 @@ def _make(partial: Path, number: int, unit: Unit, maker: Maker, report: Report) 
     final.parent.mkdir(parents=True, exist_ok=True)
     record = record | {"file_bytes": scratch.stat().st_size}
     os.replace(scratch, final)
-    _write_whole(partial / _FOLDER / f"{number}.json", json.dumps(record))
+    write_text_file(partial / _FOLDER / f"{number}.json", json.dumps(record))
     return record
 
 
@@ -199,13 +200,6 @@ def _finished(partial: Path, number: int, unit: Unit) -> Record | None:
         return None
     record: Record = json.loads(note.read_text(encoding="utf-8"))
     return record if record["file_bytes"] == file.stat().st_size else None
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
-    scratch = file.with_name(f"{file.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, file)
 
 
 def _sync(file: Path) -> None:

@@ -10,6 +10,8 @@ import click
 from launchers.list_options import ListOptionsCommand
 from launchers.options import LENGTH, engine_option, json_option, layout_options, write_json
 from launchers.search_options import check_request
+from megatron_longrope.artifacts.cost import SearchCost
+from megatron_longrope.artifacts.summaries import BaselineMargin, SearchSummary
 from megatron_longrope.config import format_length
 from megatron_longrope.search import SEARCHER_NAMES
 
@@ -167,47 +169,48 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
     check_request(out, json_path, settings)
     from launchers.factor_search import run_factor_search
 
-    result = run_factor_search(out, **settings)
-    if result is not None:
-        click.echo(
-            f"best perplexity {result['perplexity']:.4f} at {format_length(settings['target'])} "
-            "tokens"
-        )
-        for row in result["baselines"]:
-            click.echo(_margin_line(row))
-        click.echo(_cost_line(result))
-        click.echo(_baselines_cost_line(result["baselines_cost"]))
-        click.echo(f"factors: {result['factors']}")
-        click.echo(f"plot: {result['plot']}")
-        if json_path is not None:
-            write_json(json_path, result)
+    found = run_factor_search(out, **settings)
+    if found is None:
+        return
+    summary, plot = found
+    click.echo(
+        f"best perplexity {summary.perplexity:.4f} at {format_length(settings['target'])} tokens"
+    )
+    for row in summary.baselines:
+        click.echo(_margin_line(row))
+    click.echo(_cost_line(summary))
+    if summary.baselines_cost is not None:
+        click.echo(_baselines_cost_line(summary.baselines_cost))
+    click.echo(f"factors: {summary.factors}")
+    click.echo(f"plot: {plot}")
+    if json_path is not None:
+        write_json(json_path, {**summary.model_dump(), "plot": plot})
 
 
-def _margin_line(row: dict[str, Any]) -> str:
+def _margin_line(row: BaselineMargin) -> str:
     """A baseline's perplexity and by how much it exceeds the best one's."""
-    name = f"{row['method']} ({row['attention_factor']} attention factor)"
-    if row["perplexity"] is None:
+    name = f"{row.method} ({row.attention_factor} attention factor)"
+    if row.perplexity is None or row.ratio is None:
         return f"  {name:<42} no finite perplexity"
-    interval = (
-        f"  [{row['low'] - 1:+.2%}, {row['high'] - 1:+.2%}]" if row["low"] is not None else ""
-    )
-    return f"  {name:<42} {row['perplexity']:>10.4f}  {row['ratio'] - 1:+.2%}{interval}"
+    interval = ""
+    if row.low is not None and row.high is not None:
+        interval = f"  [{row.low - 1:+.2%}, {row.high - 1:+.2%}]"
+    return f"  {name:<42} {row.perplexity:>10.4f}  {row.ratio - 1:+.2%}{interval}"
 
 
-def _baselines_cost_line(cost: dict[str, Any]) -> str:
+def _baselines_cost_line(cost: SearchCost) -> str:
     return (
-        f"      {cost['evaluations']} more for the baselines, {cost['flops']:.3g} FLOP, "
-        f"{cost['seconds']:.0f} s"
+        f"      {cost.evaluations} more for the baselines, {cost.flops:.3g} FLOP, "
+        f"{cost.seconds:.0f} s"
     )
 
 
-def _cost_line(result: dict[str, Any]) -> str:
-    recovered = f", {result['recovered']} of them from the journal" if result["recovered"] else ""
+def _cost_line(summary: SearchSummary) -> str:
+    recovered = f", {summary.recovered} of them from the journal" if summary.recovered else ""
     return (
-        f"cost: {result['evaluations']} evaluations ({result['stopped_early']} stopped "
+        f"cost: {summary.evaluations} evaluations ({summary.stopped_early} stopped "
         f"early{recovered}), as much as "
-        f"{result['forward_equivalents']:.1f} of all documents: {result['tokens']:,} tokens "
-        "forward, "
-        f"{result['backward_tokens']:,} backward, {result['flops']:.3g} FLOP, "
-        f"{result['seconds']:.0f} s"
+        f"{summary.forward_equivalents:.1f} of all documents: {summary.tokens:,} tokens forward, "
+        f"{summary.backward_tokens:,} backward, {summary.flops:.3g} FLOP, "
+        f"{summary.seconds:.0f} s"
     )

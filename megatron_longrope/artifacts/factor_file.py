@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from megatron_longrope.artifacts.factors import FactorSet, RopeFactors
+from megatron_longrope.atomic import write_json_file
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
 
@@ -18,11 +18,7 @@ VERSION = 1
 def write_factors(path: Path | str, factors: FactorSet | RopeFactors) -> None:
     """Writes `factors` to `path` as JSON: whole or not at all; every float is read back bit for
     bit."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(factors_to_json(factors), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json_file(Path(path), factors_to_json(factors))
 
 
 def read_factors(path: Path | str) -> FactorSet:

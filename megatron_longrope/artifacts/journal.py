@@ -16,10 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import ConfigDict, Field
 
 from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Provenance
 from megatron_longrope.artifacts.identity import check_same
+from megatron_longrope.artifacts.records import FileRecord, Tokens, as_record
+from megatron_longrope.atomic import replacing
 from megatron_longrope.errors import InputError, LongRopeError
 
 FORMAT = "longrope-search-journal"
@@ -37,6 +41,16 @@ class JournalEntry:
     evaluation: Evaluation
     seconds: float
     cost_tokens: int
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a backward pass went through the model too."""
+        return self.evaluation.gradient is not None
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether scoring stopped before the last document because the candidate was hopeless."""
+        return not self.evaluation.completed and self.evaluation.sample is None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the flat JSON values of one line."""
@@ -61,6 +75,38 @@ class JournalEntry:
             float(data["seconds"]),
             int(data["cost_tokens"]),
         )
+
+
+class JournalObjective(FileRecord):
+    """What the candidates of a model's search were scored on: documents of these `lengths` in
+    tokens, and whatever else fixes an evaluation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target_length: Tokens
+    lengths: Annotated[tuple[Tokens, ...], Field(min_length=1)]
+
+    @property
+    def comparable(self) -> dict[str, Any]:
+        """What must be the same for perplexities of two journals to be compared; stopping early
+        changes none."""
+        return self.model_dump(exclude={"early_stopping", "ladder"})
+
+
+class JournalHeader(FileRecord):
+    """Line 1 of a journal of a model's search: who proposed the candidates, and what they were
+    scored on."""
+
+    searcher: str
+    objective: JournalObjective
+
+
+@dataclass(frozen=True)
+class SearchJournal:
+    """A whole journal of a model's search: its header, and the evaluations in order."""
+
+    header: JournalHeader
+    entries: list[JournalEntry]
 
 
 class Record(Protocol):
@@ -112,7 +158,8 @@ class Journal:
         """
         header = _plain({"format": FORMAT, "version": VERSION, **identity, "objective": objective})
         if not path.exists():
-            _create(path, header)
+            with replacing(path) as partial:  # at no moment is there a file without a whole header
+                partial.write_bytes(_line(header))
         stored, entries, size = _read(path)
         check_same(stored, header, f"journal {path}")
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -168,18 +215,11 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[JournalEntry]]:
     return header, entries
 
 
-def _create(path: Path, header: Mapping[str, Any]) -> None:
-    """Puts a journal of one header line in place at once: no moment shows a file without a whole
-    header."""
-    partial = path.with_name(path.name + ".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        _write_all(descriptor, _line(header))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(partial, path)
-    _sync_folder(path.parent)
+def read_search_journal(path: Path) -> SearchJournal:
+    """Returns the journal of a model's search at `path`, whose header must say what it was scored
+    on; leaves the file as it is and raises InputError."""
+    header, entries, _ = _read(path)
+    return SearchJournal(as_record(header, JournalHeader, path, "line 1"), entries)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[JournalEntry], int]:
@@ -202,7 +242,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[JournalEntry], int]:
 def _entry(data: Mapping[str, Any], path: Path, number: int) -> JournalEntry:
     try:
         entry = JournalEntry.from_json(data)
-    except (KeyError, TypeError, ValueError, InputError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, InputError) as error:
         raise InputError("journal", path, f"line {number} is no evaluation: {error!r}") from error
     if entry.index != number - 2:
         raise InputError(
@@ -215,7 +255,7 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         data = json.loads(line)
         crc = data.pop("crc")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(
             "journal", path, f"line {number} is damaged: not a JSON object with a crc"
         ) from error
@@ -241,11 +281,3 @@ def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
 def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,28 +3,24 @@ divided."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
+from megatron_longrope.artifacts.records import FileRecord, as_record, read_record
 from megatron_longrope.artifacts.rows import (
     ROW_KINDS,
-    EvaluationRow,
     PerplexityRow,
     PositionRow,
     RetrievalRow,
     Row,
     perplexity_of,
 )
+from megatron_longrope.atomic import write_json_file
 from megatron_longrope.errors import InputError
 
-RowT = TypeVar("RowT", bound=EvaluationRow)
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 
@@ -108,28 +104,17 @@ def read_evaluations(folder: Path) -> EvaluationRows:
 
 def read_rows(path: Path) -> list[Row]:
     """Returns the rows in `path`; raises InputError where it is no such file or a row is wrong."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError("results", path, f"cannot be read as JSON: {error}") from error
-    rows = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError("results", path, 'must be an object with a list "rows" of objects')
+    rows = read_record(path, _Rows).rows
     return [
-        parse_row(row, _kind_of(row, path, number), path, number) for number, row in enumerate(rows)
+        as_record(row, _kind_of(row, path, number), path, f"row {number}")
+        for number, row in enumerate(rows)
     ]
 
 
-def parse_row(values: Mapping[str, Any], kind: type[RowT], source: Path | str, number: int) -> RowT:
-    """Returns `values` as a row of this kind; the InputError for a wrong one names `source`, the
-    row and its first wrong key."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join([f"row {number}", *map(str, first["loc"])])
-        rule = first["msg"].removeprefix("Value error, ")
-        raise InputError("results", source, f"{where}: {rule}") from error
+class _Rows(FileRecord):
+    """What every evaluation file holds."""
+
+    rows: tuple[dict[str, Any], ...]
 
 
 def _kind_of(row: Mapping[str, Any], path: Path, number: int) -> type[Row]:
@@ -137,28 +122,11 @@ def _kind_of(row: Mapping[str, Any], path: Path, number: int) -> type[Row]:
         if kind.MARK in row:
             return kind
     marks = ", ".join(kind.MARK for kind in ROW_KINDS)
-    raise InputError("results", path, f"row {number} is of no known kind: it has none of {marks}")
+    raise InputError("file", path, f"row {number} is of no known kind: it has none of {marks}")
 
 
 def write_rows(path: Path, rows: Iterable[Row], **more: Any) -> None:
     """Writes {"rows": […], **more} to `path`, atomically; numbers that are not finite become
     null."""
     plain = [row.to_json() for row in rows]
-    text = json.dumps(_finite({"rows": plain, **more}), indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    write_json_file(path, {"rows": plain, **more})

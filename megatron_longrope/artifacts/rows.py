@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+
+from megatron_longrope.artifacts.records import Count, FileRecord, Tokens
 
 AttentionFactorSource = Literal["own", "searched"]
 """Whose attention factor was in force: the scaling method's own, or the one a search found."""
@@ -16,8 +18,6 @@ def _finite_or_none(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Count = Annotated[int, Field(ge=0)]
-Tokens = Annotated[int, Field(gt=0)]
 Nats = Annotated[float | None, BeforeValidator(_finite_or_none)]
 """A sum of negative log-likelihoods; None where it was not a finite number, as JSON has no word."""
 
@@ -32,10 +32,8 @@ class EvaluationLabels:
     attention_factor: AttentionFactorSource = "own"
 
 
-class EvaluationRow(BaseModel):
-    """What the rows of every kind say; a wrong type is an error, unknown keys are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
+class EvaluationRow(FileRecord):
+    """What the rows of every kind say."""
 
     MARK: ClassVar[str]
     """A key that tells rows of this kind from the others in a file."""

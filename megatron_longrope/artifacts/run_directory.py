@@ -1,25 +1,22 @@
-"""The tree of a run directory.
+"""The tree of a run directory, and the module of this room that holds each file's schema.
 
 config.yaml            the resolved recipe
-stages/NAME.json       what a stage was made from, and that it is complete
+stages/NAME.json       stages: what a stage was made from, and that it is complete
 data/                  training sets
 checkpoints/NAME/      Megatron checkpoints; checkpoints/training/NAME while a stage trains
-journals/NAME.jsonl    one line per evaluation of a search; journals/baselines/: of baselines
-factors/NAME.json      factor sets
-metrics.jsonl          a line per training step
-evals/*.json           evaluation rows
+journals/NAME.jsonl    journal: a line per evaluation of a search; journals/baselines/: of baselines
+factors/NAME.json      factors, factor_file: factor sets
+metrics.jsonl          metrics: a line per training step
+evals/*.json           rows, results: evaluation rows
 export/                the Hugging Face checkpoint
-report/index.html, result.json; report/convergence.png where `longrope search` ran
+report/index.html, report/convergence.png where `longrope search` ran
+result.json            summaries: what a run, or one search, found
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,3 @@ class RunDirectory:
 
     def evaluation(self, name: str) -> Path:
         return self.evaluations / f"{name}.json"
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes `values`, atomically and synced; creates the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(values, stream, indent=1, allow_nan=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)

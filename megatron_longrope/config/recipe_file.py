@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from megatron_longrope.atomic import replacing
 from megatron_longrope.errors import InputError
 
 
@@ -60,11 +61,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def write_yaml(values: Mapping[str, Any], path: Path) -> None:
-    """Writes `values` as YAML 1.2, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
+    """Writes `values` as YAML 1.2, whole or not at all."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         _yaml().dump(dict(values), stream)
-    partial.replace(path)
 
 
 def _scalar(text: str, override: str) -> Any:

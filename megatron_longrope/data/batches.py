@@ -110,7 +110,8 @@ class PackedBatches:
     >>> batches = PackedBatches(
     ...     dataset, global_batch_size=32, data_parallel_rank=0, data_parallel_size=4, seed=1
     ... )
-    >>> micro_batches = next(batches)   # 8 DocumentBatch
+    >>> len(next(batches))  # micro-batches of this rank
+    8
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from megatron_longrope.data.passkey import PasskeyDocument
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.dispatch import Dispatcher
 from megatron_longrope.evaluation.documents import Tokens
-from megatron_longrope.evaluation.perplexity import DEFAULT_BATCH_TOKENS
+from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, score_documents, score_with_gradient
 from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry
 from megatron_longrope.search.types import Terms
@@ -107,8 +107,10 @@ class PerplexityObjective:
     stopping's sake. They count nothing, and are left out where nothing can be stopped: for
     gradients and samples.
 
-    >>> objective = PerplexityObjective(model, documents, target_length=4096)
-    >>> outcome = run_search(searcher, objective.stream, journal)
+    >>> objective = PerplexityObjective(model, documents, target_length=96)
+    >>> (evaluation,) = objective([Candidate((1.0,) * 8)])
+    >>> evaluation.completed, evaluation.token_counts
+    (True, (95, 79))
     """
 
     def __init__(

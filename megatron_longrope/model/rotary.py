@@ -20,7 +20,8 @@ def rotate(x: Tensor, angles: Tensor, *, overwrite: bool = False) -> Tensor:
     """
     if overwrite:
         return _turn(x, angles, x)
-    return _Rotation.apply(x, angles)  # type: ignore[no-any-return]
+    turned: Tensor = _Rotation.apply(x, angles)  # type: ignore[no-untyped-call]
+    return turned
 
 
 class _Rotation(torch.autograd.Function):

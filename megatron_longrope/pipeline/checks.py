@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from megatron_longrope.artifacts.checks import Check
 from megatron_longrope.artifacts.results import EvaluationRows, aggregate
 from megatron_longrope.artifacts.rows import PerplexityRow
+from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.config import format_length
 from megatron_longrope.evaluation.tasks import TASKS
 from megatron_longrope.pipeline.measuring import RunModels

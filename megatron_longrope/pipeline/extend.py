@@ -31,7 +31,7 @@ from megatron_longrope.pipeline.searching import (
     SearchProblem,
     first_search,
     recovery_search,
-    search_cost_json,
+    search_cost,
     search_factors,
     search_name,
     search_objective,
@@ -180,10 +180,11 @@ class Extension:
             factors, outcome = search_factors(
                 problem, objective, config, self.directory, identity, show
             )
-            cost = search_cost_json(outcome, model.shape, problem.length)
+            cost = search_cost(outcome.entries, model.shape, problem.length)
             return {
                 "factors": factors_to_json(factors),
-                **cost,
+                **cost.model_dump(),
+                "stopped_early": outcome.stopped_early,
                 "perplexity": outcome.evaluation.perplexity,
             }
 

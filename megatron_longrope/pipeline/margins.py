@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
-from typing import Any
 
+from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.run_directory import RunDirectory
-from megatron_longrope.evaluation import PerplexityObjective
-from megatron_longrope.pipeline.searching import SearchProblem, judged_on, shared_journal
+from megatron_longrope.artifacts.summaries import BaselineMargin
+from megatron_longrope.atomic import finite_or_none
+from megatron_longrope.evaluation import ComparedMethod, PerplexityObjective
+from megatron_longrope.pipeline.searching import (
+    SearchProblem,
+    judged_on,
+    search_cost,
+    shared_journal,
+)
 from megatron_longrope.rope import RopeFactors
 from megatron_longrope.search import (
     Candidate,
     Evaluation,
     JournalEntry,
     Provenance,
-    SearchCost,
     SearchOutcome,
     Terms,
     paired_margin,
@@ -34,7 +39,7 @@ def baseline_margins(
     directory: RunDirectory,
     documents_sha256: str,
     show: Count | None = None,
-) -> tuple[list[dict[str, Any]], SearchCost]:
+) -> tuple[list[BaselineMargin], SearchCost]:
     """Returns a row per baseline, each with its own attention factor and with the one found:
     perplexity, and by which factor it exceeds the best one's, with a 95 % interval over documents;
     and what that took. Baselines that the search evaluated itself are taken from it, and what is
@@ -72,15 +77,12 @@ def baseline_margins(
             found[candidate], before = evaluation, now
             if show is not None:
                 show(index + 1, num_wanted, "baselines")
-        cost = SearchCost.of(journal.entries)
-    return [
-        {
-            "method": method.name,
-            "attention_factor": method.attention_factor,
-            **_row(outcome.evaluation, found[candidate]),
-        }
+        cost = search_cost(journal.entries, objective.model.shape, length)
+    rows = [
+        _margin(method, outcome.evaluation, found[candidate])
         for method, candidate in zip(methods, candidates, strict=True)
-    ], cost
+    ]
+    return rows, cost
 
 
 def candidate_of(factors: RopeFactors) -> Candidate:
@@ -88,12 +90,13 @@ def candidate_of(factors: RopeFactors) -> Candidate:
     return Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
 
 
-def _row(ours: Evaluation, other: Evaluation) -> dict[str, Any]:
+def _margin(method: ComparedMethod, ours: Evaluation, other: Evaluation) -> BaselineMargin:
     margin = paired_margin(ours, other)
-    numbers = {
-        "perplexity": other.perplexity,
-        "ratio": margin.ratio,
-        "low": margin.low,
-        "high": margin.high,
-    }
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return BaselineMargin(
+        method=method.name,
+        attention_factor=method.attention_factor,
+        perplexity=finite_or_none(other.perplexity),
+        ratio=finite_or_none(margin.ratio),
+        low=finite_or_none(margin.low),
+        high=finite_or_none(margin.high),
+    )

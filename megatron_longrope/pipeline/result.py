@@ -7,20 +7,20 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from megatron_longrope.artifacts.records import write_record
 from megatron_longrope.artifacts.results import read_evaluations
-from megatron_longrope.artifacts.run_directory import RunDirectory, write_json
+from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.artifacts.stages import StageRecord
+from megatron_longrope.artifacts.summaries import HeldOut, ModelFacts, RunSummary
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.measuring import RunModels
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.rope import FactorSet
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -57,41 +57,39 @@ def write_result(
     models: RunModels,
     corpus: Corpus,
     model: LongRopeModel,
-    stages: list[dict[str, Any]],
+    stages: list[StageRecord],
 ) -> None:
     """Writes result.json from the evaluation rows."""
     rows = read_evaluations(directory.evaluations)
     shape = model.shape
     checks = run_checks(rows, recipe.evaluation.tasks, models, shape.context_length)
     held_out = corpus.held_out[: recipe.evaluation.num_documents]
-    write_json(
-        directory.result,
-        {
-            "format": FORMAT,
-            "checkpoint": "checkpoints/extended",
-            "model": {
-                "name": recipe.model,
-                "parameters": shape.num_parameters,
-                "original_length": shape.context_length,
-                **{
-                    key: getattr(shape, key)
-                    for key in ("num_layers", "hidden_size", "num_heads", "head_dim")
-                },
-            },
-            "target_length": recipe.target_length,
-            "stages": stages,
-            "checks": [check.model_dump() for check in checks],
-            "held_out": {
-                "sha256": corpus.held_out_sha256,
-                "documents": [document.name for document in held_out],
-            },
-            "environment": _environment(),
-            "summary": {check.text: check.value for check in checks},
-        },
+    summary = RunSummary(
+        format=1,
+        checkpoint="checkpoints/extended",
+        model=ModelFacts(
+            name=recipe.model,
+            parameters=shape.num_parameters,
+            original_length=shape.context_length,
+            num_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            num_heads=shape.num_heads,
+            head_dim=shape.head_dim,
+        ),
+        target_length=recipe.target_length,
+        stages=tuple(stages),
+        checks=tuple(checks),
+        held_out=HeldOut(
+            sha256=corpus.held_out_sha256,
+            documents=tuple(document.name for document in held_out),
+        ),
+        environment=_environment(),
+        summary={check.text: check.value for check in checks},
     )
+    write_record(directory.result, summary)
 
 
-def _environment() -> dict[str, Any]:
+def _environment() -> dict[str, str | int | float | None]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.errors import InputError
@@ -25,7 +26,6 @@ from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.fingerprint import model_identity
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.recipe import SearchConfig, SearchStage, StartName
-from megatron_longrope.report.convergence import BACKWARD_OVER_FORWARD
 from megatron_longrope.rope import (
     FactorOrigin,
     FactorSet,
@@ -45,9 +45,9 @@ from megatron_longrope.search import (
     Candidate,
     CriticalSpace,
     Journal,
+    JournalEntry,
     MemoryJournal,
     Record,
-    SearchCost,
     SearchOutcome,
     SearchProgress,
     SearchSpace,
@@ -328,25 +328,9 @@ def shared_journal(
         yield journal
 
 
-def search_cost_json(outcome: SearchOutcome, shape: ModelShape, length: int) -> dict[str, Any]:
-    """Returns what a search took: as `cost_json`, and how many candidates were stopped early."""
-    return {**cost_json(outcome.cost, shape, length), "stopped_early": outcome.stopped_early}
-
-
-def cost_json(cost: SearchCost, shape: ModelShape, length: int) -> dict[str, Any]:
-    """Returns evaluations, tokens forward and backward, floating-point operations of inputs of
-    `length`, seconds.
-
-    A backward pass without weight gradients is counted as one and a half forward passes.
-    """
-    per_token = shape.forward_flops(length) / length
-    return {
-        "evaluations": cost.evaluations,
-        "tokens": cost.tokens,
-        "backward_tokens": cost.backward_tokens,
-        "flops": per_token * (cost.tokens + BACKWARD_OVER_FORWARD * cost.backward_tokens),
-        "seconds": cost.seconds,
-    }
+def search_cost(entries: Sequence[JournalEntry], shape: ModelShape, length: int) -> SearchCost:
+    """Returns what evaluations on inputs of `length` tokens took on a model of this shape."""
+    return SearchCost.of(entries, shape.forward_flops(length) / length)
 
 
 def _choices(

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_longrope.artifacts.run_directory import RunDirectory, write_json
+from megatron_longrope.artifacts.records import read_record, write_record
+from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.artifacts.stages import StageMarker, StageRecord
+from megatron_longrope.atomic import json_text
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.runtime import Runtime
 
 Json = Any
-STARTED, DONE = "started", "done"
 
 
 @dataclass
@@ -24,7 +26,7 @@ class StageRunner:
     directory: RunDirectory
     runtime: Runtime
     announce: Callable[[str], None] = lambda text: None
-    records: list[dict[str, Json]] = field(default_factory=list)
+    records: list[StageRecord] = field(default_factory=list)
 
     def run(self, name: str, inputs: Mapping[str, Json], work: Callable[[], Json]) -> Json:
         """Returns what `work` returns (JSON values), from the marker where the stage is complete.
@@ -32,39 +34,36 @@ class StageRunner:
         Raises InputError that names the first input which differs from those the stage was begun
         with.
         """
-        inputs = json.loads(json.dumps(inputs))
+        present: dict[str, Json] = _as_read_back(inputs)
         marker = self.runtime.broadcast(self._read(name) if self.runtime.is_main else None)
         if isinstance(marker, LongRopeError):
             raise marker
         if marker is not None:
-            self._check(name, marker["inputs"], inputs)
-        if marker is not None and marker["status"] == DONE:
+            self._check(name, marker.inputs, present)
+        if marker is not None and marker.is_done:
             self.announce(f"{name}: done before, skipped")
-            self._record(name, marker["seconds"], "skipped")
-            return marker["result"]
-        spent = marker["seconds"] if marker else 0.0
-        self._write(name, {"status": STARTED, "inputs": inputs, "seconds": spent})
+            self._record(name, marker.seconds, "skipped")
+            return marker.result
+        spent = marker.seconds if marker else 0.0
+        self._write(name, StageMarker(status="started", inputs=present, seconds=spent))
         self.announce(name)
         started = time.monotonic()
-        result = json.loads(json.dumps(work()))
+        result = _as_read_back(work())
         seconds = time.monotonic() - started
-        self._write(name, {"status": DONE, "inputs": inputs, "seconds": seconds, "result": result})
+        done = StageMarker(status="done", inputs=present, seconds=seconds, result=result)
+        self._write(name, done)
         self._record(name, seconds, "done")
         return result
 
-    def _read(self, name: str) -> dict[str, Json] | LongRopeError | None:
+    def _read(self, name: str) -> StageMarker | LongRopeError | None:
         path = self.directory.stage(name)
         if not path.exists():
             return None
         try:
-            marker: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
-            return {key: marker[key] for key in ("status", "inputs", "seconds")} | {
-                "result": marker.get("result")
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            return InputError(
-                "stage", path, f"damaged marker ({error}); delete it to run the stage again"
-            )
+            return read_record(path, StageMarker)
+        except InputError as error:
+            rule = f"damaged marker ({error.rule}); delete it to run the stage again"
+            return InputError("stage", path, rule)
 
     def _check(self, name: str, before: Mapping[str, Json], now: Mapping[str, Json]) -> None:
         for key in sorted({*before, *now}):
@@ -78,13 +77,19 @@ class StageRunner:
                     "from it",
                 )
 
-    def _write(self, name: str, marker: Mapping[str, Json]) -> None:
+    def _write(self, name: str, marker: StageMarker) -> None:
         if self.runtime.is_main:
-            write_json(self.directory.stage(name), marker)
+            write_record(self.directory.stage(name), marker)
         self.runtime.barrier()
 
     def _record(self, name: str, seconds: float, status: str) -> None:
-        self.records.append({"name": name, "seconds": round(seconds, 2), "status": status})
+        self.records.append(StageRecord(name=name, seconds=round(seconds, 2), status=status))
+
+
+def _as_read_back(values: Json) -> Json:
+    """JSON values as they will be read from the marker: tuples are lists, what is not finite is
+    None."""
+    return json.loads(json_text(values))
 
 
 def _short(value: Json) -> str:

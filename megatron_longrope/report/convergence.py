@@ -7,13 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megatron_longrope.artifacts.cost import forward_equivalent
+from megatron_longrope.artifacts.journal import JournalEntry, SearchJournal
 from megatron_longrope.report.aggregate import best_so_far
-from megatron_longrope.report.records import SearchEntry
-from megatron_longrope.report.run_files import SearchJournal
-
-BACKWARD_OVER_FORWARD = 1.5
-"""Of operations, without gradients of weights: products with weights once more, attention two and a
-half times."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +67,16 @@ def _curve(journal: SearchJournal) -> SearchCurve:
     return SearchCurve(
         searcher=journal.header.searcher,
         costs=list(itertools.accumulate(_operations(entry) / whole for entry in entries)),
-        perplexities=best_so_far((entry.perplexity, entry.completed) for entry in entries),
+        perplexities=best_so_far(
+            (entry.evaluation.perplexity, entry.evaluation.completed) for entry in entries
+        ),
         stopped_early=sum(entry.stopped_early for entry in entries),
         tokens=sum(entry.cost_tokens for entry in entries),
-        backward_tokens=sum(entry.cost_tokens for entry in entries if entry.gradient is not None),
+        backward_tokens=sum(entry.cost_tokens for entry in entries if entry.has_gradient),
         seconds=sum(entry.seconds for entry in entries),
     )
 
 
-def _operations(entry: SearchEntry) -> float:
+def _operations(entry: JournalEntry) -> float:
     """What an evaluation took, in tokens forward."""
-    return entry.cost_tokens * (1 + BACKWARD_OVER_FORWARD * (entry.gradient is not None))
+    return forward_equivalent(entry.cost_tokens, entry.cost_tokens if entry.has_gradient else 0)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_longrope.artifacts.checks import Check
+from megatron_longrope.artifacts.stages import StageRecord
+from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.report.aggregate import (
     PerplexityGrid,
     RetrievalGrid,
     Series,
     method_family,
 )
-from megatron_longrope.report.records import StageRow
 from megatron_longrope.report.run_files import RunFiles
 from megatron_longrope.report.style import heading, short_length
 from megatron_longrope.report.tables import format_perplexity
@@ -127,7 +127,7 @@ def _checks_tile(checks: tuple[Check, ...]) -> Tile | None:
     return Tile("Checks passed", f"{met} of {len(checks)}", detail, "bad" if missed else "good")
 
 
-def _time_tile(stages: tuple[StageRow, ...]) -> Tile | None:
+def _time_tile(stages: tuple[StageRecord, ...]) -> Tile | None:
     if not stages:
         return None
     return Tile(

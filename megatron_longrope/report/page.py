@@ -4,7 +4,6 @@ writes one file."""
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from megatron_longrope.atomic import write_text_file
 from megatron_longrope.report.aggregate import perplexity_grid, position_curves, retrieval_grids
 from megatron_longrope.report.headline import duration, tiles
 from megatron_longrope.report.heatmap import heat_maps
@@ -38,10 +38,7 @@ def write_report(run_dir: Path) -> Path:
     """
     html = render(read_run(Path(run_dir)))
     path = Path(run_dir) / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    write_text_file(path, html)
     return path
 
 

@@ -21,7 +21,10 @@ def found_seeds(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
 
 
 def number_text(value: object) -> str:
-    """Returns 3,712,000 for whole numbers, 4 significant digits for others, text as it is."""
+    """Returns 3,712,000 for whole numbers, 4 significant digits for others, text as it is, a dash
+    for None: a number that was not finite."""
+    if value is None:
+        return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_longrope.artifacts.summaries import BaselineMargin, SearchSummary
 from megatron_longrope.errors import InputError
 from megatron_longrope.report.convergence import Convergence, convergence
 from megatron_longrope.report.headline import Tile, duration
 from megatron_longrope.report.plots import convergence_panel, convergence_png, factor_panels
 from megatron_longrope.report.plots.factors import factors_by_target
-from megatron_longrope.report.records import BaselineRow, SearchResult
 from megatron_longrope.report.run_files import RunFiles, read_run
 from megatron_longrope.report.style import Look, method_look, short_length
 from megatron_longrope.report.tables import format_perplexity
@@ -25,7 +25,7 @@ _COPY = "best"
 class BaselineLine:
     """A row of the table of baselines, margins as text."""
 
-    baseline: BaselineRow
+    baseline: BaselineMargin
     look: Look
 
     @property
@@ -60,7 +60,7 @@ def write_convergence_plot(run_dir: Path) -> Path:
     return path
 
 
-def search_values(run: RunFiles, search: SearchResult) -> Mapping[str, Any]:
+def search_values(run: RunFiles, search: SearchSummary) -> Mapping[str, Any]:
     """Returns what the template of a search shows."""
     found = convergence(run.journals, search.journal_name)
     factors = {name: file for name, file in run.factors.items() if name != _COPY}
@@ -81,7 +81,7 @@ def search_values(run: RunFiles, search: SearchResult) -> Mapping[str, Any]:
     }
 
 
-def _tiles(search: SearchResult, found: Convergence) -> list[Tile]:
+def _tiles(search: SearchSummary, found: Convergence) -> list[Tile]:
     tiles = [
         Tile(
             f"Perplexity at {short_length(search.target_length)}",

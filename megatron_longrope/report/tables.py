@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from megatron_longrope.artifacts.results import parse_row
+from megatron_longrope.artifacts.records import as_record
 from megatron_longrope.artifacts.rows import PerplexityRow
 from megatron_longrope.config import format_length
 from megatron_longrope.report.aggregate import PerplexityGrid, Series, perplexity_grid
@@ -73,7 +74,8 @@ def grid_of_rows(rows: Iterable[Mapping[str, Any]], model: str = "base") -> Perp
     """Returns the grid of plain JSON rows; rows that name no model are of `model`. Raises
     InputError on a wrong row."""
     records = (
-        parse_row({"model": model, **row}, PerplexityRow, "rows", i) for i, row in enumerate(rows)
+        as_record({"model": model, **row}, PerplexityRow, Path("rows"), f"row {i}")
+        for i, row in enumerate(rows)
     )
     return perplexity_grid(records)
 

@@ -39,23 +39,23 @@ class Runtime:
     def leads_group(self) -> bool:
         """Whether this process speaks for its data-parallel group: the first of its tensor,
         pipeline and context ranks."""
-        return self.groups.tp.rank() == self.groups.pp.rank() == self.groups.cp.rank() == 0
+        return bool(self.groups.tp.rank() == self.groups.pp.rank() == self.groups.cp.rank() == 0)
 
     @property
     def data_parallel_size(self) -> int:
-        return self.groups.dp.size()
+        return int(self.groups.dp.size())
 
     @property
     def data_parallel_rank(self) -> int:
-        return self.groups.dp.rank()
+        return int(self.groups.dp.rank())
 
     @property
     def is_first_stage(self) -> bool:
-        return self.groups.pp.rank() == 0
+        return int(self.groups.pp.rank()) == 0
 
     @property
     def is_last_stage(self) -> bool:
-        return self.groups.pp.rank() == self.groups.pp.size() - 1
+        return int(self.groups.pp.rank()) == int(self.groups.pp.size()) - 1
 
     @property
     def is_main(self) -> bool:

@@ -19,7 +19,6 @@ from megatron_longrope.search.gradient_search import GradientSearch
 from megatron_longrope.search.hybrid_search import HybridSearch, HybridSettings
 from megatron_longrope.search.loop import (
     Objective,
-    SearchCost,
     SearchOutcome,
     SearchProgress,
     run_search,
@@ -62,7 +61,6 @@ __all__ = [
     "RandomSearch",
     "RandomSettings",
     "Record",
-    "SearchCost",
     "SearchOutcome",
     "SearchProgress",
     "SearchSpace",

@@ -18,29 +18,6 @@ Objective = Callable[[Sequence[Candidate], Terms], Iterable[Evaluation]]
 
 
 @dataclass(frozen=True)
-class SearchCost:
-    """What evaluations took. Tokens are those that went through the model, forward, and of those
-    backward too."""
-
-    evaluations: int = 0
-    tokens: int = 0
-    backward_tokens: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def of(cls, entries: Iterable[JournalEntry]) -> SearchCost:
-        """Returns the sum over `entries`."""
-        kept = list(entries)
-        backward = sum(entry.cost_tokens for entry in kept if entry.evaluation.gradient is not None)
-        return cls(
-            len(kept),
-            sum(entry.cost_tokens for entry in kept),
-            backward,
-            sum(entry.seconds for entry in kept),
-        )
-
-
-@dataclass(frozen=True)
 class SearchProgress:
     """How far a search is. `rate` is in evaluations per second since this run began, before its
     first one ends those of the journal's; `best_loss` is nats per token.
@@ -58,12 +35,11 @@ class SearchProgress:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search found and what it took, recovered evaluations included."""
+    """What a search found and all evaluations it took, recovered ones included."""
 
     best: Candidate
     evaluation: Evaluation
     recovered: int
-    cost: SearchCost
     stopped_early: int
     entries: tuple[JournalEntry, ...]
 
@@ -176,9 +152,5 @@ def _outcome(searcher: Searcher, entries: Sequence[JournalEntry], recovered: int
             f"none of {len(entries)} candidates was scored to the end with a finite loss"
         )
     candidate, evaluation = searcher.best
-    stopped = sum(
-        not entry.evaluation.completed and entry.evaluation.sample is None for entry in entries
-    )
-    return SearchOutcome(
-        candidate, evaluation, recovered, SearchCost.of(entries), stopped, tuple(entries)
-    )
+    stopped = sum(entry.stopped_early for entry in entries)
+    return SearchOutcome(candidate, evaluation, recovered, stopped, tuple(entries))

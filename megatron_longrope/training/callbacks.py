@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from megatron_longrope.artifacts.metrics import MetricsFile
+from megatron_longrope.artifacts.metrics import MetricsFile, MetricsRow
 from megatron_longrope.errors import InterruptedRunError
 from megatron_longrope.training.trainer import StepReport, Trainer
 
@@ -23,14 +23,15 @@ class WriteMetrics:
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
         if self.file is not None:
             self.file.write(
-                report.step,
-                {
-                    "loss": report.loss,
-                    "lr": report.learning_rate,
-                    "tokens": trainer.state.tokens,
-                    "grad_norm": report.gradient_norm,
-                    "seconds": report.seconds,
-                },
+                MetricsRow(
+                    stage=self.file.stage,
+                    step=report.step,
+                    loss=report.loss,
+                    lr=report.learning_rate,
+                    tokens=trainer.state.tokens,
+                    grad_norm=report.gradient_norm,
+                    seconds=report.seconds,
+                )
             )
 
 

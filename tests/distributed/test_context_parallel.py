@@ -19,15 +19,9 @@ from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.data.manifest import TokenizerIdentity
 from megatron_longrope.data.zigzag import share_index
 from megatron_longrope.evaluation import PerplexityObjective
-from megatron_longrope.model import (
-    context_attention,
-    document_logits,
-    lean_layer,
-    rotary,
-    score_documents,
-    score_with_gradient,
-    token_loss,
-)
+from megatron_longrope.model import document_logits, rotary, score_documents, score_with_gradient
+from megatron_longrope.model.attention import context_parallel
+from megatron_longrope.model.layers import lean_layer, token_loss
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
 from megatron_longrope.training import Trainer, TrainingConfig
@@ -80,9 +74,9 @@ def attention_errors() -> dict[str, float]:
     torch.set_num_threads(1)
     # so that small rows are cut too
     (
-        context_attention.TILE_TOKENS,
-        context_attention.GROUPED_FROM_TOKENS,
-        context_attention.PIECE_TOKENS,
+        context_parallel.TILE_TOKENS,
+        context_parallel.GROUPED_FROM_TOKENS,
+        context_parallel.PIECE_TOKENS,
     ) = 3, 6, 2
     dist.init_process_group("gloo")
     groups = {size: dist.new_group(list(range(size))) for size in (1, 2, 3, 4)}
@@ -114,10 +108,10 @@ def deviation(
         "group": group,
         "exchange": exchange,
     }
-    out = context_attention.attend(q, k, v, **settings)
+    out = context_parallel.attend(q, k, v, **settings)
     found = [out.detach(), *torch.autograd.grad(out, (q, k, v), upstream)]
     lost = [x.detach().clone() for x in (q, k, v)]
-    found.append(context_attention.attend(*lost, overwrite=True, **settings))
+    found.append(context_parallel.attend(*lost, overwrite=True, **settings))
     assert all(x.dtype == dtype for x in found)
     output, *gradients = attention_written_out(lengths)
     pairs = zip(found, [output, *gradients, output], strict=True)
@@ -160,9 +154,9 @@ def all_layouts(weights: HfWeights, dataset: Path) -> dict[str, Seen]:
     # small documents are cut in many pieces, as long ones are
     lean_layer.SMALLEST_CHUNK, rotary.CHUNK_TOKENS, token_loss.BLOCK_VOCABULARY = 8, 16, 50
     (
-        context_attention.TILE_TOKENS,
-        context_attention.GROUPED_FROM_TOKENS,
-        context_attention.PIECE_TOKENS,
+        context_parallel.TILE_TOKENS,
+        context_parallel.GROUPED_FROM_TOKENS,
+        context_parallel.PIECE_TOKENS,
     ) = 8, 16, 6
     seen = {}
     with joined_processes() as store:

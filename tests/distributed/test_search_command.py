@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 
 from launchers.commands.search import command
 from launchers.factor_search import run_factor_search
+from megatron_longrope.artifacts.summaries import SearchSummary
 from tests.support.spawn import run_distributed
 from tests.support.tiny_run import TUNED, make_model, make_texts
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 
-def search(*arguments: str) -> dict[str, Any] | None:
-    """Runs on every rank: the command with these options; the main rank returns its result."""
+def search(*arguments: str) -> SearchSummary | None:
+    """Runs on every rank: the command with these options; the main rank returns what it found."""
     context: click.Context = command.make_context("search", list(arguments))
     context.params.pop("json_path")
-    return run_factor_search(**context.params)
+    found = run_factor_search(**context.params)
+    return found[0] if found else None
 
 
 def test_two_context_ranks_find_the_single_process_s_perplexity(tmp_path: Path) -> None:
@@ -44,9 +45,6 @@ def test_two_context_ranks_find_the_single_process_s_perplexity(tmp_path: Path) 
         2, search, *asked, "--out", str(tmp_path / "spread"), "--context-parallel", "2"
     )
     assert alone is not None and other is None
-    assert spread["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-6)
+    assert spread.perplexity == pytest.approx(alone.perplexity, rel=1e-6)
     assert (tmp_path / "spread" / "report" / "convergence.png").is_file()
-    assert (
-        spread["tokens"] == alone["tokens"]
-        and spread["backward_tokens"] == alone["backward_tokens"] > 0
-    )
+    assert spread.tokens == alone.tokens and spread.backward_tokens == alone.backward_tokens > 0

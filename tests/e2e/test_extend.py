@@ -68,7 +68,6 @@ def test_every_stage_leaves_its_files(finished: tuple[Recipe, Path]) -> None:
         "search-beats-baselines",
         "last-quarter",
         "short-inputs",
-        "base-passkeys-inside",
         "base-passkeys-beyond",
         "passkeys",
     }

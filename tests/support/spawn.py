@@ -1,9 +1,15 @@
 """Runs a function in several gloo processes, as torchrun would start them, and brings back what
-each returned."""
+each returned.
+
+Importing torch, megatron-core and transformers takes each process longer than most tests do. So one
+server process imports them once per test session, and every rank is forked from it. Processes that
+get a CUDA device are started afresh, since CUDA does not survive a fork.
+"""
 
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import pickle
 import socket
@@ -11,15 +17,58 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.05
 _SHOWN_CHARACTERS = 3000
+_IMPORTED_ONCE = [
+    "tests.support.tiny_models",
+    "megatron_longrope.pipeline.extend",
+    "transformers.models.llama.modeling_llama",
+]
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(_IMPORTED_ONCE)
+
+
+class RankProcess(Protocol):
+    """What is needed of a started process, whichever way it was started."""
+
+    def poll(self) -> int | None:
+        """Returns the exit code; None while it runs."""
+
+    def kill(self) -> None:
+        """Ends it at once; harmless where it has ended."""
+
+    def wait(self) -> int | None:
+        """Returns once it has ended."""
+
+
+class ForkedProcess:
+    """A rank forked from the server that has imported everything."""
+
+    def __init__(self, call: Path, rank: int, environment: Mapping[str, str]) -> None:
+        os.environ["PYTHONPATH"] = str(ROOT)  # the server, started by the first call, inherits it
+        os.environ["OMP_NUM_THREADS"] = "1"  # a fork has no threads but its own
+        self._process = _forkserver.Process(
+            target=_run_forked, args=(call, rank, dict(environment))
+        )
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self._process.exitcode
 
 
 def run_distributed(
@@ -66,9 +115,7 @@ def _port(rank: int, folder: str) -> int:
     return int(place.read_text())
 
 
-def _start(
-    rank: int, world_size: int, port: int, call: Path, on_cuda: bool
-) -> subprocess.Popen[bytes]:
+def _start(rank: int, world_size: int, port: int, call: Path, on_cuda: bool) -> RankProcess:
     settings = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -82,12 +129,14 @@ def _start(
     }
     settings |= {"CUDA_DEVICE_MAX_CONNECTIONS": 1} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
+    if not on_cuda:
+        return ForkedProcess(call, rank, environment)
     with _of(call, rank, "stderr").open("wb") as stderr:
         command = [sys.executable, "-m", "tests.support.spawn", str(call)]
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=stderr, stderr=stderr)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], deadline: float) -> str | None:
+def _wait(processes: list[RankProcess], deadline: float) -> str | None:
     """Waits for all to end well; returns what went wrong first."""
     while True:
         codes = [process.poll() for process in processes]
@@ -114,6 +163,18 @@ def _errors(call: Path, world_size: int) -> str:
 
 def _of(call: Path, rank: int, kind: str) -> Path:
     return call.with_name(f"{kind}{rank}")
+
+
+def _run_forked(call: Path, rank: int, environment: Mapping[str, str]) -> None:
+    """Makes a forked process look like one that was started for this rank, and runs it."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    warnings.simplefilter("ignore")
+    with _of(call, rank, "stderr").open("wb") as stderr:
+        os.dup2(stderr.fileno(), 1)
+        os.dup2(stderr.fileno(), 2)
+    _run_rank(call)
 
 
 def _run_rank(call: Path) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 
-from megatron_longrope.artifacts.checks import Check
 from megatron_longrope.artifacts.results import EvaluationRows
 from megatron_longrope.artifacts.rows import EvaluationLabels, Row
+from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.errors import InputError
 from megatron_longrope.registry import Registry

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from megatron_longrope.artifacts.checks import Check
 from megatron_longrope.artifacts.results import EvaluationRows
 from megatron_longrope.artifacts.rows import RetrievalRow
+from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.config import format_length
 from megatron_longrope.evaluation.tasks.base import TASKS
 from megatron_longrope.evaluation.tasks.retrieval import RetrievalSettings, RetrievalTask

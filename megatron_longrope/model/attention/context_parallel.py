@@ -70,7 +70,8 @@ def attend(
         runs_of(document_lengths, group.size()), scale, group, exchange, TILE_TOKENS
     )
     if not overwrite:
-        return _Attention.apply(query, key, value, call)  # type: ignore[no-any-return]
+        out: Tensor = _Attention.apply(query, key, value, call)  # type: ignore[no-untyped-call]
+        return out
     num_groups = (
         math.gcd(key.shape[1], MOST_HEAD_GROUPS) if query.shape[0] >= GROUPED_FROM_TOKENS else 1
     )

@@ -27,7 +27,8 @@ class Run(NamedTuple):
     def of(self, x: Tensor) -> Tensor:
         """Returns this run of x [tokens, heads, head_dim] as a view [documents, heads, length,
         head_dim]."""
-        return x[self.rows].unflatten(0, (-1, self.length)).transpose(1, 2)
+        documents: Tensor = x[self.rows].unflatten(0, (-1, self.length))
+        return documents.transpose(1, 2)
 
 
 Runs = tuple[Run, ...]
@@ -80,7 +81,7 @@ def _parts(runs: Runs, piece: int, num_pieces: int) -> Iterator[tuple[Run, tuple
 
 
 def _part(x: Tensor, run: Run, bounds: tuple[int, int]) -> Tensor:
-    chunks = x[:, run.rows].unflatten(1, (run.num_documents, 2, run.length // 2))
+    chunks: Tensor = x[:, run.rows].unflatten(1, (run.num_documents, 2, run.length // 2))
     return chunks[:, :, :, slice(*bounds)].flatten(1, 3)
 
 

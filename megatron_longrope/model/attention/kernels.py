@@ -199,7 +199,7 @@ def _scores(q: Tensor, k: Tensor, first: int, causal: bool, scale: float) -> Ten
     of query 0."""
     wide = _sum_dtype(q.dtype)
     grouped = q.unflatten(1, (k.shape[1], q.shape[1] // k.shape[1])).to(wide)
-    scores = (grouped @ k.unsqueeze(2).to(wide).transpose(-1, -2)) * scale
+    scores: Tensor = (grouped @ k.unsqueeze(2).to(wide).transpose(-1, -2)) * scale
     if causal:
         rows = torch.arange(first, first + q.shape[2], device=q.device)[:, None]
         scores.masked_fill_(torch.arange(k.shape[2], device=q.device) > rows, -math.inf)

@@ -93,7 +93,7 @@ class TeDocumentAttention(nn.Module):
             tensors, pack = (query[:, None], key[:, None], value[:, None]), None
         else:
             tensors, pack = (query, key, value), self._pack(batch)
-        out = self.attention(
+        out: Tensor = self.attention(
             *tensors, None, attn_mask_type=AttnMaskType.causal, packed_seq_params=pack
         )
         return out.reshape(query.shape[0], -1)

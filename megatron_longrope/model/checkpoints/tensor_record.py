@@ -66,7 +66,7 @@ def locate_tensor(file: BinaryIO, start: int, length: int) -> TensorPlace | None
 
 
 def _locate(file: BinaryIO, start: int, length: int) -> TensorPlace | None:
-    with zipfile.ZipFile(_Window(file, start, length)) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(_Window(file, start, length)) as archive:
         entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         described = entries["data.pkl"]
         if described.compress_type != zipfile.ZIP_STORED or described.file_size > _MAX_PICKLE_BYTES:
@@ -85,6 +85,8 @@ def _locate(file: BinaryIO, start: int, length: int) -> TensorPlace | None:
 
 def _data_start(file: BinaryIO, start: int, entry: zipfile.ZipInfo) -> int:
     file.seek(start + entry.header_offset)
+    name: int
+    extra: int
     signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != b"PK\x03\x04":
         raise zipfile.BadZipFile

@@ -159,7 +159,7 @@ class StoredTensors:
         view, done = memoryview(self._buffer)[:num_bytes], 0
         file.seek(start)
         while done < num_bytes:
-            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+            count = file.readinto(view[done:])
             if not count:
                 raise EOFError("the file ended while it was read")
             done += count
@@ -200,7 +200,7 @@ class _SafeReader(FileSystemReader):
         super().__init__(path)
         self._metadata = metadata
 
-    def read_metadata(self) -> Metadata:  # type: ignore[override]
+    def read_metadata(self) -> Metadata:
         return self._metadata
 
 

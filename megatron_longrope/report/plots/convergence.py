@@ -7,16 +7,16 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from megatron_longrope.artifacts.summaries import BaselineMargin
 from megatron_longrope.report.convergence import Convergence
 from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, legend_entry, write_png
-from megatron_longrope.report.records import BaselineRow
 from megatron_longrope.report.style import MUTED, method_look, round_ticks, searcher_look
 
 TOP = 1.12  # what is this much worse than the best would flatten the curves
 COST = "cost in forward passes over all search documents"
 
 
-def convergence_panel(found: Convergence, baseline: BaselineRow | None) -> Panel | None:
+def convergence_panel(found: Convergence, baseline: BaselineMargin | None) -> Panel | None:
     """Returns the plot for the page; None where there is no curve."""
     if not found.curves:
         return None
@@ -30,7 +30,7 @@ def convergence_panel(found: Convergence, baseline: BaselineRow | None) -> Panel
 
 
 def convergence_png(
-    found: Convergence, baseline: BaselineRow | None, title: str, path: Path
+    found: Convergence, baseline: BaselineMargin | None, title: str, path: Path
 ) -> None:
     """Writes the same plot, of one curve or more, with legend and title as a PNG."""
 
@@ -46,7 +46,7 @@ def convergence_png(
     write_png(path, paint)
 
 
-def _paint(axes: Axes, found: Convergence, baseline: BaselineRow | None) -> None:
+def _paint(axes: Axes, found: Convergence, baseline: BaselineMargin | None) -> None:
     curves = found.curves
     values = [value for curve in curves for value in curve.perplexities]
     for curve in curves:
@@ -92,9 +92,11 @@ def _cost_axis(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _baseline_label(baseline: BaselineRow) -> str:
-    label, source = method_look(baseline.method).label, baseline.attention_factor
-    return f"Best baseline: {label}, {source} attention factor"
+def _baseline_label(baseline: BaselineMargin) -> str:
+    return (
+        f"Best baseline: {method_look(baseline.method).label}, {baseline.attention_factor} "
+        "attention factor"
+    )
 
 
 def _note(found: Convergence) -> str:

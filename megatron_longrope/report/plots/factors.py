@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 
+from megatron_longrope.artifacts.factors import FactorRange, FactorSet, RopeFactors
+from megatron_longrope.artifacts.rows import perplexity_of
+from megatron_longrope.atomic import finite_or_none
 from megatron_longrope.report.aggregate import method_family, method_order
 from megatron_longrope.report.plots.panel import (
     LegendEntry,
@@ -18,7 +21,6 @@ from megatron_longrope.report.plots.panel import (
     legend_entry,
     mark_length,
 )
-from megatron_longrope.report.records import MAX_LOSS, FactorFile, FactorRange, Factors
 from megatron_longrope.report.style import length_axis, log_value_axis, method_look, short_length
 
 
@@ -29,7 +31,7 @@ class NamedFactors:
 
     source: str
     label: str
-    factors: Factors
+    factors: RopeFactors
     is_last: bool
 
     @property
@@ -46,19 +48,13 @@ class NamedFactors:
         return " – ".join(ends)
 
     @property
-    def is_monotone(self) -> bool:
-        """Whether λ never decreases from pair to pair."""
-        rescale = self.factors.rescale
-        return all(a <= b for a, b in zip(rescale, rescale[1:], strict=False))
-
-    @property
     def perplexity(self) -> float | None:
         """exp of the recorded score (nats per token) on the data it was searched on."""
         score = self.factors.origin.score
-        return None if score is None or score > MAX_LOSS else math.exp(score)
+        return None if score is None else finite_or_none(perplexity_of(score, 1))
 
 
-def wavelengths(factors: Factors) -> list[float]:
+def wavelengths(factors: RopeFactors) -> list[float]:
     """Returns 2π·base^(2i/d), in tokens, of every rotary pair i before rescaling."""
     return [
         2 * math.pi * factors.base ** (2 * i / factors.head_dim)
@@ -66,7 +62,7 @@ def wavelengths(factors: Factors) -> list[float]:
     ]
 
 
-def factors_by_target(files: Mapping[str, FactorFile]) -> dict[int, list[NamedFactors]]:
+def factors_by_target(files: Mapping[str, FactorSet]) -> dict[int, list[NamedFactors]]:
     """Returns target length → the distinct factors of the sets made for it, baselines first.
 
     A set with a range for short inputs stands whole under the target of its longest range, and is
@@ -100,7 +96,7 @@ def factors_by_target(files: Mapping[str, FactorFile]) -> dict[int, list[NamedFa
     return {target: _labelled(by_target[target]) for target in sorted(by_target)}
 
 
-def _target(file: FactorFile) -> int:
+def _target(file: FactorSet) -> int:
     return file.ranges[-1].factors.target_length
 
 
@@ -123,7 +119,7 @@ def _labelled(group: list[NamedFactors]) -> list[NamedFactors]:
     )
 
 
-def factor_panels(files: Mapping[str, FactorFile]) -> list[Panel]:
+def factor_panels(files: Mapping[str, FactorSet]) -> list[Panel]:
     """Returns one panel per target length."""
     return [_panel(target, group) for target, group in factors_by_target(files).items()]
 

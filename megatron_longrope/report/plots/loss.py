@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from megatron_longrope.artifacts.metrics import MetricsRow
 from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw
-from megatron_longrope.report.records import MetricsRow
 from megatron_longrope.report.style import CONTROL, LOOKS, Look, heading
 
 SMOOTHING = 0.05  # window of the running mean, as a share of a stage's steps

@@ -3,7 +3,6 @@ caption."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_longrope.atomic import replacing
 from megatron_longrope.report.style import INK, MUTED, Look, rc_params, short_length
 from megatron_longrope.report.svg import inline_svg
 
@@ -60,13 +60,13 @@ def draw(name: str, description: str, paint: Callable[[Axes], None]) -> Markup:
 
 def write_png(path: Path, paint: Callable[[Axes], None]) -> None:
     """Writes what `paint` draws as a PNG, whole or not at all; creates the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with rc_context({**rc_params("png"), "figure.facecolor": "white"}):
+    with (
+        replacing(path) as partial,
+        rc_context({**rc_params("png"), "figure.facecolor": "white"}),
+    ):
         figure = Figure(figsize=(9, 5.4), layout="constrained")
         paint(figure.subplots())
         figure.savefig(partial, format="png", dpi=140, metadata={"Software": None})
-    os.replace(partial, path)
 
 
 def legend_entry(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from megatron_longrope.artifacts.factors import FactorSet
+from megatron_longrope.artifacts.journal import JournalEntry, SearchJournal
 from megatron_longrope.report.aggregate import best_so_far, method_order
 from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, legend_entry
-from megatron_longrope.report.records import FactorFile, SearchEntry
-from megatron_longrope.report.run_files import SearchJournal
 from megatron_longrope.report.style import LOOKS, MUTED, OTHER, heading, method_look
 
 SEARCHED = LOOKS["longrope"]
@@ -31,30 +31,34 @@ class Baseline:
 
 
 def search_panels(
-    journals: Mapping[str, SearchJournal], files: Mapping[str, FactorFile]
+    journals: Mapping[str, SearchJournal], files: Mapping[str, FactorSet]
 ) -> list[Panel]:
     """Returns one panel per journal that holds a completed evaluation."""
     panels: list[Panel] = []
     for stage, journal in journals.items():
         entries = journal.entries
-        if any(entry.completed and math.isfinite(entry.perplexity) for entry in entries):
+        if any(_is_usable(entry) for entry in entries):
             panels.append(_panel(len(panels), stage, entries, baselines(entries, files)))
     return panels
 
 
-def baselines(entries: Sequence[SearchEntry], files: Mapping[str, FactorFile]) -> list[Baseline]:
+def baselines(entries: Sequence[JournalEntry], files: Mapping[str, FactorSet]) -> list[Baseline]:
     """Returns the best seed per method, methods told by the factors file whose λ the seed has
     (within rounding)."""
     best: dict[str | None, float] = {}
     for entry in entries:
-        if entry.origin == "seed" and entry.completed and math.isfinite(entry.perplexity):
+        if entry.provenance.origin == "seed" and _is_usable(entry):
             method = _method_of(entry, files)
-            best[method] = min(entry.perplexity, best.get(method, math.inf))
+            best[method] = min(entry.evaluation.perplexity, best.get(method, math.inf))
     found = [Baseline(method, perplexity) for method, perplexity in best.items()]
     return sorted(found, key=lambda item: method_order(item.method or "~"))
 
 
-def _method_of(entry: SearchEntry, files: Mapping[str, FactorFile]) -> str | None:
+def _is_usable(entry: JournalEntry) -> bool:
+    return entry.evaluation.completed and math.isfinite(entry.evaluation.perplexity)
+
+
+def _method_of(entry: JournalEntry, files: Mapping[str, FactorSet]) -> str | None:
     for file in files.values():
         for factors in (item.factors for item in file.ranges):
             pairs = list(zip(factors.rescale, entry.candidate.rescale, strict=False))
@@ -65,8 +69,8 @@ def _method_of(entry: SearchEntry, files: Mapping[str, FactorFile]) -> str | Non
     return None
 
 
-def _panel(index: int, stage: str, entries: Sequence[SearchEntry], lines: list[Baseline]) -> Panel:
-    values = [(entry.perplexity, entry.completed) for entry in entries]
+def _panel(index: int, stage: str, entries: Sequence[JournalEntry], lines: list[Baseline]) -> Panel:
+    values = [(entry.evaluation.perplexity, entry.evaluation.completed) for entry in entries]
     curve = best_so_far(values)
     low = curve[-1]
     seeds = [line.perplexity for line in lines]
@@ -78,7 +82,7 @@ def _panel(index: int, stage: str, entries: Sequence[SearchEntry], lines: list[B
         f"Search convergence of {stage}",
         lambda axes: _paint(axes, values, curve, lines, (low, high)),
     )
-    steps = sum(entry.sample is not None for entry in entries)
+    steps = sum(entry.evaluation.sample is not None for entry in entries)
     stopped = sum(entry.stopped_early for entry in entries)
     caption = f"{len(entries)} evaluations, best {low:.3f}"
     if steps:

@@ -4,6 +4,7 @@ refused."""
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -197,16 +198,14 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 def test_an_interrupted_rewrite_is_not_taken_for_the_old_set(
     prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import data_prep.writing as writing
-
-    real = writing.os.replace
+    real = os.replace
 
     def killed_at_the_manifest(source: Path, target: Path) -> None:
         if Path(target).suffix == ".json":
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(writing.os, "replace", killed_at_the_manifest)
+    monkeypatch.setattr(os, "replace", killed_at_the_manifest)
     with pytest.raises(KeyboardInterrupt):
         write_packed(prefix, documents(), 16, IDENTITY, 300)
     with pytest.raises(InputError, match="no such manifest"):

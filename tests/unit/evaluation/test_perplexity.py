@@ -232,7 +232,7 @@ def test_rows_of_before_are_read(tmp_path: Path) -> None:
 def test_damaged_result_files_are_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"results=.*rows\.json"):
+    with pytest.raises(InputError, match=r"file=.*rows\.json"):
         read_rows(path)
 
 

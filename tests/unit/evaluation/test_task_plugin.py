@@ -15,9 +15,9 @@ from pydantic import Field
 
 from data_prep.bpe import train_bpe
 from launchers.main import main
-from megatron_longrope.artifacts.checks import Check
 from megatron_longrope.artifacts.results import EvaluationRows, write_rows
 from megatron_longrope.artifacts.rows import RetrievalRow
+from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.config import build_config
 from megatron_longrope.data import PasskeyDocument, load_tokenizer
 from megatron_longrope.data.passkey import Encoder

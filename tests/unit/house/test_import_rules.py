@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LIBRARY = "megatron_longrope"
 PACKAGES = (LIBRARY, "launchers", "data_prep", "checkpoints_tools")
 
-FREE = {"errors", "config", "version", "artifacts", "registry"}
+FREE = {"errors", "config", "version", "artifacts", "registry", "atomic"}
 _BELOW_PIPELINE = {
     "model",
     "rope",
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "registry": set(),
+    "atomic": set(),
     "config": set(),
     "artifacts": set(),
     "rope": set(),
@@ -64,6 +65,7 @@ ONLY_OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "registry": set(),
+    "atomic": set(),
     "config": {"pydantic", "ruamel", "typing_extensions"},
     "artifacts": {"numpy", "pydantic", "typing_extensions"},
     "search": {"cmaes", "numpy", "pydantic", "typing_extensions"},

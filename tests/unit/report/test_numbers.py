@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from megatron_longrope.artifacts.results import parse_row
+from megatron_longrope.artifacts.metrics import MetricsRow
+from megatron_longrope.artifacts.records import as_record
 from megatron_longrope.artifacts.rows import PositionRow, RetrievalRow
 from megatron_longrope.errors import InputError
 from megatron_longrope.report import (
@@ -28,7 +29,6 @@ from megatron_longrope.report.headline import duration
 from megatron_longrope.report.plots.factors import factors_by_target, wavelengths
 from megatron_longrope.report.plots.loss import by_stage, running_mean
 from megatron_longrope.report.plots.search import baselines
-from megatron_longrope.report.records import MetricsRow
 from megatron_longrope.report.run_files import read_run
 from megatron_longrope.report.style import round_ticks, short_length
 from megatron_longrope.report.tables import format_perplexity, perplexity_table
@@ -187,7 +187,7 @@ def test_retrieval_counts_are_added_per_task() -> None:
         "passkey": {Series("base", "none"): {(512, 0.5): (8, 15)}},
     }
     with pytest.raises(InputError, match="more exact matches than trials"):
-        parse_row({**row, "trials": 3, "correct": 4}, RetrievalRow, "rows", 0)
+        as_record({**row, "trials": 3, "correct": 4}, RetrievalRow, Path("rows"))
 
 
 def test_factors_files_of_the_rope_room_are_read(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_journals_of_the_search_room_are_read(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     _, entries = read_journal(tmp_path / "journals" / "search_first.jsonl")
     journal = run.journals["search_first"].entries
-    assert [entry.perplexity for entry in journal] == pytest.approx(
+    assert [entry.evaluation.perplexity for entry in journal] == pytest.approx(
         [entry.evaluation.perplexity for entry in entries]
     )
     found = {line.method: line.perplexity for line in baselines(journal, run.factors)}

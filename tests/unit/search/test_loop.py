@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.search import (
     Evaluation,
@@ -92,12 +93,10 @@ def test_nothing_journalled_is_evaluated_again():
     outcome = run_search(small_search(), counting, journal)
     again = [candidate for batch in batches for candidate in batch]
     assert not set(again) & set(evaluated_before) and len(again) == 34 - recovered
-    assert (outcome.recovered, outcome.cost.evaluations, outcome.cost.tokens) == (
-        recovered,
-        34,
-        34 * 150,
-    )
-    assert outcome.cost.seconds == sum(e.seconds for e in journal.entries)
+    cost = SearchCost.of(outcome.entries, flops_per_token=2.0)
+    assert (outcome.recovered, cost.evaluations, cost.tokens) == (recovered, 34, 34 * 150)
+    assert (cost.backward_tokens, cost.flops) == (0, 2 * 34 * 150)
+    assert cost.seconds == sum(e.seconds for e in journal.entries)
     undisturbed = run_search(small_search(), stub_objective, MemoryJournal())
     assert (outcome.best, outcome.evaluation) == (undisturbed.best, undisturbed.evaluation)
 

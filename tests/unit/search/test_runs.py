@@ -92,7 +92,7 @@ def test_a_finished_search_and_its_baselines_are_not_scored_again(
     (first, *results), (second, *again) = runs
     assert first > 10 and second == 0
     assert results == again
-    assert [row["method"] for row in results[0]] == 2 * [
+    assert [row.method for row in results[0]] == 2 * [
         "none",
         "pi",
         "ntk",

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from data_prep.documents import TokenDocument
 from data_prep.writing import write_packed
+from megatron_longrope.artifacts.metrics import MetricsRow
 from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.data.manifest import TokenizerIdentity
 from megatron_longrope.errors import InputError, InterruptedRunError, LongRopeError
@@ -236,10 +237,11 @@ def test_metrics_take_back_steps_that_are_done_again(tmp_path: Path) -> None:
     for stage in ("one", "two"):
         metrics = MetricsFile(path, stage)
         for step in (1, 2, 3):
-            metrics.write(step, {"loss": 1.0 / step})
+            metrics.write(MetricsRow(stage=stage, step=step, loss=1.0 / step))
     with path.open("a") as stream:
         stream.write('{"stage": "two", "st')  # torn by a kill
-    MetricsFile(path, "two", resume_step=1).write(2, {"loss": 9.0})
+    resumed = MetricsFile(path, "two", resume_step=1)
+    resumed.write(MetricsRow(stage="two", step=2, loss=9.0))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [
         ("one", 1),
