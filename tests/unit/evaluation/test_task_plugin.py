@@ -30,9 +30,10 @@ from megatron_longrope.rope import NoScaling
 from megatron_longrope.runtime import Runtime
 from tests.support.tiny_models import our_model, single_runtime, tiny_hf_model
 
-runtime = pytest.fixture(single_runtime, scope="module")
+runtime = pytest.fixture(single_runtime)
 TEXT = "the same word again and again, then the question: which word? again\n" * 20
 ENTRIES = 270
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class EchoSettings(RetrievalSettings):
@@ -155,6 +156,28 @@ def test_afterwards_it_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
         build_config(EvaluationConfig, {"lengths": [64], "tasks": {"echo-word": {}}})
 
 
+def test_the_task_of_the_guide_works(folder: Path, tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    section = guide.partition("## An evaluation task")[2].partition("\n## ")[0]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    exec(compile(code, "extending.md", "exec", dont_inherit=True), {"__name__": "first_word"})
+    try:
+        document = TASKS["first-word"].document(  # type: ignore[attr-defined]
+            load_tokenizer(folder), 200, None, 3, TASKS["first-word"].settings_kind(), ()
+        )
+        assert len(document.tokens) == 200
+        text = load_tokenizer(folder).decode(document.tokens)
+        assert text.startswith(f"{document.key}\n")
+        assert text.endswith(f"\nThe first word was {document.key}")
+        request = ("first-word", "--model", folder, "--lengths", "96", "--words", 3, "--trials", 2)
+        assert run(*request, "--json", tmp_path / "rows.json") == 0
+        (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+        assert (row["task"], row["depth"], row["trials"]) == ("first-word", None, 2)
+        assert run(*request, "--words", 11) == 2
+    finally:
+        TASKS.remove("first-word")
+
+
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
@@ -178,8 +201,7 @@ def test_the_help_of_a_task_imports_no_torch() -> None:
         "except SystemExit as end:\n    assert end.code == 0, end.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
