@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,11 @@ from launchers.options import write_json
 from launchers.setting_options import setting_options, settings_of
 from megatron_longrope.artifacts.rows import EvaluationLabels, Row
 from megatron_longrope.evaluation.tasks import TASKS, Task, TaskInputs, TaskSettings
+
+if TYPE_CHECKING:  # these import torch, which `--help` does without
+    from checkpoints_tools.load_any import LoadedModel
+    from data_prep.documents import TextDocument
+    from megatron_longrope.evaluation import EvaluationDocument
 
 
 class EvaluationGroup(click.Group):
@@ -87,12 +92,16 @@ def _evaluate(task: Task[Any], values: Values) -> None:
                 write_json(values["json_path"], _payload(rows, inputs))
 
 
-def _inputs(task: Task[Any], loaded: Any, texts: list[Any], values: Values) -> TaskInputs:
+def _inputs(
+    task: Task[Any], loaded: LoadedModel, texts: list[TextDocument], values: Values
+) -> TaskInputs:
+    """What the task measures with; a task that generates its documents needs a tokenizer."""
+    documents: list[EvaluationDocument] = []
     if task.needs_documents:
         documents = encoded_documents(loaded, texts, values["dataset"], values["add_bos"])
         tokenizer = tokenizer_of(loaded) if loaded.tokenizer_file else None
     else:
-        documents, tokenizer = [], tokenizer_of(loaded)
+        tokenizer = tokenizer_of(loaded)
     prefix = bos_prefix(tokenizer, values["add_bos"]) if tokenizer else []
     return TaskInputs(loaded.model, tokenizer, documents, prefix, values["batch_tokens"])
 

@@ -43,7 +43,7 @@ class Perplexity(Task[PerplexitySettings]):
     """
 
     name = "perplexity"
-    title = "Perplexity (in brackets: over the last quarter of the context)"
+    title = "Perplexity"
     needs_documents = True
     in_every_run = True
     settings_kind = PerplexitySettings
