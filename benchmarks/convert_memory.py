@@ -24,7 +24,7 @@ import torch
 from benchmarks.convert_throughput import run_apart
 from checkpoints_tools.common.tensor_file import plan_file
 from checkpoints_tools.common.weight_map import hf_sizes
-from checkpoints_tools.hf.folder import shard_names, write_index, write_settings
+from checkpoints_tools.hf.writing import shard_names, write_index, write_settings
 from megatron_longrope.model import ModelShape
 from megatron_longrope.rope import NoScaling, RopeGeometry, hf_rope_config
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from checkpoints_tools.common.weight_map import hf_sizes
-from checkpoints_tools.hf.folder import write_hf_folder
+from checkpoints_tools.hf.writing import write_hf_folder
 from megatron_longrope.model import ModelShape
 from megatron_longrope.rope import NoScaling, RopeGeometry, hf_rope_config
 

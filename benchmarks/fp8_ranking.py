@@ -34,7 +34,7 @@ from megatron_longrope.model.engine.settings import BackendSettings
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import first_search, search_objective
 from megatron_longrope.runtime import Runtime, start_runtime
-from megatron_longrope.search import Candidate, EvolutionSearch, EvolutionSettings
+from megatron_longrope.search import Candidate, EvolutionSearch, EvolutionSettings, SearchTask
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,9 @@ def score_candidates(
     config = SearchConfig(num_documents=len(documents), seed=options.seed)
     problem = first_search(config, loaded.model.geometry, length)
     sizes = EvolutionSettings(population=options.candidates, iterations=0)
+    task = SearchTask(length, length / loaded.model.geometry.original_length, len(documents))
     candidates: list[Candidate] = EvolutionSearch(
-        problem.space, sizes, problem.seeds, options.seed
+        problem.space, sizes, problem.seeds, options.seed, task
     ).ask(options.candidates)
     objective = search_objective(loaded.model, documents, tokenizer, config, length)
     found = [evaluation.loss for evaluation in objective(candidates)]

@@ -51,12 +51,15 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=0)
     options = parser.parse_args()
     length = parse_length(options.length)
-    hybrid = {
+    searcher = {
+        "name": "hybrid",
         "ramp": {"max_rounds": options.ramp_rounds},
         "cycles": int(options.passes > 0),
         "descent": {"passes": max(1, options.passes)},
     }
-    config = SearchConfig.model_validate({"num_documents": 1, "starts": ["yarn"], "hybrid": hybrid})
+    config = SearchConfig.model_validate(
+        {"num_documents": 1, "starts": ["yarn"], "searcher": searcher}
+    )
     with start_runtime(timeout_seconds=24 * 3600) as runtime:
         model = load_model(options.model, runtime).model
         tokenizer = load_tokenizer(options.model)

@@ -49,8 +49,8 @@ from megatron_longrope.search import (
     Searcher,
     SearcherChoice,
     SearchSpace,
+    SearchTask,
     Terms,
-    make_searcher,
     read_journal,
     run_search,
 )
@@ -58,18 +58,19 @@ from megatron_longrope.search import (
 Kind = Literal["stub", "real"]
 _CHOICES: dict[Kind, dict[str, Any]] = {
     "stub": {
-        "searcher": "evolution",
-        "evolution": {
-            "population": 40,
-            "mutants": 20,
-            "crossovers": 20,
-            "parents": 20,
-            "iterations": 24,
-        },
+        "name": "evolution",
+        "population": 40,
+        "mutants": 20,
+        "crossovers": 20,
+        "parents": 20,
+        "iterations": 24,
     },
     "real": {
-        "searcher": "hybrid",
-        "hybrid": {"ramp": {"max_rounds": 2}, "descent": {"passes": 8}, "rounds": 3, "mutants": 5},
+        "name": "hybrid",
+        "ramp": {"max_rounds": 2},
+        "descent": {"passes": 8},
+        "rounds": 3,
+        "mutants": 5,
     },
 }
 _NUM_PAIRS, _SCALE = 32, 8.0
@@ -224,10 +225,8 @@ def _searcher(kind: Kind) -> Searcher:
         Candidate((_SCALE,) * _NUM_PAIRS),
         Candidate(tuple(np.linspace(1.0, _SCALE, _NUM_PAIRS)), 0, 1.1),
     ]
-    choice = SearcherChoice.model_validate(_CHOICES[kind])
-    return make_searcher(
-        choice, space, seeds, 1, length=_LENGTH, scale=_SCALE, num_documents=_NUM_DOCUMENTS
-    )
+    task = SearchTask(length=_LENGTH, scale=_SCALE, num_documents=_NUM_DOCUMENTS)
+    return SearcherChoice.model_validate(_CHOICES[kind]).build(space, seeds, 1, task)
 
 
 class _Stub:

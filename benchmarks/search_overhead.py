@@ -50,31 +50,21 @@ def _measure(settings: dict[str, Any]) -> dict[str, float]:
     from benchmarks.search_cost.problems import LENGTHS, open_bench
     from megatron_longrope.model import factor_gradient, forward
     from megatron_longrope.search import (
-        DescentSettings,
         EarlyStopping,
-        HybridSettings,
         Journal,
         MemoryJournal,
         SearcherChoice,
-        make_searcher,
+        SearchTask,
         run_search,
     )
 
     clock = _Clock()
     for module in (forward, factor_gradient):
         module.run_schedule = clock.timed(module.run_schedule)  # type: ignore[attr-defined]
-    descent = DescentSettings.model_validate(settings)
-    choice = SearcherChoice(searcher="hybrid", hybrid=HybridSettings(descent=descent))
+    choice = SearcherChoice.model_validate({"name": "hybrid", "descent": settings})
     with open_bench("8x") as bench, tempfile.TemporaryDirectory() as folder:
-        searcher = make_searcher(
-            choice,
-            bench.problem.space,
-            bench.problem.seeds,
-            1,
-            length=LENGTHS["8x"],
-            scale=bench.scale,
-            num_documents=bench.search.num_documents,
-        )
+        task = SearchTask(LENGTHS["8x"], bench.scale, bench.search.num_documents)
+        searcher = choice.build(bench.problem.space, bench.problem.seeds, 1, task)
         bench.search([bench.problem.seeds[0]])  # what is made once, is made
         bench.runtime.barrier()
         clock.seconds, begun = 0.0, time.perf_counter()

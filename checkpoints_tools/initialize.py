@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.common.weight_map import hf_sizes
-from checkpoints_tools.hf.folder import write_hf_folder
+from checkpoints_tools.hf.writing import write_hf_folder
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.rope import (

@@ -14,6 +14,7 @@ from checkpoints_tools.hf.importing import check_folder, load_hf_weights
 from megatron_longrope.artifacts.summaries import named_checkpoint
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, build_model
+from megatron_longrope.model.architectures import with_rope_said
 from megatron_longrope.model.checkpoints.checkpoint import (
     DESCRIPTION_FILE,
     hf_folder,
@@ -63,7 +64,7 @@ def load_model(
     if kind == "hf":
         opened = open_hf_folder(folder)
         shape, _ = check_folder(opened)
-        factor_set = factor_set_from_hf(opened.config)
+        factor_set = factor_set_from_hf(with_rope_said(opened.config))
         files = folder
     else:
         description = read_description(folder)
@@ -97,7 +98,7 @@ def model_factors(path: Path | str) -> FactorSet:
     """Returns the factors in force of the model in `path`, without its weights."""
     kind, folder = find_model(path)
     if kind == "hf":
-        return factor_set_from_hf(open_hf_folder(folder).config)
+        return factor_set_from_hf(with_rope_said(open_hf_folder(folder).config))
     return read_description(folder).factor_set
 
 

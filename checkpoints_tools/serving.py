@@ -13,13 +13,12 @@ import numpy as np
 from checkpoints_tools.gguf.header import shortest
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
+from megatron_longrope.model.architectures import family_of
 from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors
 
 ServingTarget = Literal["transformers", "static", "gguf"]
 """transformers: two sets, by the length of the input. static: one set, for engines that choose
 once. gguf: a file for llama.cpp with both sets."""
-
-_PHI3_KEYS = ("type", "short_factor", "long_factor")
 
 
 def serving_set(
@@ -51,8 +50,7 @@ def serving_set(
 
 
 def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns config.json with the temperature also under the names that vLLM and SGLang read it
-    by.
+    """Returns config.json with the attention factor also under vLLM's and SGLang's names for it.
 
     They compute one from the lengths where `short_mscale` and `long_mscale` are missing, whatever
     attention_factor says. transformers warns of keys it does not know and goes on.
@@ -61,8 +59,8 @@ def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         settings = said.get(key)
         if settings and settings.get("rope_type") == "longrope":
-            temperature = settings["attention_factor"]
-            said[key] = settings | {"short_mscale": temperature, "long_mscale": temperature}
+            factor = settings["attention_factor"]
+            said[key] = settings | {"short_mscale": factor, "long_mscale": factor}
     return said
 
 
@@ -72,20 +70,9 @@ def engine_notes(hf_dir: Path) -> list[str]:
     tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length` for a limit.
     """
     config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
-    return _phi3_note(config) + _tokenizer_note(
+    return family_of(config).serving_notes(config) + _tokenizer_note(
         hf_dir / "tokenizer_config.json", config["max_position_embeddings"]
     )
-
-
-def _phi3_note(config: Mapping[str, Any]) -> list[str]:
-    """transformers 4's Phi3Config takes three keys and computes the temperature: it refuses one
-    that is written."""
-    if config["model_type"] != "phi3" or len(config.get("rope_scaling") or ()) <= len(_PHI3_KEYS):
-        return []
-    return [
-        f"transformers 4 loads Phi-3 with {', '.join(_PHI3_KEYS)} alone and refuses this one; "
-        "transformers 5 loads it"
-    ]
 
 
 def _tokenizer_note(file: Path, longest: int) -> list[str]:
@@ -143,7 +130,7 @@ def _left_out(factor_set: FactorSet, kept: list[RopeFactors]) -> list[str]:
     return [
         "the factors for inputs of up to "
         f"{format_length(entry.up_to or entry.factors.target_length)} tokens "
-        f"(temperature {entry.factors.attention_factor:g})"
+        f"(attention factor {entry.factors.attention_factor:g})"
         for entry in factor_set.ranges
         if entry.factors not in kept
     ]

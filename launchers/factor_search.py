@@ -13,7 +13,7 @@ from data_prep.readers import read_text_files
 from launchers.extension import search_lines
 from launchers.options import layout_of
 from launchers.progress import ProgressLines
-from launchers.search_options import searcher_sizes
+from launchers.search_options import searcher_section
 from megatron_longrope.artifacts.records import write_record
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.artifacts.summaries import SearchSummary
@@ -100,10 +100,9 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
 
 
 def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
-    """Returns what the options ask for; sizes belong to the searcher they are of. Raises InputError
-    for others."""
+    """Returns what the options ask for. Raises InputError for options of another searcher."""
     values: dict[str, Any] = {
-        "searcher": settings["searcher"],
+        "searcher": searcher_section(settings),
         "num_documents": num_documents,
         "seed": settings["seed"],
         "attention_factor": settings["attention_factor"],
@@ -119,7 +118,7 @@ def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
     if ladder and not settings["early_stopping"]:
         raise InputError("--ladder", format_length(ladder[0]), "is part of early stopping")
     values["early_stopping"] = {"ladder": ladder} if settings["early_stopping"] else None
-    return build_config(SearchConfig, values | searcher_sizes(settings), "longrope search")
+    return build_config(SearchConfig, values, "longrope search")
 
 
 def _tuned_factors(file: Path | None, target: int) -> RopeFactors | None:

@@ -4,14 +4,77 @@ loaded."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
+
+from launchers.list_options import ListOptionsCommand
 from launchers.options import check_json_folder
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
-from megatron_longrope.search import EvolutionSettings, SearcherChoice
+from megatron_longrope.search import (
+    DEFAULT_SEARCHER,
+    SEARCHERS,
+    RoundSearcher,
+    SearcherChoice,
+    SettingOption,
+    merge_settings,
+)
+
+Searchers = tuple[type[RoundSearcher[Any]], ...]
+_BEFORE = "space"
+"""The option that those of the searchers stand before."""
+
+
+class SearchCommand(ListOptionsCommand):
+    """`longrope search` with what the searchers registered at the time of the call declare."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Returns the command's own options, and in their midst those of the searchers."""
+        own = super().get_params(ctx)
+        place = next(i for i, param in enumerate(own) if param.name == _BEFORE)
+        return [*own[:place], *_searcher_params(tuple(SEARCHERS.values())), *own[place:]]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, then a line for each searcher."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Searchers"):
+            formatter.write_dl([(name, kind.summary) for name, kind in SEARCHERS.items()])
+
+
+@cache
+def _searcher_params(searchers: Searchers) -> tuple[click.Option, ...]:
+    """`--searcher`, and each option that a searcher declares."""
+    choice = click.Option(
+        ["--searcher"],
+        type=click.Choice([kind.name for kind in searchers]),
+        default=DEFAULT_SEARCHER,
+        help="What proposes candidates; listed below.",
+    )
+    return (choice, *(_setting_param(flag, searchers) for flag in _declared(searchers)))
+
+
+def _setting_param(flag: str, searchers: Searchers) -> click.Option:
+    """The option `flag`, its help in the words of every searcher that declares it."""
+    meanings: dict[str, list[str]] = {}
+    least = []
+    for kind in searchers:
+        for option in kind.options:
+            if option.flag == flag:
+                meanings.setdefault(option.help, []).append(kind.name)
+                least.append(option.at_least)
+    text = "; ".join(f"of {', '.join(names)}: {help}" for help, names in meanings.items())
+    return click.Option(
+        [flag], type=click.IntRange(min(least)), metavar="N", help=text[:1].upper() + text[1:]
+    )
+
+
+def _declared(searchers: Iterable[type[RoundSearcher[Any]]]) -> dict[str, SettingOption]:
+    """Every option declared by one searcher or more, by its flag."""
+    return {option.flag: option for kind in searchers for option in kind.options}
 
 
 def check_request(out: Path, json_path: Path | None, settings: Mapping[str, Any]) -> None:
@@ -22,11 +85,7 @@ def check_request(out: Path, json_path: Path | None, settings: Mapping[str, Any]
         raise InputError(
             "--critical-pair", settings["critical_pair"], "belongs to --space longrope2"
         )
-    build_config(
-        SearcherChoice,
-        {"searcher": settings["searcher"], **searcher_sizes(settings)},
-        "longrope search",
-    )
+    build_config(SearcherChoice, searcher_section(settings), "longrope search")
 
 
 def _check_out(out: Path) -> None:
@@ -41,41 +100,23 @@ def _check_out(out: Path) -> None:
         raise InputError("--out", out, f"{existing} may not be written to")
 
 
-def searcher_sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of the searcher asked for, under its name. Raises InputError for sizes
-    of another one."""
-    searcher = settings["searcher"]
-    evolution = [settings[name] for name in ("population", "offspring", "iterations")]
-    is_evolution = searcher in ("evolution", "piecewise")
-    if any(size is not None for size in evolution) and not is_evolution:
-        raise InputError("--searcher", searcher, "has no --population, --offspring or --iterations")
-    passes, ramp_rounds = settings["passes"], settings["ramp_rounds"]
-    if passes is not None and searcher not in ("hybrid", "gradient"):
-        raise InputError("--searcher", searcher, "has no --passes")
-    if ramp_rounds is not None and searcher != "hybrid":
-        raise InputError("--searcher", searcher, "has no --ramp-rounds")
-    if is_evolution:
-        return {"evolution": _evolution(settings)}
-    if searcher == "gradient":
-        return {} if passes is None else {"gradient": {"passes": passes}}
-    return {"hybrid": _hybrid(passes, ramp_rounds)} if searcher == "hybrid" else {}
-
-
-def _hybrid(passes: int | None, ramp_rounds: int | None) -> dict[str, Any]:
-    descent = (
-        {"cycles": 0} if passes == 0 else {} if passes is None else {"descent": {"passes": passes}}
-    )
-    return descent if ramp_rounds is None else {**descent, "ramp": {"max_rounds": ramp_rounds}}
-
-
-def _evolution(settings: Mapping[str, Any]) -> dict[str, Any]:
-    population, offspring = settings["population"], settings["offspring"]
-    changes = {
-        "population": population,
-        "iterations": settings["iterations"],
-        "mutants": offspring,
-        "crossovers": offspring,
-        "parents": population and max(1, population // 2),
+def searcher_section(settings: Mapping[str, Any]) -> dict[str, object]:
+    """Returns the searcher asked for as a recipe's `searcher:` section holds it. Raises InputError
+    for options of another searcher.
+    """
+    kind = SEARCHERS[settings["searcher"]]
+    own = _declared([kind])
+    given = {
+        flag: settings[option.key]
+        for flag, option in _declared(SEARCHERS.values()).items()
+        if settings[option.key] is not None
     }
-    sizes = EvolutionSettings.paper(settings["target"]).model_dump()
-    return sizes | {key: value for key, value in changes.items() if value is not None}
+    for flag in given:
+        if flag not in own:
+            raise InputError("--searcher", kind.name, f"has no {flag}")
+    section: dict[str, object] = {"name": kind.name}
+    if given:  # beside the rest of what this length has by default
+        section |= kind.default_settings(settings["target"]).model_dump(exclude_unset=True)
+    for flag, value in given.items():
+        section = merge_settings(section, own[flag].to_settings(value))
+    return section

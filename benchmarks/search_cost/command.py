@@ -17,7 +17,8 @@ from benchmarks.search_cost.problems import LENGTHS, Bench, open_bench
 from benchmarks.search_cost.stopping import replay
 from megatron_longrope.evaluation import PerplexityObjective
 from megatron_longrope.search import (
-    SEARCHER_NAMES,
+    DEFAULT_SEARCHER,
+    SEARCHERS,
     EarlyStopping,
     EvolutionSettings,
     HybridSettings,
@@ -25,13 +26,11 @@ from megatron_longrope.search import (
     JournalEntry,
     SearcherChoice,
     SearchProgress,
-    make_searcher,
+    SearchTask,
     run_search,
 )
-from megatron_longrope.search.descent import DescentSettings
-from megatron_longrope.search.ramp import RampSettings
 
-_TENTH_OF_672 = HybridSettings(ramp=RampSettings(max_rounds=5), descent=DescentSettings(passes=8))
+_TENTH_OF_672 = {"ramp": {"max_rounds": 5}, "descent": {"passes": 8}}
 # the paper's sizes: for targets below and above 512k tokens; and small ones, for many searches
 _EVOLUTIONS = {
     "4x": EvolutionSettings(population=32, mutants=8, crossovers=8, parents=16, iterations=8),
@@ -58,23 +57,19 @@ def main() -> None:
 
 @main.command()
 @_PROBLEM
-@click.option("--searcher", type=click.Choice(SEARCHER_NAMES), default="hybrid", show_default=True)
+@click.option(
+    "--searcher", type=click.Choice(list(SEARCHERS)), default=DEFAULT_SEARCHER, show_default=True
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @_OUT
 def run(problem: str, searcher: str, seed: int, out: Path) -> None:
     """Run one search, the evolution at the paper's full size (at 32x the half size of long targets,
     at 4x small)."""
     with open_bench(problem) as bench:
+        length = LENGTHS[problem]
+        task = SearchTask(length, length / bench.window, bench.search.num_documents)
         choice = _choice(problem, searcher)
-        search = make_searcher(
-            choice,
-            bench.problem.space,
-            bench.problem.seeds,
-            seed,
-            length=LENGTHS[problem],
-            scale=LENGTHS[problem] / bench.window,
-            num_documents=bench.search.num_documents,
-        )
+        search = choice.build(bench.problem.space, bench.problem.seeds, seed, task)
         with Journal.open(
             _journal(out, problem, searcher, seed), search.identity(), bench.identity
         ) as journal:
@@ -190,12 +185,12 @@ def _on_rungs(
 
 
 def _choice(problem: str, searcher: str) -> SearcherChoice:
-    values: dict[str, object] = {"searcher": searcher}
-    if searcher in ("evolution", "piecewise"):
-        values["evolution"] = _EVOLUTIONS[problem]
-    if searcher == "hybrid" and problem.startswith("32x"):
-        values["hybrid"] = _TENTH_OF_672
-    return SearcherChoice.model_validate(values)
+    settings: dict[str, object] = {}
+    if SEARCHERS[searcher].Settings is EvolutionSettings:
+        settings = _EVOLUTIONS[problem].model_dump()
+    elif SEARCHERS[searcher].Settings is HybridSettings and problem.startswith("32x"):
+        settings = _TENTH_OF_672
+    return SearcherChoice.model_validate({"name": searcher, **settings})
 
 
 def _held_out(bench: Bench, curves: list[Curve]) -> list[float]:

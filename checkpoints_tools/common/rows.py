@@ -6,10 +6,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from checkpoints_tools.common.tensor_file import is_finite
-from checkpoints_tools.common.weight_map import WeightRule
 from checkpoints_tools.hf.folder import HfFolder
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.architectures.weights import WeightRule
 
 
 def read_megatron_rows(

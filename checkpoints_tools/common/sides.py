@@ -20,8 +20,9 @@ from checkpoints_tools.hf.importing import TIED, check_folder, load_hf_weights
 from checkpoints_tools.load_any import find_model, load_model
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, ModelShape, build_model
+from megatron_longrope.model.architectures import with_rope_said
 from megatron_longrope.model.checkpoints.checkpoint import read_description, weights_folder
-from megatron_longrope.model.checkpoints.torch_dist import StoredTensors
+from megatron_longrope.model.checkpoints.stored_tensors import StoredTensors
 from megatron_longrope.rope import FactorSet, factor_set_from_hf
 from megatron_longrope.runtime import Runtime
 
@@ -63,7 +64,8 @@ def opened_side(path: Path | str) -> Iterator[Side]:
 
 
 def _of_folder(kind: str, path: Path, folder: HfFolder) -> Side:
-    shape, factor_set = ModelShape.from_hf(folder.config), factor_set_from_hf(folder.config)
+    shape = ModelShape.from_hf(folder.config)
+    factor_set = factor_set_from_hf(with_rope_said(folder.config))
     present = {name for name in folder.files if not name.endswith(DERIVED_SUFFIXES)}
     if shape.tie_embeddings:
         present -= {

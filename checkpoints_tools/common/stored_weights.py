@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_tools.common.weight_map import WeightRule, bound_rules
+from checkpoints_tools.common.weight_map import bound_rules
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.architectures.weights import WeightRule
 from megatron_longrope.model.checkpoints.checkpoint import CheckpointDescription
-from megatron_longrope.model.checkpoints.torch_dist import StoredTensors
+from megatron_longrope.model.checkpoints.stored_tensors import StoredTensors
 
 _MODEL_PARTS = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
 

@@ -1,5 +1,4 @@
-"""The `llama.*` keys of a GGUF file as a Hugging Face config, rotary scaling included; nothing
-unknown is dropped."""
+"""The `llama.*` keys of a GGUF file as a Hugging Face config; nothing unknown is dropped."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from typing import Any
 from checkpoints_tools.gguf.names import ARCHITECTURE, LLAMA3_FACTORS, LONG_FACTORS, SHORT_FACTORS
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.architectures.llama import Llama
 
 _SHAPE_KEYS = {
     "block_count": "num_hidden_layers",
@@ -128,7 +128,7 @@ def _shape(keys: _Keys, metadata: Mapping[str, Any], tied: bool) -> ModelShape:
         if keys.whole(key, head_dim) != head_dim:
             raise keys.wrong(key, f"must be the length of a head, {head_dim}")
     config = values | {
-        "model_type": "llama",
+        "model_type": Llama.model_type,
         "num_key_value_heads": keys.whole("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "vocab_size": keys.whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
@@ -189,13 +189,13 @@ def _linear(keys: _Keys) -> dict[str, Any] | None:
 
 def _yarn(keys: _Keys) -> dict[str, Any]:
     factor = keys.number(f"{_SCALING}factor")
-    temperature = (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0) * keys.number(
+    attention_factor = (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0) * keys.number(
         f"{_SCALING}attn_factor", 1.0
     )
     return {
         "rope_type": "yarn",
         "factor": factor,
-        "attention_factor": temperature,
+        "attention_factor": attention_factor,
         "beta_fast": keys.number(f"{_SCALING}yarn_beta_fast", 32.0),
         "beta_slow": keys.number(f"{_SCALING}yarn_beta_slow", 1.0),
         _ORIGINAL: keys.whole(f"{_SCALING}original_context_length", keys.whole("context_length")),
@@ -225,7 +225,7 @@ def _with_llama3(
 
 
 def _as_longrope(
-    keys: _Keys, short: list[float], long: list[float], temperature: float
+    keys: _Keys, short: list[float], long: list[float], attention_factor: float
 ) -> dict[str, Any]:
     context = keys.whole("context_length")
     window = keys.whole(f"{_SCALING}original_context_length", context)
@@ -238,6 +238,6 @@ def _as_longrope(
         "short_factor": short,
         "long_factor": long,
         _ORIGINAL: window,
-        "attention_factor": temperature,
+        "attention_factor": attention_factor,
         "factor": context / window,
     }

@@ -1,5 +1,4 @@
-"""Megatron checkpoint → one GGUF file for llama.cpp, tensor by tensor, factors and tokenizer
-inside.
+"""Megatron checkpoint → one GGUF file for llama.cpp, with its factors and tokenizer.
 
 llama.cpp reads `rope_factors_long.weight` and `rope_factors_short.weight` for its architecture
 `llama` where `llama.rope.scaling.type` is longrope; see docs/serving.md for what it does with them.
@@ -33,12 +32,12 @@ from checkpoints_tools.hf.exporting import check_geometry, hf_tensors
 from checkpoints_tools.hf.importing import Conversion
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.architectures import ARCHITECTURES
 from megatron_longrope.model.checkpoints.checkpoint import hf_folder, read_description
 from megatron_longrope.rope import FactorSet, RopeFactors, short_and_long
 
 _CARRIER = "a GGUF file"
 _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}
-_LLAMA_TYPES = ("llama", "mistral")
 
 
 def export_gguf(
@@ -95,17 +94,16 @@ def _check_target(target: Path) -> None:
 
 
 def _check_architecture(shape: ModelShape, dtype: str) -> None:
-    settings = shape.to_hf()
-    if settings["model_type"] not in _LLAMA_TYPES:
+    if shape.family.gguf_architecture != ARCHITECTURE:
+        known = [n for n, family in ARCHITECTURES.items() if family.gguf_architecture]
         rule = (
-            f"llama.cpp reads rope factor tensors for {' and '.join(_LLAMA_TYPES)} of the "
+            f"llama.cpp reads rope factor tensors for {' and '.join(known)} of the "
             "architectures here"
         )
-        raise InputError("model_type", settings["model_type"], rule)
-    if settings.get("sliding_window"):
-        raise InputError(
-            "sliding_window", settings["sliding_window"], "llama.cpp's llama attends to everything"
-        )
+        raise InputError("model_type", shape.architecture, rule)
+    windows = [window for window in shape.attention_windows if window is not None]
+    if windows:
+        raise InputError("sliding_window", windows[0], "llama.cpp's llama attends to everything")
     if dtype not in _FILE_TYPES:
         raise InputError("dtype", dtype, f"llama.cpp computes with {', '.join(_FILE_TYPES)}")
 

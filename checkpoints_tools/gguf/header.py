@@ -1,5 +1,4 @@
-"""The header of a GGUF file, read with every count and offset checked against the file before it is
-believed.
+"""The header of a GGUF file, every count and offset checked before it is believed.
 
 Layout (GGUF 2 and 3, little-endian): magic, version, number of tensors, number of keys; the keys
 with typed values; for each tensor its name, sizes (fastest first), block type and offset; then the
@@ -48,8 +47,10 @@ _FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where one tensor lies. `sizes` as Hugging Face orders them, `kind` is ggml's number of the
-    block type."""
+    """Where one tensor lies, and how.
+
+    `sizes` are in Hugging Face's order, `kind` is ggml's number of the block type.
+    """
 
     name: str
     sizes: tuple[int, ...]
@@ -232,8 +233,10 @@ class _Reading:
 
 
 def shortest(value: np.float32) -> float:
-    """Returns the shortest decimal that rounds to a float32: 1.37 stored in 32 bits comes back as
-    1.37."""
+    """Returns the shortest decimal that rounds to a float32.
+
+    1.37 stored in 32 bits comes back as 1.37.
+    """
     return float(str(value))
 
 

@@ -1,5 +1,4 @@
-"""GGUF file → Megatron checkpoint, a few rows at a time, blocks expanded to the numbers they stand
-for."""
+"""GGUF file → Megatron checkpoint, a few rows at a time, blocks expanded to numbers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A GGUF file seen as a Hugging Face folder: what imports, loads or compares the one does the same
-with the other."""
+"""A GGUF file seen as a Hugging Face folder, to import, load or compare it like one."""
 
 from __future__ import annotations
 
@@ -37,12 +36,12 @@ _MAX_ROPE_FACTORS = 1 << 16
 
 @dataclass(frozen=True)
 class GgufModel(HfFolder):
-    """`path` is a folder with config.json and tokenizer files made from the file's keys; weights
-    come from the file.
+    """A Hugging Face folder whose weights come from a GGUF file.
 
-    All weights have one dtype: bfloat16 or float16 where the matrices are stored so and every other
-    weight fits into it without loss, else float32, which holds each value of every block type as
-    its formula gives it.
+    `path` is a folder with config.json and tokenizer files made from the file's keys. All weights
+    have one dtype: bfloat16 or float16 where the matrices are stored so and every other weight fits
+    into it without loss, else float32, which holds each value of every block type as its formula
+    gives it.
     """
 
     source: GgufHeader
@@ -52,8 +51,7 @@ class GgufModel(HfFolder):
     dtype: torch.dtype
 
     def tensor(self, name: str) -> Tensor:
-        """Returns a weight in HF's order of rows; raises InputError where it is damaged or not
-        finite."""
+        """Returns a weight in HF's order of rows; raises InputError for damaged ones."""
         tensor = self._rows(name, 0, None)
         if not bool(torch.isfinite(tensor).all()):
             raise InputError("model", self.source.path, f"{name} holds NaN or infinity")
@@ -99,10 +97,10 @@ class GgufModel(HfFolder):
 
 @contextmanager
 def opened_gguf(path: Path | str, *, tokenizer: bool = True) -> Iterator[GgufModel]:
-    """Yields the file as a folder that lives as long as the block; `tokenizer` False leaves its
-    tokenizer out.
+    """Yields the file as a folder that lives as long as the block.
 
-    Raises InputError for a damaged file, another architecture, and what of it cannot be carried.
+    `tokenizer` False leaves the file's tokenizer out. Raises InputError for a damaged file, another
+    architecture, and what of it cannot be carried.
     """
     header = read_header(path, block_sizes())
     tied = "output.weight" not in header.tensors
@@ -131,8 +129,7 @@ def opened_gguf(path: Path | str, *, tokenizer: bool = True) -> Iterator[GgufMod
 def read_rows(
     header: GgufHeader, stored: GgufTensor, start: int = 0, stop: int | None = None
 ) -> Tensor:
-    """Returns rows as they are stored: half precision as such, blocks expanded to float32. Raises
-    InputError."""
+    """Returns rows of a tensor, blocks expanded to float32, half precision as it is."""
     if len(stored.sizes) == 1:
         return _read(header, stored, 0, 1).view(-1)[start:stop]
     rows = stored.num_values // stored.sizes[-1]

@@ -11,6 +11,7 @@ from megatron_longrope.errors import MissingDependencyError
 from megatron_longrope.model import ModelShape
 
 ARCHITECTURE = "llama"
+"""The one architecture whose keys and weights are read and written here, by llama.cpp's name."""
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 LLAMA3_FACTORS = "rope_freqs.weight"
 ROPE_TENSORS = (LONG_FACTORS, SHORT_FACTORS, LLAMA3_FACTORS)
@@ -49,16 +50,14 @@ def hf_names(num_layers: int) -> dict[str, str]:
 
 
 def rotated_heads(hf_name: str, shape: ModelShape) -> int | None:
-    """Returns the number of heads whose rows llama.cpp orders in its own way; None for every other
-    weight."""
+    """Returns the heads whose rows llama.cpp reorders; None for every other weight."""
     if hf_name.endswith("self_attn.q_proj.weight"):
         return shape.num_heads
     return shape.num_kv_heads if hf_name.endswith("self_attn.k_proj.weight") else None
 
 
 def permuted(tensor: Tensor, heads: int) -> Tensor:
-    """Returns q or k rows as llama.cpp's llama wants them: the two halves of each rotated pair side
-    by side."""
+    """Returns q or k rows in llama.cpp's order, the halves of each pair side by side."""
     per_head = tensor.shape[0] // heads
     halves = tensor.reshape(heads, 2, per_head // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
@@ -72,8 +71,10 @@ def unpermuted(tensor: Tensor, heads: int) -> Tensor:
 
 
 def block_sizes() -> Mapping[int, tuple[int, int]]:
-    """Returns (values, bytes) per block of each of ggml's types; raises MissingDependencyError
-    without `gguf`."""
+    """Returns (values, bytes) per block of each of ggml's types.
+
+    Raises MissingDependencyError where the package `gguf` is not installed.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependencyError(
             "Python package gguf is not installed: pip install 'megatron-longrope[gguf]'"

@@ -86,8 +86,7 @@ def tokenizer_to_gguf(folder: Path, vocab_size: int) -> dict[str, Any]:
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], folder: Path, source: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json of a GGUF file's keys into `folder`; raises
-    InputError."""
+    """Writes tokenizer.json and tokenizer_config.json of a GGUF file's keys to `folder`."""
     kind, pre = metadata.get(f"{_KEY}model"), metadata.get(f"{_KEY}pre")
     pre = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}.get(str(pre), pre)
     if kind != "gpt2" or pre not in _SPLITTINGS:

@@ -25,20 +25,21 @@ from checkpoints_tools.common.units import (
     partial_folder,
     refuse_existing,
 )
-from checkpoints_tools.common.weight_map import WeightRule, bound_rules, hf_sizes, to_hf
-from checkpoints_tools.hf.folder import (
-    CONFIG_FILE,
+from checkpoints_tools.common.weight_map import bound_rules, hf_sizes, to_hf
+from checkpoints_tools.hf.folder import CONFIG_FILE, read_config
+from checkpoints_tools.hf.importing import Conversion
+from checkpoints_tools.hf.writing import (
     MAX_SHARD_BYTES,
-    read_config,
     refuse_foreign_hf_folder,
     shard_names,
     write_index,
     write_settings,
 )
-from checkpoints_tools.hf.importing import Conversion
 from checkpoints_tools.serving import with_engine_keys
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.architectures import with_rope_said
+from megatron_longrope.model.architectures.weights import WeightRule
 from megatron_longrope.model.checkpoints.checkpoint import (
     CheckpointDescription,
     hf_folder,
@@ -46,7 +47,7 @@ from megatron_longrope.model.checkpoints.checkpoint import (
     read_description,
     weights_folder,
 )
-from megatron_longrope.model.checkpoints.torch_dist import StoredTensors
+from megatron_longrope.model.checkpoints.stored_tensors import StoredTensors
 from megatron_longrope.rope import FactorSet, factor_set_from_hf, hf_rope_config
 
 __all__ = ["export_hf", "hf_tensors", "read_weight"]
@@ -68,7 +69,7 @@ def export_hf(
 
     Interrupted, the same call goes on where it was. A checkpoint nobody changed since its import
     gets its config.json back byte for byte; `static` adds the keys that engines which choose one
-    set read the temperature by. An export already there is replaced when the new one is whole;
+    set read the attention factor by. An export already there is replaced when the new one is whole;
     `replace=False` refuses it. Raises InputError for what transformers' `longrope` cannot carry,
     and for damaged checkpoints.
     """
@@ -188,7 +189,7 @@ def _config(
         key: value for key, value in original.items() if key != "original_max_position_embeddings"
     }
     if said != shape:
-        base |= shape.hf_attention()
+        base |= shape.family.write_attention(shape)
     dtype_keys = {"dtype", "torch_dtype"} & original.keys() or {"torch_dtype"}
     return base | hf_rope_config(wanted) | dict.fromkeys(dtype_keys, description.dtype)
 
@@ -200,7 +201,7 @@ def _says(config: dict[str, Any], wanted: FactorSet) -> bool:
     return "dynamic" not in (
         rope.get("rope_type"),
         rope.get("type"),
-    ) and wanted == factor_set_from_hf(config)
+    ) and wanted == factor_set_from_hf(with_rope_said(config))
 
 
 def check_geometry(factors: FactorSet, shape: ModelShape) -> None:

@@ -1,12 +1,10 @@
-"""Hugging Face model folders: read with every doubt checked, written whole or not at all.
-safetensors only."""
+"""Hugging Face model folders, read with every doubt checked; safetensors only."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,27 +12,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from checkpoints_tools.common.tensor_file import StoredTensor, is_finite, read_header, read_into
 from checkpoints_tools.common.weight_map import DERIVED_SUFFIXES
 from megatron_longrope.errors import InputError
-from megatron_longrope.model.checkpoints.carried_files import (
-    HF_FILES,
-    carried_files,
-    copy_carried,
-    holds_only_templates,
-    stays_behind,
-)
-from megatron_longrope.model.checkpoints.checkpoint import put_in_place
+from megatron_longrope.model.checkpoints.carried_files import carried_files, stays_behind
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 4 << 30
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
-_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _COMPARED_ROWS = 1024
 
@@ -83,8 +71,7 @@ class HfFolder:
         return tensor
 
     def fingerprint(self) -> list[list[object]]:
-        """Returns what tells this folder's contents from another's: each file's name, size and time
-        of change."""
+        """Returns each file's name, size and time of change, to notice other contents."""
         read = [self.path / name for name in carried_files(self.path)] + sorted(
             set(self.files.values())
         )
@@ -170,8 +157,7 @@ def open_hf_folder(path: Path | str) -> HfFolder:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns a folder's config.json; raises InputError where there is none or it is no JSON
-    object."""
+    """Returns a folder's config.json; raises InputError where it is missing or damaged."""
     file = path / CONFIG_FILE
     if not file.is_file():
         raise InputError("model", path, f"a model folder without config: it has no {CONFIG_FILE}")
@@ -185,111 +171,6 @@ def bits_equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(
         a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8)
     )
-
-
-def write_hf_folder(
-    target: Path,
-    config: Mapping[str, Any] | bytes,
-    tensors: Iterable[tuple[str, Tensor]],
-    *,
-    carried_from: Path | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> int:
-    """Writes a model folder and returns the bytes of its weights; `config` as bytes is written
-    unchanged.
-
-    Raises InputError where `target` holds anything an export does not write.
-    """
-    refuse_foreign_hf_folder(target)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_settings(partial, config, carried_from)
-    total = _write_shards(partial, tensors, max_shard_bytes)
-    put_in_place(partial, target)
-    return total
-
-
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> int:
-    shards: list[list[str]] = []
-    held: dict[str, Tensor] = {}
-    held_bytes = total = 0
-
-    def flush() -> None:
-        file = folder / f"shard-{len(shards)}"
-        save_file(held, file, metadata={"format": "pt"})
-        file.chmod(
-            (folder / CONFIG_FILE).stat().st_mode
-        )  # safetensors lets the owner alone read it
-        shards.append(list(held))
-        held.clear()
-
-    for name, tensor in tensors:
-        if held and held_bytes + tensor.nbytes > max_bytes:
-            flush()
-            held_bytes = 0
-        held[name] = tensor.contiguous()
-        held_bytes += tensor.nbytes
-        total += tensor.nbytes
-    flush()
-    for number, file in enumerate(shard_names(len(shards))):
-        (folder / f"shard-{number}").rename(folder / file)
-    write_index(folder, shards, total)
-    return total
-
-
-def shard_names(count: int) -> list[str]:
-    """Returns the file names of a folder with `count` weight files, as transformers calls them."""
-    if count == 1:
-        return [SINGLE_FILE]
-    return [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
-
-
-def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int) -> None:
-    """Writes the index of several weight files, each given by its tensors' names; a single one has
-    none."""
-    if len(shards) == 1:
-        return
-    named = zip(shards, shard_names(len(shards)), strict=True)
-    weight_map = {name: file for names, file in named for name in names}
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(
-        json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
-
-
-def write_settings(
-    folder: Path, config: Mapping[str, Any] | bytes, carried_from: Path | None
-) -> None:
-    """Writes everything of a model folder that is no weight; `config` as bytes is written
-    unchanged."""
-    if carried_from is not None:
-        copy_carried(carried_from, folder, leave=[CONFIG_FILE])
-    raw = (
-        config
-        if isinstance(config, bytes)
-        else (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    )
-    (folder / CONFIG_FILE).write_bytes(raw)
-
-
-def refuse_foreign_hf_folder(target: Path) -> None:
-    """Raises InputError where `target` holds anything an export does not write."""
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise InputError("hf_dir", target, "exists and is no folder; it is left alone")
-    written = {*HF_FILES, *carried_files(target), INDEX_FILE}
-    others = [
-        path
-        for path in target.iterdir()
-        if path.name not in written and not _OURS.fullmatch(path.name)
-    ]
-    foreign = sorted(path.name for path in others if not holds_only_templates(path))
-    if foreign:
-        raise InputError(
-            "hf_dir", target, f"holds files no export writes ({foreign[0]}); it is left alone"
-        )
 
 
 def _weight_files(path: Path) -> list[Path]:

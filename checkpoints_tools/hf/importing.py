@@ -34,7 +34,6 @@ from checkpoints_tools.common.units import (
     refuse_existing,
 )
 from checkpoints_tools.common.weight_map import (
-    WeightRule,
     bound_rules,
     hf_sizes,
     rule_of,
@@ -44,6 +43,8 @@ from checkpoints_tools.common.weight_map import (
 from checkpoints_tools.hf.folder import HfFolder, open_hf_folder
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.model import LongRopeModel, ModelShape
+from megatron_longrope.model.architectures import with_rope_said
+from megatron_longrope.model.architectures.weights import WeightRule
 from megatron_longrope.model.checkpoints.checkpoint import (
     HF_FOLDER,
     WEIGHTS_FOLDER,
@@ -146,14 +147,14 @@ def _import(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) 
     if not options.replace:
         refuse_existing("megatron_dir", target)
     shape, dtype = check_folder(folder, keep_windows=options.keep_windows)
-    if options.dynamic_length is not None and not isinstance(
-        method_from_hf(folder.config)[0], DynamicNtk
-    ):
+    config = with_rope_said(folder.config)
+    follows_input = isinstance(method_from_hf(config)[0], DynamicNtk)
+    if options.dynamic_length is not None and not follows_input:
         rule = "goes with rope_type dynamic; this model's factors do not follow the input"
         raise InputError("dynamic_length", options.dynamic_length, rule)
     description = CheckpointDescription(
         shape=shape,
-        factor_set=factor_set_from_hf(folder.config, options.dynamic_length),
+        factor_set=factor_set_from_hf(config, options.dynamic_length),
         dtype=dtype_name(dtype),
     )
     refuse_foreign_folder(target)

@@ -7,16 +7,14 @@ from typing import Any
 
 import click
 
-from launchers.list_options import ListOptionsCommand
 from launchers.options import LENGTH, engine_option, json_option, layout_options, write_json
-from launchers.search_options import check_request
+from launchers.search_options import SearchCommand, check_request
 from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.summaries import BaselineMargin, SearchSummary
 from megatron_longrope.config import format_length
-from megatron_longrope.search import SEARCHER_NAMES
 
 
-@click.command(cls=ListOptionsCommand)
+@click.command(cls=SearchCommand)
 @click.option(
     "--model",
     "model_path",
@@ -56,50 +54,11 @@ from megatron_longrope.search import SEARCHER_NAMES
     help="Fine-tuned factors: search beyond them (second stage).",
 )
 @click.option(
-    "--searcher",
-    type=click.Choice(SEARCHER_NAMES),
-    default="hybrid",
-    help="hybrid: the ramp of the best start, then gradients; evolution: the paper's; piecewise: "
-    "that with "
-    "frozen ends; cma: CMA-ES on a curve; random: the control.",
-)
-@click.option(
     "--starts-from",
     "starts",
     multiple=True,
     type=click.Choice(["pi", "ntk", "yarn"]),
     help="What the search starts from; may be repeated  [default: all three]",
-)
-@click.option(
-    "--ramp-rounds",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Of hybrid: at most six evaluations each  [default: at most 8]",
-)
-@click.option(
-    "--passes",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Of the descent over the documents, hybrid or "
-    "gradient; one costs about three evaluations; 0, hybrid's alone: no descent  [default: 24]",
-)
-@click.option(
-    "--population",
-    type=click.IntRange(1),
-    metavar="N",
-    help="First generation of an evolution  [default: the paper's, 64]",
-)
-@click.option(
-    "--offspring",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Mutants, and as many crossovers, per iteration of an evolution  [default: 16]",
-)
-@click.option(
-    "--iterations",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Generations of an evolution after the first  [default: 40]",
 )
 @click.option(
     "--space",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from megatron_longrope.errors import InputError
 
@@ -16,6 +17,12 @@ class StrictConfig(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
     )
+
+    @classmethod
+    def keys_of(cls, values: object) -> Mapping[str, FieldInfo]:
+        """Returns the keys that `values` may have: the fields, unless a plug-in named in `values`
+        has a say."""
+        return cls.model_fields
 
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
@@ -33,7 +40,7 @@ def build_config(kind: type[ConfigT], values: Mapping[str, Any], source: str = "
         if first["type"] == "extra_forbidden":
             rule = (
                 f"unknown key in {source}; known here: "
-                f"{', '.join(_known_keys(kind, first['loc'][:-1]))}"
+                f"{', '.join(_known_keys(kind, values, first['loc'][:-1]))}"
             )
         else:
             rule = f"{first['msg'].removeprefix('Value error, ')} (in {source})"
@@ -47,18 +54,33 @@ def _short(value: object) -> object:
     return value if len(text) <= 80 else text[:77] + "..."
 
 
-def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields at `path` below `kind`, where that place is a config itself."""
+def _known_keys(kind: type[BaseModel], values: object, path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields at `path` below `kind` and `values`, where that place is a config."""
     current: Any = kind
     for part in path:
+        fields = _fields(current, values)
+        values = _inner(values, part)
         if isinstance(part, int):
             continue  # an element of the sequence, whose kind is `current` already
-        field = getattr(current, "model_fields", {}).get(part)
-        annotation = field.annotation if field is not None else None
+        annotation = fields[part].annotation if part in fields else None
         inner = [
             a
             for a in getattr(annotation, "__args__", ())
             if isinstance(a, type) and issubclass(a, BaseModel)
         ]
         current = inner[0] if inner else annotation
-    return sorted(getattr(current, "model_fields", {}))
+    return sorted(_fields(current, values))
+
+
+def _fields(kind: Any, values: object) -> Mapping[str, FieldInfo]:
+    if isinstance(kind, type) and issubclass(kind, StrictConfig):
+        return kind.keys_of(values)
+    return getattr(kind, "model_fields", {})
+
+
+def _inner(values: object, part: int | str) -> object:
+    """What stands at `part` of a mapping or sequence; None where nothing does."""
+    try:
+        return values[part]  # type: ignore[index]
+    except (KeyError, IndexError, TypeError):
+        return None

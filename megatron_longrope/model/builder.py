@@ -150,7 +150,7 @@ def _te_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
     return te_layer_spec(
         fused_rope=settings.fused_rope,
         is_lean=settings.fp8 == "off",
-        qk_norm=shape.traits.qk_norm,
+        qk_norm=shape.family.qk_norm,
         window=shape.window(layer),
         is_rotated=layer not in shape.rope_free_layers,
     )
@@ -159,13 +159,13 @@ def _te_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
 def _local_layer(
     shape: ModelShape, layer: int, backend: Backend, tp_group: dist.ProcessGroup
 ) -> ModuleSpec:
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.traits.qk_norm)
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.family.qk_norm)
     spec.module = LeanLayer
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
     spec.submodules.mlp = swiglu_mlp(spec.submodules.mlp.submodules, tp_group)
     attention = spec.submodules.self_attention.submodules
-    if shape.traits.qk_norm:
+    if shape.family.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     kind = FlashDocumentAttention if backend.engine == "flash-attn" else DocumentAttention
     window, is_rotated = shape.window(layer), layer not in shape.rope_free_layers
@@ -204,8 +204,8 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=silu,
         add_bias_linear=False,
-        add_qkv_bias=shape.traits.qkv_bias,
-        qk_layernorm=shape.traits.qk_norm,
+        add_qkv_bias=shape.family.qkv_bias,
+        qk_layernorm=shape.family.qk_norm,
         no_rope_freq=_skipped_rotations(shape),
         attention_dropout=0.0,
         hidden_dropout=0.0,

@@ -22,7 +22,7 @@ from megatron_longrope.evaluation.tasks import TASKS, TaskSettings
 from megatron_longrope.model.engine.settings import BackendSettings, Recompute
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.runtime import ParallelLayout
-from megatron_longrope.search import EarlyStopping, SearcherChoice
+from megatron_longrope.search import EarlyStopping, SearcherChoice, SearchStage, SpaceName
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
@@ -99,13 +99,11 @@ class TrainingDataConfig(StrictConfig):
     retrieval: RetrievalConfig = RetrievalConfig()
 
 
-SearchStage = Literal["first", "second", "recovery"]
-"""Of a pretrained model beyond its window; of a fine-tuned one further still; for short inputs."""
-
-
-class SearchConfig(SearcherChoice):
+class SearchConfig(StrictConfig):
     """One search: by which searcher, what is scored, how much of it, and what is free."""
 
+    searcher: SearcherChoice = SearcherChoice()
+    """A name, or `{name: …}` with settings of that searcher beside it."""
     num_documents: PositiveInt = 5
     """At most: all where there are fewer."""
     windows_per_document: PositiveInt = 1
@@ -129,7 +127,7 @@ class SearchConfig(SearcherChoice):
     second one. A recovery has starts of its own."""
     sharper_starts: tuple[PositiveFloat, ...] = (1.2,)
     """Beyond a fine-tuned length, what those second temperatures are: times the fine-tuned one."""
-    space: Literal["longrope", "longrope2"] = "longrope"
+    space: SpaceName = "longrope"
     """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below
     it; for a first extension."""
     critical_pair: PositiveInt | None = None
@@ -146,22 +144,14 @@ class SearchConfig(SearcherChoice):
 
     @model_validator(mode="after")
     def _searcher_can_do_it(self) -> SearchConfig:
-        if self.search_start_tokens and self.searcher in ("cma", "gradient"):
+        name, kind = self.searcher.name, self.searcher.kind
+        if self.search_start_tokens and not kind.searches_start_tokens:
             raise ValueError(
-                f"search_start_tokens: searcher {self.searcher} keeps n̂ as its best start has it"
+                f"search_start_tokens: searcher {name} keeps n̂ as its best start has it"
             )
-        if self.space == "longrope2" and self.searcher == "piecewise":
-            raise ValueError(
-                "searcher: piecewise ends at λ = s, which is where space longrope2 begins"
-            )
+        if self.space in kind.unfit_spaces:
+            raise ValueError(f"searcher: {name} {kind.unfit_spaces[self.space]}")
         return self
-
-    @property
-    def descends(self) -> bool:
-        """Whether evaluations with gradients are among the search's."""
-        if self.searcher == "hybrid":
-            return self.hybrid is None or self.hybrid.cycles > 0
-        return self.searcher == "gradient"
 
     def mistake(self, stage: SearchStage, length: int) -> tuple[str, str, str] | None:
         """Returns field, value and rule of a setting that has no meaning in `stage` at `length`;
@@ -187,13 +177,8 @@ class SearchConfig(SearcherChoice):
                 str(list(self.sharper_starts)),
                 "is for searches beyond a fine-tuned length",
             )
-        if stage == "recovery" and self.searcher == "piecewise":
-            return (
-                "search.searcher",
-                "piecewise",
-                "ends at λ = s, which is 1 or less for short inputs",
-            )
-        return None
+        reason = self.searcher.kind.unfit_stages.get(stage)
+        return ("search.searcher", self.searcher.name, reason) if reason else None
 
 
 class FineTuneConfig(StrictConfig):
@@ -335,10 +320,10 @@ class Recipe(StrictConfig):
             if mistake is not None:
                 field, value, rule = mistake
                 raise ValueError(f"{place}.{field}: {value} {rule}")
-            if self.angle_precision == "hf" and search.descends:
+            if self.angle_precision == "hf" and search.searcher.needs_gradients(length):
                 raise ValueError(
                     f"angle_precision: hf has no gradients, which {place}.search "
-                    f"({search.searcher}) needs"
+                    f"({search.searcher.name}) needs"
                 )
         return self
 

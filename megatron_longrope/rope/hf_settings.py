@@ -12,10 +12,6 @@ from megatron_longrope.errors import InputError
 
 ORIGINAL_KEY = "original_max_position_embeddings"
 COMMON_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-_DEFAULT_BASE = 10_000.0
-_DEFAULT_BASE_MODELS = (None, "llama", "mistral", "qwen2", "qwen3", "phi3")
-"""Model types whose base transformers takes to be 10000 where the config is silent (LLaMA 1 and
-2)."""
 
 
 def read_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,12 +25,6 @@ def read_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if old is not None and new is not None and _comparable(old) != _comparable(new):
         raise InputError("rope_scaling", old, "differs from rope_parameters in the same config")
     parameters = dict(new if new is not None else old or {})
-    if (
-        config.get("model_type") == "phi3" and rope_type_of(parameters) == "su"
-    ):  # what Phi-3's first releases called it
-        parameters = {key: value for key, value in parameters.items() if key != "type"} | {
-            "rope_type": "longrope"
-        }
     _refuse_partial(config)
     _refuse_partial(parameters)
     return parameters
@@ -126,9 +116,9 @@ def _base(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> object:
             config["rope_theta"],
             f"the rotary settings say {parameters['rope_theta']}",
         )
-    if not said and config.get("model_type") not in _DEFAULT_BASE_MODELS:
+    if not said:  # what a silent config means differs between families; `model` knows and says it
         raise InputError("rope_theta", None, f"a {config.get('model_type')} config must say it")
-    return said.pop() if said else _DEFAULT_BASE
+    return said.pop()
 
 
 def _head_dim(config: Mapping[str, Any]) -> object:

@@ -10,21 +10,25 @@ from megatron_longrope.artifacts.journal import (
     read_journal,
 )
 from megatron_longrope.search.bootstrap import Margin, paired_margin
-from megatron_longrope.search.choice import SEARCHER_NAMES, SearcherChoice, make_searcher
-from megatron_longrope.search.cma_search import CmaSearch, CmaSettings
+from megatron_longrope.search.choice import SearcherChoice
 from megatron_longrope.search.critical import CriticalSpace, theoretical_critical_pair
 from megatron_longrope.search.descent import DescentSettings
-from megatron_longrope.search.evolution import EvolutionSearch, EvolutionSettings
-from megatron_longrope.search.gradient_search import GradientSearch
-from megatron_longrope.search.hybrid_search import HybridSearch, HybridSettings
 from megatron_longrope.search.loop import (
     Objective,
     SearchOutcome,
     SearchProgress,
     run_search,
 )
-from megatron_longrope.search.piecewise import PiecewiseSearch
-from megatron_longrope.search.random_search import RandomSearch, RandomSettings
+from megatron_longrope.search.options import SettingOption, merge_settings
+from megatron_longrope.search.ramp import RampSettings
+from megatron_longrope.search.rounds import Proposal, RoundSearcher
+from megatron_longrope.search.searchers import DEFAULT_SEARCHER, SEARCHERS
+from megatron_longrope.search.searchers.cma import CmaSearch, CmaSettings
+from megatron_longrope.search.searchers.evolution import EvolutionSearch, EvolutionSettings
+from megatron_longrope.search.searchers.gradient import GradientSearch
+from megatron_longrope.search.searchers.hybrid import HybridSearch, HybridSettings
+from megatron_longrope.search.searchers.piecewise import PiecewiseSearch
+from megatron_longrope.search.searchers.random import RandomSearch, RandomSettings
 from megatron_longrope.search.space import (
     PAPER_START_TOKENS,
     SEARCHED_ATTENTION_FACTORS,
@@ -32,12 +36,20 @@ from megatron_longrope.search.space import (
     grid,
 )
 from megatron_longrope.search.stopping import EarlyStopping
-from megatron_longrope.search.types import Searcher, TellError, Terms
+from megatron_longrope.search.types import (
+    Searcher,
+    SearchStage,
+    SearchTask,
+    SpaceName,
+    TellError,
+    Terms,
+)
 
 __all__ = [
+    "DEFAULT_SEARCHER",
     "PAPER_START_TOKENS",
     "SEARCHED_ATTENTION_FACTORS",
-    "SEARCHER_NAMES",
+    "SEARCHERS",
     "Candidate",
     "CmaSearch",
     "CmaSettings",
@@ -57,19 +69,26 @@ __all__ = [
     "MemoryJournal",
     "Objective",
     "PiecewiseSearch",
+    "Proposal",
     "Provenance",
+    "RampSettings",
     "RandomSearch",
     "RandomSettings",
     "Record",
+    "RoundSearcher",
     "SearchOutcome",
     "SearchProgress",
     "SearchSpace",
+    "SearchStage",
+    "SearchTask",
     "Searcher",
     "SearcherChoice",
+    "SettingOption",
+    "SpaceName",
     "TellError",
     "Terms",
     "grid",
-    "make_searcher",
+    "merge_settings",
     "paired_margin",
     "read_journal",
     "run_search",

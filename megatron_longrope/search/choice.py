@@ -2,84 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pydantic import model_validator
+from pydantic import SerializeAsAny, model_serializer, model_validator
+from pydantic.fields import FieldInfo
 
 from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
-from megatron_longrope.search.cma_search import CmaSearch, CmaSettings
-from megatron_longrope.search.descent import DescentSettings
-from megatron_longrope.search.evolution import EvolutionSearch, EvolutionSettings
-from megatron_longrope.search.gradient_search import GradientSearch
-from megatron_longrope.search.hybrid_search import HybridSearch, HybridSettings
-from megatron_longrope.search.piecewise import PiecewiseSearch
-from megatron_longrope.search.random_search import RandomSearch, RandomSettings
+from megatron_longrope.errors import InputError
+from megatron_longrope.search.rounds import RoundSearcher
+from megatron_longrope.search.searchers import DEFAULT_SEARCHER, SEARCHERS
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import Searcher
-
-SearcherName = Literal["hybrid", "evolution", "piecewise", "cma", "gradient", "random"]
-SEARCHER_NAMES: tuple[SearcherName, ...] = (
-    "hybrid",
-    "evolution",
-    "piecewise",
-    "cma",
-    "gradient",
-    "random",
-)
+from megatron_longrope.search.types import SearchTask
 
 
 class SearcherChoice(StrictConfig):
-    """A searcher by name, and settings under that name: `searcher: evolution` with `evolution:
-    {population: 24}`."""
+    """A searcher by name, its settings beside the name; a name alone takes the defaults.
 
-    searcher: SearcherName = "hybrid"
-    hybrid: HybridSettings | None = None
-    evolution: EvolutionSettings | Literal["paper"] | None = None
-    """`paper`, the default of this searcher: the paper's sizes, halved above 512k tokens. Also
-    those of `piecewise`."""
-    cma: CmaSettings | None = None
-    gradient: DescentSettings | None = None
-    random: RandomSettings | None = None
+    >>> SearcherChoice.model_validate({"name": "random", "evaluations": 20}).model_dump()
+    {'name': 'random', 'evaluations': 20}
+    >>> SearcherChoice.model_validate("evolution").settings is None
+    True
+    """
 
-    @model_validator(mode="after")
-    def _only_its_own(self) -> SearcherChoice:
-        used = "evolution" if self.searcher == "piecewise" else self.searcher
-        for name in ("hybrid", "evolution", "cma", "gradient", "random"):
-            if name != used and getattr(self, name) is not None:
-                raise ValueError(f"settings of {name} are given, but searcher is {self.searcher}")
-        return self
+    name: str = DEFAULT_SEARCHER
+    settings: SerializeAsAny[StrictConfig] | None = None
+    """Those given; None: the defaults, which may depend on the length searched."""
 
-    def evolution_settings(self, target_length: int) -> EvolutionSettings:
-        """Returns the sizes of an evolution for `target_length` tokens."""
-        if self.evolution is None or self.evolution == "paper":
-            return EvolutionSettings.paper(target_length)
-        return self.evolution
+    @model_validator(mode="before")
+    @classmethod
+    def _with_settings_of_its_own(cls, values: object) -> object:
+        """Lets the searcher named judge every key beside the name."""
+        if isinstance(values, str):
+            values = {"name": values}
+        if not isinstance(values, Mapping):
+            return values
+        kind = _kind_of(values)
+        given = {key: value for key, value in values.items() if key != "name"}
+        # a ValidationError raised here keeps its keys: pydantic puts ours before them
+        settings = kind.Settings.model_validate(given) if given else None
+        return {"name": kind.name, "settings": settings}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        settings = self.settings.model_dump(mode="json") if self.settings is not None else {}
+        return {"name": self.name, **settings}
+
+    @classmethod
+    def keys_of(cls, values: object) -> Mapping[str, FieldInfo]:
+        """Returns the keys that `values` may have: the name, and settings of the searcher named."""
+        kind = _kind_of(values if isinstance(values, Mapping) else {})
+        return {"name": cls.model_fields["name"], **kind.Settings.model_fields}
+
+    @property
+    def kind(self) -> type[RoundSearcher[Any]]:
+        """The searcher's class, which says what it can do."""
+        return SEARCHERS[self.name]
+
+    def settings_for(self, length: int) -> StrictConfig:
+        """Returns the settings of a search for `length` tokens."""
+        if self.settings is not None:
+            return self.settings
+        defaults: StrictConfig = self.kind.default_settings(length)
+        return defaults
+
+    def needs_gradients(self, length: int) -> bool:
+        """Whether evaluations with gradients are among those of a search for `length` tokens."""
+        return self.kind.needs_gradients(self.settings_for(length))
+
+    def build(
+        self, space: SearchSpace, seeds: Sequence[Candidate], seed: int, task: SearchTask
+    ) -> RoundSearcher[Any]:
+        """Returns the searcher, about to propose its first candidates."""
+        return self.kind(space, self.settings_for(task.length), seeds, seed, task)
 
 
-def make_searcher(
-    choice: SearcherChoice,
-    space: SearchSpace,
-    seeds: Sequence[Candidate],
-    seed: int,
-    *,
-    length: int,
-    scale: float,
-    num_documents: int,
-) -> Searcher:
-    """Returns the searcher of `choice` for `num_documents` inputs of `length` tokens, `scale` times
-    the pretrained window."""
-    if choice.searcher == "evolution":
-        return EvolutionSearch(space, choice.evolution_settings(length), seeds, seed)
-    if choice.searcher == "piecewise":
-        return PiecewiseSearch(space, choice.evolution_settings(length), seeds, seed, level=scale)
-    if choice.searcher == "cma":
-        return CmaSearch(space, choice.cma or CmaSettings(), seeds, seed)
-    if choice.searcher == "gradient":
-        return GradientSearch(
-            space, choice.gradient or DescentSettings(), seeds, seed, num_documents
-        )
-    if choice.searcher == "random":
-        return RandomSearch(space, choice.random or RandomSettings(), seeds, seed)
-    return HybridSearch(space, choice.hybrid or HybridSettings(), seeds, seed, num_documents)
+def _kind_of(values: Mapping[str, Any]) -> type[RoundSearcher[Any]]:
+    name = str(values.get("name", DEFAULT_SEARCHER))
+    try:
+        return SEARCHERS[name]
+    except InputError as error:  # pydantic names the place of a ValueError
+        raise ValueError(f"no searcher is called {name}: {error.rule}") from None

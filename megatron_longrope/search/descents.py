@@ -3,36 +3,22 @@ documents."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.search.descent import Descent, DescentSettings
-from megatron_longrope.search.rounds import Proposal, RoundSearcher
-from megatron_longrope.search.space import SearchSpace
+from megatron_longrope.search.rounds import Proposal, RoundSearcher, SettingsT
 
 
-class DescendingSearcher(RoundSearcher):
-    """Round 0 holds the seeds; rounds from `first_descent` on one point each of `cycles` descents
-    from the best so far.
+class DescendingSearcher(RoundSearcher[SettingsT]):
+    """A searcher with descents: after the seeds, rounds from `first_descent` on hold a point each.
 
     Needs evaluations that come with gradients where `asks_gradient` says so, on the documents in
-    `sample`.
+    `sample`. A subclass calls `plan_descents` in its `__init__`.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        descent: DescentSettings,
-        cycles: int,
-        seeds: Sequence[Candidate],
-        seed: int,
-        num_documents: int,
-    ) -> None:
-        super().__init__(space, seeds, seed)
-        self.num_documents = num_documents
+    def plan_descents(self, descent: DescentSettings, cycles: int) -> None:
+        """Prepares `cycles` descents, each from the best candidate so far."""
         self._descent_settings = descent
-        self._plan = descent.plan(num_documents)
-        self._num_steps = descent.num_steps(num_documents)
+        self._plan = descent.plan(self.task.num_documents)
+        self._num_steps = descent.num_steps(self.task.num_documents)
         self._descent: Descent | None = None
         self.num_descent_rounds = cycles * len(self._plan)
         self.first_descent: int | None = 1
@@ -55,7 +41,7 @@ class DescendingSearcher(RoundSearcher):
             return None
         cycle = self.descent_round // len(self._plan)
         step = cycle * self._num_steps + self._plan[: self._place].count("step")
-        return self._descent_settings.sample(step, self.num_documents, self.seed)
+        return self._descent_settings.sample(step, self.task.num_documents, self.seed)
 
     def descend(self) -> list[Proposal]:
         """Returns the point of this round; none where the descent has no point with a loss to go on

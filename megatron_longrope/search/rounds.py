@@ -1,17 +1,21 @@
-"""What all searchers share: proposals in rounds, results told in order, the best so far, and exact
-state."""
+"""What all searchers share: what they can do, proposals in rounds, results told in order, the best
+so far, and exact state."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Provenance
 from megatron_longrope.artifacts.identity import check_same
+from megatron_longrope.config import StrictConfig
 from megatron_longrope.errors import InputError
+from megatron_longrope.search.options import SettingOption
 from megatron_longrope.search.space import SearchSpace
-from megatron_longrope.search.types import TellError
+from megatron_longrope.search.types import SearchStage, SearchTask, SpaceName, TellError
+
+SettingsT = TypeVar("SettingsT", bound=StrictConfig)
 
 
 class Proposal(NamedTuple):
@@ -29,41 +33,82 @@ class Told(NamedTuple):
     evaluation: Evaluation
 
 
-class RoundSearcher(ABC):
-    """A searcher that proposes in rounds. A round is drawn when the last result of the one before
-    has been told, so that nothing depends on how many candidates are asked for at a time. A
-    subclass says what a round holds in `next_round`, from all that was told and its own random
-    state, and starts with `super().__init__`.
+class RoundSearcher(ABC, Generic[SettingsT]):
+    """A searcher that proposes in rounds.
+
+    A round is drawn when the last result of the one before has been told, so that nothing depends
+    on how many candidates are asked for at a time. A subclass says what a round holds in
+    `next_round`, from all that was told and its own random state. One with a state of its own has
+    an `__init__` of the same parameters that calls this one first.
 
     The state is the history: `load_state_dict` tells it anew to a fresh searcher, which restores
     whatever a subclass keeps, random state included.
+
+    Class attributes say what a searcher is and can do; recipes and the command line ask for them.
+
+    Args:
+        space: The candidates allowed.
+        settings: Of the class's `Settings`.
+        seeds: Where the search starts; they are projected into the space, duplicates dropped.
+        seed: Of whatever is random.
+        task: What is searched for.
     """
 
     name: ClassVar[str]
+    """What recipes and `longrope search --searcher` call it."""
+    summary: ClassVar[str]
+    """One line of help."""
+    Settings: ClassVar[type[StrictConfig]]
+    """The keys that stand beside the name in a recipe; `name` is none of them."""
+    options: ClassVar[tuple[SettingOption, ...]] = ()
+    """Settings that have an option of `longrope search`."""
+    searches_start_tokens: ClassVar[bool] = True
+    """Whether n̂ is searched where the space leaves it open; else it stays as in the best start."""
+    unfit_spaces: ClassVar[Mapping[SpaceName, str]] = {}
+    """Spaces the searcher does not work in, and why: a clause that follows its name."""
+    unfit_stages: ClassVar[Mapping[SearchStage, str]] = {}
+    """Stages the searcher makes no sense for, and why: a clause that follows its name."""
 
-    def __init__(self, space: SearchSpace, seeds: Sequence[Candidate], seed: int) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        settings: SettingsT,
+        seeds: Sequence[Candidate],
+        seed: int,
+        task: SearchTask,
+    ) -> None:
         if not seeds:
             raise InputError(
                 "seeds", "none", "the search starts from 1 candidate or more (PI, NTK, YaRN ...)"
             )
-        self.space, self.seed = space, seed
+        self.space, self.settings, self.seed, self.task = space, settings, seed, task
         self.seeds = tuple(dict.fromkeys(space.project(candidate) for candidate in seeds))
         self.history: list[Told] = []
         self.round_number = 0
-        self._round: list[Proposal] = []
+        self._drawn: list[Proposal] | None = None  # None: not even the first round
         self._num_asked = 0  # of this round
         self._num_told = 0
         self._best: tuple[Candidate, Evaluation] | None = None
 
     # -- what a subclass gives
 
+    @classmethod
+    def default_settings(cls, length: int) -> SettingsT:
+        """Returns the settings of a search for `length` tokens where none are given."""
+        return cast(SettingsT, cls.Settings())
+
+    @classmethod
+    def needs_gradients(cls, settings: SettingsT) -> bool:
+        """Whether evaluations with gradients are among those that `settings` lead to."""
+        return False
+
     @abstractmethod
     def next_round(self) -> list[Proposal]:
         """Returns the proposals of round `self.round_number`, none when the search is over."""
 
-    @abstractmethod
     def settings_json(self) -> dict[str, Any]:
-        """Returns the settings as JSON values."""
+        """Returns the settings as JSON values, as the journal's header holds them."""
+        return self.settings.model_dump(mode="json")
 
     @property
     @abstractmethod
@@ -81,10 +126,6 @@ class RoundSearcher(ABC):
         return None
 
     # -- ask and tell
-
-    def start(self) -> None:
-        """Draws the first round; a subclass calls it at the end of its constructor."""
-        self._open_round()
 
     def ask(self, n: int) -> list[Candidate]:
         """Returns at most `n` candidates, never more than this round has left; none when it is all
@@ -104,7 +145,8 @@ class RoundSearcher(ABC):
             self._best = (candidate, evaluation)
         if self._num_told == len(self._round):
             self.round_number += 1
-            self._open_round()
+            self._drawn = self.next_round()
+            self._num_asked = self._num_told = 0
 
     def provenance(self, candidate: Candidate) -> Provenance:
         """Returns round and origin of a candidate asked and not yet told; raises TellError for any
@@ -126,7 +168,7 @@ class RoundSearcher(ABC):
 
     @property
     def num_told_of_round(self) -> int:
-        """Of these, how many have been told."""
+        """Number of this round's results already reported."""
         return self._num_told
 
     @property
@@ -172,9 +214,12 @@ class RoundSearcher(ABC):
         if state["num_waiting"]:
             self.ask(state["num_waiting"])
 
-    def _open_round(self) -> None:
-        self._round = self.next_round()
-        self._num_asked = self._num_told = 0
+    @property
+    def _round(self) -> list[Proposal]:
+        """The present round; the first one is drawn when it is first asked for."""
+        if self._drawn is None:
+            self._drawn = self.next_round()
+        return self._drawn
 
     def _check_oldest(self, candidate: Candidate) -> None:
         waiting = self._num_asked - self._num_told

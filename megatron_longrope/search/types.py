@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Provenance
 from megatron_longrope.errors import LongRopeError
@@ -27,6 +27,24 @@ class Terms:
     judge: Judge | None = None
     sample: tuple[int, ...] | None = None
     """Documents, by number; None: all, from the first on."""
+
+
+SpaceName = Literal["longrope", "longrope2"]
+"""λ of every pair free, or a closed form below the critical pair (LongRoPE2)."""
+SearchStage = Literal["first", "second", "recovery"]
+"""Of a pretrained model beyond its window; of a fine-tuned one further still; for short inputs."""
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """What a searcher may know of the search beside its space: no more than three numbers."""
+
+    length: int
+    """Tokens searched for."""
+    scale: float
+    """`length` over the pretrained window."""
+    num_documents: int
+    """Documents that candidates are scored on."""
 
 
 class Searcher(Protocol):
@@ -55,7 +73,7 @@ class Searcher(Protocol):
 
     @property
     def num_told_of_round(self) -> int:
-        """Of these, how many have been told."""
+        """Number of this round's results already reported."""
 
     def provenance(self, candidate: Candidate) -> Provenance:
         """Returns where an asked and not yet told candidate came from; raises TellError for any

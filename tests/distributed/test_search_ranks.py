@@ -23,7 +23,7 @@ from megatron_longrope.search import (
     Searcher,
     SearcherChoice,
     SearchSpace,
-    make_searcher,
+    SearchTask,
     read_journal,
     run_search,
 )
@@ -34,27 +34,20 @@ from tests.support.tiny_models import HfWeights, our_model, random_documents, ti
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CHOICES = {
     "hybrid": {
-        "searcher": "hybrid",
-        "hybrid": {
-            "ramp": {"max_rounds": 1},
-            "descent": {"passes": 2, "checks": 2},
-            "rounds": 2,
-            "mutants": 5,
-        },
+        "name": "hybrid",
+        "ramp": {"max_rounds": 1},
+        "descent": {"passes": 2, "checks": 2},
+        "rounds": 2,
+        "mutants": 5,
     },
-    "two at a time": {
-        "searcher": "gradient",
-        "gradient": {"passes": 2, "documents_per_step": 2, "checks": 1},
-    },
+    "two at a time": {"name": "gradient", "passes": 2, "documents_per_step": 2, "checks": 1},
     "evolution": {
-        "searcher": "evolution",
-        "evolution": {
-            "population": 16,
-            "mutants": 5,
-            "crossovers": 4,
-            "parents": 6,
-            "iterations": 2,
-        },
+        "name": "evolution",
+        "population": 16,
+        "mutants": 5,
+        "crossovers": 4,
+        "parents": 6,
+        "iterations": 2,
     },
 }
 
@@ -62,15 +55,8 @@ CHOICES = {
 def searcher(name: str) -> Searcher:
     space = SearchSpace.first_stage(8, 4.0)
     seeds = [Candidate((4.0,) * 8), Candidate(tuple(np.linspace(1.0, 4.0, 8)), 0, 1.1)]
-    return make_searcher(
-        SearcherChoice.model_validate(CHOICES[name]),
-        space,
-        seeds,
-        1,
-        length=200,
-        scale=4.0,
-        num_documents=4,
-    )
+    task = SearchTask(length=200, scale=4.0, num_documents=4)
+    return SearcherChoice.model_validate(CHOICES[name]).build(space, seeds, 1, task)
 
 
 def search(layout: ParallelLayout, weights: HfWeights, folder: Path) -> None:

@@ -173,7 +173,7 @@ def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> 
 
     recipe, _ = finished
     small = {"population": 6, "mutants": 1, "crossovers": 1, "parents": 2, "iterations": 1}
-    search = {"num_documents": 1, "searcher": "evolution", "evolution": small}
+    search = {"num_documents": 1, "searcher": {"name": "evolution", **small}}
     settings = {f"extension.{n}.search": search for n in (0, 1)}
     settings |= {
         "recovery.0.search": {**search, "attention_factor": "inherited"},

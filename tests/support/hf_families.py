@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "seed_oss", "smollm3")
 WINDOW = 256
 LENGTH = 512
 
@@ -41,7 +41,7 @@ def random_config(family: str, seed: int) -> Any:
     }
     if family in ("mistral", "phi3"):
         settings["sliding_window"] = window
-    elif family != "llama":
+    elif family not in ("llama", "seed_oss"):
         settings |= {"use_sliding_window": window is not None, "sliding_window": window}
     if family in ("qwen2", "qwen3"):
         settings["max_window_layers"] = draw.choice([0, 1, 3])

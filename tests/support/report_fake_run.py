@@ -17,6 +17,7 @@ from megatron_longrope.search import (
     EvolutionSettings,
     Journal,
     SearchSpace,
+    SearchTask,
 )
 from megatron_longrope.search.loop import run_search
 
@@ -208,7 +209,8 @@ def write_journals(folder: Path) -> None:
             population=16, parents=8, mutants=6, crossovers=6, iterations=12
         )
         objective = {"target_length": target, "lengths": [5000]}
-        search = EvolutionSearch(SearchSpace.first_stage(PAIRS, scale), settings, seeds, seed=5)
+        space, task = SearchSpace.first_stage(PAIRS, scale), SearchTask(target, scale, 1)
+        search = EvolutionSearch(space, settings, seeds, 5, task)
         with Journal.open(folder / f"{stage}.jsonl", search.identity(), objective) as journal:
             run_search(search, lambda batch, _, s=scale: [_score(c, s) for c in batch], journal)
 

@@ -15,11 +15,13 @@ from megatron_longrope.search import (
     EvolutionSettings,
     Gradient,
     SearchSpace,
+    SearchTask,
     Terms,
 )
 
 NUM_PAIRS = 8
 SCALE = 8.0
+TASK = SearchTask(length=2048, scale=SCALE, num_documents=2)
 SPACE = SearchSpace.first_stage(NUM_PAIRS, SCALE, start_tokens=(0, 1, 2, 4, 8))
 SMALL = EvolutionSettings(population=10, mutants=4, crossovers=4, parents=5, iterations=3)
 SEEDS = (
@@ -72,4 +74,4 @@ def _target(num_pairs: int) -> np.ndarray:
 
 
 def small_search(seed: int = 1, settings: EvolutionSettings = SMALL) -> EvolutionSearch:
-    return EvolutionSearch(SPACE, settings, SEEDS, seed)
+    return EvolutionSearch(SPACE, settings, SEEDS, seed, TASK)

@@ -55,8 +55,8 @@ def make_model(folder: Path, texts: list[Path]) -> Path:
 
 def recipe_values(model: Path, texts: list[Path]) -> dict[str, Any]:
     """Returns a recipe that goes through every stage in seconds."""
-    evolution = {"population": 6, "mutants": 2, "crossovers": 2, "parents": 4, "iterations": 1}
-    search = {"num_documents": 2, "searcher": "evolution", "evolution": evolution}
+    sizes = {"population": 6, "mutants": 2, "crossovers": 2, "parents": 4, "iterations": 1}
+    search = {"num_documents": 2, "searcher": {"name": "evolution", **sizes}}
     training = {
         "steps": 4,
         "global_batch_size": 2,

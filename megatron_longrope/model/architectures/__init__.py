@@ -1,1 +1,28 @@
-"""The model families that are carried, and what each one's Hugging Face config means."""
+"""The model families that are carried, one file each; a family is registered by its import here."""
+
+from megatron_longrope.model.architectures import (  # noqa: F401
+    llama,
+    mistral,
+    phi3,
+    qwen2,
+    qwen3,
+    seed_oss,
+    smollm3,
+)
+from megatron_longrope.model.architectures.base import (
+    ARCHITECTURES,
+    Architecture,
+    family_of,
+    family_of_megatron_flags,
+    megatron_flags,
+    with_rope_said,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "family_of",
+    "family_of_megatron_flags",
+    "megatron_flags",
+    "with_rope_said",
+]

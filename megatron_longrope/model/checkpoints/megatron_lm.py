@@ -1,20 +1,15 @@
-"""Checkpoints that Megatron-LM itself wrote (`--ckpt-format torch_dist`), described from the
-arguments it saved.
+"""Checkpoints of Megatron-LM (`--ckpt-format torch_dist`), by the arguments it saved.
 
     <root>/latest_checkpointed_iteration.txt   "100" or "release"
     <root>/iter_0000100/                       torch_dist, with common.pt that holds the arguments
 
-common.pt is a pickle of whatever objects Megatron-LM's arguments hold. It is read by an unpickler
-that imports nothing: what the pickle names is replaced by an empty stand-in, and only plain values
-are looked at.
+common.pt is a pickle of any objects; `inert_pickle.py` reads it without importing them, and only
+plain values are looked at.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +19,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
+from megatron_longrope.model.architectures import family_of_megatron_flags, megatron_flags
+from megatron_longrope.model.checkpoints.inert_pickle import Namespace, read_common
 from megatron_longrope.model.checkpoints.safe_metadata import (
     FIELD,
     METADATA_FILE,
-    one_line,
     read_metadata,
 )
 from megatron_longrope.model.shape import ModelShape
@@ -36,7 +32,6 @@ from megatron_longrope.rope import FactorSet, Llama3, NoScaling, RopeGeometry
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 _COMMON_FILE = "common.pt"
 _ITERATION = re.compile(r"iter_\d{7,}|release")
-_MAX_COMMON_BYTES = 64 << 20
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LLAMA3_WINDOW = 8192
 """megatron-core hard-codes it, and the two bounds, in its rotary embedding."""
@@ -69,16 +64,17 @@ _TRAINING_ONLY = frozenset({"attention_dropout", "hidden_dropout"})
 
 
 def is_megatron_lm(directory: Path) -> bool:
-    """Returns whether `directory` is Megatron-LM's: the folder of all iterations, or one of
-    them."""
+    """Returns whether `directory` is Megatron-LM's folder of all iterations or of one."""
     if (directory / LATEST_FILE).is_file():
         return True
     return bool(_ITERATION.fullmatch(directory.name)) and (directory / METADATA_FILE).is_file()
 
 
 def iteration_folder(directory: Path) -> Path:
-    """Returns the folder of the latest iteration; of itself, if it is one. Raises InputError where
-    it is missing."""
+    """Returns the folder of the latest iteration, or `directory` if it is one itself.
+
+    Raises InputError where the iteration named as the latest is missing.
+    """
     latest = directory / LATEST_FILE
     if not latest.is_file():
         return directory
@@ -92,16 +88,15 @@ def iteration_folder(directory: Path) -> Path:
 
 
 def read_megatron_lm(directory: Path) -> tuple[ModelShape, FactorSet, torch.dtype, int]:
-    """Returns shape, factors in force, dtype of the weights and iteration of a Megatron-LM
-    checkpoint.
+    """Returns shape, factors, dtype and iteration of a Megatron-LM checkpoint.
 
     Raises InputError for arguments whose model is not one of ours, and for damaged files. The
     vocabulary is what --vocab-size said, else the padded one.
     """
     folder = iteration_folder(directory)
-    common = _read_common(folder / _COMMON_FILE)
+    common = read_common(folder / _COMMON_FILE)
     args = common.get("args")
-    if not isinstance(args, _Namespace):
+    if not isinstance(args, Namespace):
         raise InputError(FIELD, folder / _COMMON_FILE, "holds no arguments of Megatron-LM")
     entry = read_metadata(folder).state_dict_metadata.get(_EMBEDDING)
     if not isinstance(entry, TensorStorageMetadata):
@@ -118,10 +113,12 @@ class _Arguments:
         self.values, self.folder = values, folder
 
     def get(self, name: str, default: object = None) -> Any:
+        """Returns an argument; `default` where it is None or of a release that lacks it."""
         value = self.values.get(name)
         return default if value is None else value
 
     def refuse(self, name: str, rule: str) -> InputError:
+        """Returns the error that refuses an argument's value."""
         return InputError(f"args.{name}", self.values.get(name), f"{rule} ({self.folder})")
 
 
@@ -165,19 +162,12 @@ def _describe(args: _Arguments, embedding_rows: int) -> tuple[ModelShape, Factor
 
 
 def _architecture(args: _Arguments) -> str:
-    """The family in Hugging Face that has these options; Megatron-LM can combine what none of them
-    does."""
-    wanted = {
-        "qwen2": args.get("add_qkv_bias", False),
-        "qwen3": args.get("qk_layernorm", False),
-        "smollm3": bool(args.get("no_rope_freq")),
-    }
-    names = [name for name, is_wanted in wanted.items() if is_wanted]
-    if len(names) > 1:
-        raise args.refuse(
-            "add_qkv_bias", f"no supported family has what {' and '.join(names)} have together"
-        )
-    return names[0] if names else ("mistral" if args.get("window_size") is not None else "llama")
+    """The family with these options; Megatron-LM can combine what no family does."""
+    flags = [name for name in megatron_flags() if args.get(name) not in (None, False)]
+    family = family_of_megatron_flags(flags)
+    if family is None:
+        raise args.refuse(flags[0], f"no supported family has {' and '.join(flags)} together")
+    return family.model_type
 
 
 def _windows(args: _Arguments, layers: object) -> tuple[int, ...]:
@@ -205,74 +195,3 @@ def _rope_free(args: _Arguments, layers: object) -> tuple[int, ...]:
     if isinstance(frequency, list) and len(frequency) == layers and set(frequency) <= {0, 1}:
         return tuple(layer for layer, skipped in enumerate(frequency) if skipped)
     raise args.refuse("no_rope_freq", "a positive number, or 0 or 1 for each layer")
-
-
-class _StandIn:
-    """Takes the place of whatever a pickle names; takes its state, does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> _StandIn:
-        return object.__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(
-                {key: value for key, value in state.items() if isinstance(key, str)}
-            )
-
-    def append(self, _: object) -> None:
-        """What pickle calls for subclasses of list."""
-
-    def __setitem__(self, _: object, __: object) -> None:
-        """What pickle calls for subclasses of dict."""
-
-
-class _Namespace(_StandIn):
-    """argparse's, which holds Megatron-LM's arguments."""
-
-
-class _InertUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) == ("argparse", "Namespace"):
-            return _Namespace
-        return (
-            OrderedDict
-            if (module_name, global_name) == ("collections", "OrderedDict")
-            else _StandIn
-        )
-
-    def persistent_load(self, pid: Any) -> Any:
-        return _StandIn()
-
-
-def _read_common(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise InputError(
-            FIELD, path.parent, f"not a whole Megatron-LM checkpoint: it has no {path.name}"
-        )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            (member,) = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-            if member.file_size > _MAX_COMMON_BYTES:
-                raise InputError(FIELD, path, "larger than any arguments")
-            with archive.open(member) as stream:
-                common = _InertUnpickler(stream).load()
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        OSError,
-        ValueError,
-        EOFError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        MemoryError,
-        NotImplementedError,
-    ) as error:
-        raise InputError(FIELD, path, f"damaged: {one_line(error)}") from error
-    if not isinstance(common, dict):
-        raise InputError(FIELD, path, "damaged: it does not hold a dictionary")
-    return common

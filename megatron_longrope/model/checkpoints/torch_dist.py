@@ -1,5 +1,4 @@
-"""Megatron's torch_dist format, written without helper processes and read without trusting its
-pickles."""
+"""Megatron's torch_dist format, written in this process and read without trust in pickles."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import RawIOBase
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -32,11 +30,10 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata, ReadItem
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import StorageMeta
 
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.model.checkpoints.safe_metadata import FIELD, one_line, read_metadata
-from megatron_longrope.model.checkpoints.tensor_record import locate_tensor
 
 COMMON_FILE = "common.pt"
 _FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
@@ -44,7 +41,7 @@ _FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module
 
 def save_sharded(state: dict[str, Any], weights: Path) -> None:
     """Writes megatron's sharded state dict into the empty folder `weights`; every rank calls it."""
-    with _refusing_damage(weights, write=True):
+    with refusing_damage(weights, write=True):
         dist_checkpointing.save(
             state, str(weights), sharded_strategy=_InProcessSave("torch_dist", 1)
         )
@@ -53,15 +50,14 @@ def save_sharded(state: dict[str, Any], weights: Path) -> None:
 def load_sharded(
     state: dict[str, Any], weights: Path, *, read_common: bool = True
 ) -> dict[str, Any]:
-    """Returns megatron's sharded state dict filled from `weights`, whatever layout wrote it; every
-    rank calls it.
+    """Returns megatron's sharded state dict filled from `weights`; every rank calls it.
 
-    `read_common=False` leaves common.pt alone: in Megatron-LM's checkpoints it holds any objects.
-    Raises InputError for missing, damaged or hostile files, and for tensors of other names or
-    shapes.
+    Any layout may have written them. `read_common=False` leaves common.pt alone: in Megatron-LM's
+    checkpoints it holds any objects. Raises InputError for missing, damaged or hostile files, and
+    for tensors of other names or shapes.
     """
     metadata = read_metadata(weights)
-    with _refusing_damage(weights):
+    with refusing_damage(weights):
         loaded: dict[str, Any] = dist_checkpointing.load(
             state,
             str(weights),
@@ -69,101 +65,6 @@ def load_sharded(
             common_strategy=_SafeCommonLoad() if read_common else _NoCommonLoad(),
         )
     return loaded
-
-
-class StoredTensors:
-    """The tensors of a checkpoint as they are stored, read one at a time: no model, no process
-    groups."""
-
-    def __init__(self, weights: Path) -> None:
-        self._weights = weights
-        self._metadata = read_metadata(weights)
-        self._buffer = bytearray()
-        entries = self._metadata.state_dict_metadata
-        self.entries = {
-            name: entry
-            for name, entry in entries.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-
-    def read(self, name: str, layer: int | None = None) -> torch.Tensor:
-        """Returns a whole tensor, or row `layer` of one that stacks all layers. Raises InputError
-        for a damaged one."""
-        if name not in self.entries:
-            raise InputError(FIELD, self._weights, f"has no tensor {name}")
-        entry = self.entries[name]
-        size, prefix = (entry.size, 0) if layer is None else (entry.size[1:], 1)
-        tensor = torch.empty(size, dtype=entry.properties.dtype)
-        for chunk in entry.chunks:
-            if (
-                layer is not None
-                and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]
-            ):
-                continue
-            part = self._read_chunk(MetadataIndex(name, chunk.offsets), chunk.sizes, tensor.dtype)
-            part = part if layer is None else part[layer - chunk.offsets[0]]
-            where = zip(chunk.offsets[prefix:], chunk.sizes[prefix:], strict=True)
-            tensor[tuple(slice(offset, offset + length) for offset, length in where)] = part
-        return tensor
-
-    def row_parts(self, name: str, layer: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yields (first row, rows) of what `read` returns, chunk by chunk where the chunks hold
-        whole rows.
-
-        Rows are good until the next ones are asked for.
-        """
-        if name not in self.entries:
-            raise InputError(FIELD, self._weights, f"has no tensor {name}")
-        entry = self.entries[name]
-        at = 0 if layer is None else 1
-        boxes = [
-            box
-            for box in entry.chunks
-            if layer is None or box.offsets[0] <= layer < box.offsets[0] + box.sizes[0]
-        ]
-        if any(box.sizes[at + 1 :] != entry.size[at + 1 :] for box in boxes):
-            yield 0, self.read(name, layer)
-            return
-        for box in sorted(boxes, key=lambda box: box.offsets[at]):
-            part = self._read_chunk(
-                MetadataIndex(name, box.offsets), box.sizes, entry.properties.dtype
-            )
-            yield box.offsets[at], part if layer is None else part[layer - box.offsets[0]]
-
-    def _read_chunk(
-        self, index: MetadataIndex, sizes: torch.Size, dtype: torch.dtype
-    ) -> torch.Tensor:
-        place = self._metadata.storage_data[index]
-        path = self._weights / place.relative_path
-        with _refusing_damage(self._weights), path.open("rb", buffering=0) as file:
-            found = locate_tensor(file, place.offset, place.length)
-            if found is not None and (found.dtype, found.sizes) == (dtype, tuple(sizes)):
-                return self._read_numbers(file, found.start, sizes, dtype)
-            file.seek(place.offset)
-            part = torch.load(
-                io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True
-            )
-        if not isinstance(part, torch.Tensor) or part.shape != sizes or part.dtype != dtype:
-            raise InputError(FIELD, path, f"{index.fqn} is not what the metadata says")
-        return part
-
-    def _read_numbers(
-        self, file: RawIOBase, start: int, sizes: torch.Size, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """Returns a tensor whose memory the next chunk uses again."""
-        if sizes.numel() == 0:
-            return torch.empty(sizes, dtype=dtype)
-        num_bytes = sizes.numel() * dtype.itemsize
-        if len(self._buffer) < num_bytes:
-            self._buffer = bytearray(num_bytes)
-        view, done = memoryview(self._buffer)[:num_bytes], 0
-        file.seek(start)
-        while done < num_bytes:
-            count = file.readinto(view[done:])
-            if not count:
-                raise EOFError("the file ended while it was read")
-            done += count
-        return torch.frombuffer(self._buffer, dtype=dtype, count=sizes.numel()).view(sizes)
 
 
 class _Writer(FileSystemWriter):
@@ -267,7 +168,7 @@ class _NoCommonLoad(TorchCommonLoadStrategy):
 
 
 @contextmanager
-def _refusing_damage(weights: Path, *, write: bool = False) -> Iterator[None]:
+def refusing_damage(weights: Path, *, write: bool = False) -> Iterator[None]:
     """Turns what torch and megatron-core raise over a checkpoint's files into one line."""
     try:
         yield

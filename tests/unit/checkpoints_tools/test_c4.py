@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from checkpoints_tools.hf.exporting import export_hf
-from checkpoints_tools.hf.folder import open_hf_folder, write_hf_folder
+from checkpoints_tools.hf.folder import open_hf_folder
 from checkpoints_tools.hf.importing import import_hf
+from checkpoints_tools.hf.writing import write_hf_folder
 from launchers.main import main
 from megatron_longrope.errors import EXIT_BAD_INPUT, InputError
 from tests.support.damages import hf_damages, megatron_damages

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from checkpoints_tools.hf.exporting import export_hf
-from checkpoints_tools.hf.folder import open_hf_folder, write_hf_folder
+from checkpoints_tools.hf.folder import open_hf_folder
 from checkpoints_tools.hf.importing import import_hf
+from checkpoints_tools.hf.writing import write_hf_folder
 from checkpoints_tools.serving import end_token_note, engine_notes
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.checkpoints.checkpoint import (

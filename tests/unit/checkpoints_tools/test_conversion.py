@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints_tools.hf.exporting import export_hf
-from checkpoints_tools.hf.folder import bits_equal, open_hf_folder, write_hf_folder
+from checkpoints_tools.hf.folder import bits_equal, open_hf_folder
 from checkpoints_tools.hf.importing import import_hf
+from checkpoints_tools.hf.writing import write_hf_folder
 from checkpoints_tools.load_any import find_model, load_model
 from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.errors import InputError

@@ -16,6 +16,7 @@ from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.load_any import load_model
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape, document_logits
+from megatron_longrope.model.architectures import ARCHITECTURES, with_rope_said
 from megatron_longrope.rope import factor_set_from_hf
 from megatron_longrope.runtime import Runtime
 from tests.support.hf_families import (
@@ -166,6 +167,13 @@ REFUSED = {
         {"resid_pdrop": 0.1},
         {"rope_parameters": {"rope_type": "yarn"}},
     ],
+    "seed_oss": [
+        {"attention_bias": False},
+        {"attention_out_bias": True},
+        {"mlp_bias": True},
+        {"head_dim": None},
+        {"num_key_value_heads": None},
+    ],
     "smollm3": [
         {"no_rope_layers": [1]},
         {"no_rope_layers": [1, 1, 2, 0]},
@@ -189,6 +197,40 @@ def test_what_our_model_cannot_do_is_refused_by_name(
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_silent_rotary_base_is_what_transformers_takes(family: str) -> None:
+    """SmolLM3's is not, so that its config must say it."""
+    from transformers import CONFIG_MAPPING
+
+    config = random_config(family, 0).to_dict() | {"rope_scaling": None, "rope_theta": None}
+    del config["rope_parameters"]
+    if ARCHITECTURES[family].rope_base is None:
+        with pytest.raises(InputError, match="rope_theta"):
+            ModelShape.from_hf(config)
+        return
+    theirs = CONFIG_MAPPING[family]().rope_parameters["rope_theta"]
+    assert ModelShape.from_hf(config).rope_base == theirs
+
+
+def test_every_family_registered_is_tried_here() -> None:
+    assert set(FAMILIES) == set(ARCHITECTURES)
+
+
+def test_two_names_of_phi3s_scaling_must_agree() -> None:
+    config = random_config("phi3", 0).to_dict() | {"rope_theta": 10000.0}
+    config["rope_parameters"] = {"rope_type": "su", "type": "yarn"}
+    with pytest.raises(InputError, match="rope_type"):
+        factor_set_from_hf(with_rope_said(config))
+
+
+def test_seed_oss_is_read_with_transformers_default_dropout() -> None:
+    """transformers' default of 0.1 acts in training only; a config of ours switches it off."""
+    config = random_config("seed_oss", 0).to_dict()
+    assert config["attention_dropout"] == config["residual_dropout"] == 0.1
+    written = ModelShape.from_hf(config).to_hf()
+    assert written["attention_dropout"] == written["residual_dropout"] == 0.0
+
+
 def test_phi3s_first_name_for_longrope_is_read() -> None:
     config = random_config("phi3", 0).to_dict()
     lists = {
@@ -202,7 +244,7 @@ def test_phi3s_first_name_for_longrope_is_read() -> None:
         "rope_theta": 10000.0,
         "original_max_position_embeddings": 256,
     }
-    factors = factor_set_from_hf(old)
+    factors = factor_set_from_hf(with_rope_said(old))
     assert ModelShape.from_hf(old).context_length == 256
     assert factors.for_length(257).rescale == tuple(lists["long_factor"])
     assert factors.for_length(257).attention_factor == pytest.approx(

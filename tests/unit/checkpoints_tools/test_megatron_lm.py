@@ -63,7 +63,7 @@ def arguments(shape: ModelShape, **changes: Any) -> argparse.Namespace:
         "untie_embeddings_and_output_weights": True,
         "params_dtype": torch.bfloat16,
         "attention_backend": Backend.auto,
-        "add_qkv_bias": shape.traits.qkv_bias,
+        "add_qkv_bias": shape.family.qkv_bias,
         "hidden_dropout": 0.1,
         "window_size": None,
         "num_experts": None,

@@ -224,7 +224,7 @@ def test_every_room_has_a_rule() -> None:
         ),
         (
             "megatron_longrope.evaluation.perplexity",
-            "from megatron_longrope.search import evolution",
+            "from megatron_longrope.search.searchers import evolution",
         ),
         (
             "megatron_longrope.training.trainer",

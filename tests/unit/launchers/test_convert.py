@@ -15,7 +15,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from checkpoints_tools import smollm2
-from checkpoints_tools.hf.folder import open_hf_folder, write_hf_folder
+from checkpoints_tools.hf.folder import open_hf_folder
+from checkpoints_tools.hf.writing import write_hf_folder
 from launchers.main import main
 from megatron_longrope.errors import InputError
 from megatron_longrope.presets import MODELS

@@ -44,8 +44,9 @@ def test_sizes_reach_their_searcher(
     arguments: list[str], searcher: str, sizes: dict[str, Any]
 ) -> None:
     config = search_config(options(*arguments), 3)
-    assert config.searcher == searcher and config.num_documents == 3
-    assert getattr(config, searcher).model_dump(exclude_unset=True) == sizes
+    assert config.searcher.name == searcher and config.num_documents == 3
+    given = config.searcher.settings
+    assert ({} if given is None else given.model_dump(exclude_unset=True)) == sizes
 
 
 def test_starts_may_be_repeated_and_are_all_by_default() -> None:
@@ -95,7 +96,7 @@ def test_sizes_of_another_searcher_are_refused(arguments: list[str], wrong: str)
             ["--searcher", "evolution", "--population", "4", "--offspring", "0"],
             "Invalid value for '--offspring'",
         ),
-        (["--searcher", "gradient", "--passes", "0"], "gradient.passes=0"),
+        (["--searcher", "gradient", "--passes", "0"], "passes=0"),
         (["--critical-pair", "3"], "--critical-pair=3: belongs to --space longrope2"),
         (
             ["--json", "nowhere/result.json"],

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints_tools.common.weight_map import rule_of, rules_for
+from checkpoints_tools.common.weight_map import rule_of
 from megatron_longrope.model import LongRopeModel, build_model
 from megatron_longrope.model.checkpoints.checkpoint import load_weights, save_checkpoint
 from megatron_longrope.model.engine import choice as backend
@@ -130,7 +130,7 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter(
     found = [rule_of(name, model.shape) for name, _ in model.stage.named_parameters()]
     expected = [
         rule.at(layer).stored if rule.is_per_layer else rule.stored
-        for rule in rules_for(model.shape)
+        for rule in model.shape.family.rules(tied=model.shape.tie_embeddings)
         for layer in (range(model.shape.num_layers) if rule.is_per_layer else [0])
     ]
     assert sorted(rule.stored for rule in found) == sorted(expected)

@@ -348,6 +348,6 @@ def test_a_misspelt_key_of_a_step_is_answered_with_the_keys_there() -> None:
     from megatron_longrope.presets import recipe_path
 
     values = read_yaml(recipe_path("demo"))
-    values["extension"][1]["search"]["hybrid"]["ramp"] = {"max_round": 1}
+    values["extension"][1]["search"]["searcher"]["ramp"] = {"max_round": 1}
     with pytest.raises(InputError, match="known here: first_step, last_step, max_rounds"):
         build_config(Recipe, values, "demo")

@@ -139,12 +139,13 @@ def test_lengths_of_what_was_read() -> None:
     assert factor_set_from_hf(config_of(top_level, 8 * WINDOW, **{ORIGINAL: WINDOW})) == longrope
 
 
-def test_a_silent_base_is_llamas() -> None:
+def test_a_silent_base_is_refused() -> None:
+    """What it means differs between families, which `model` knows (test_families.py)."""
     config = old_config_of(None)
     del config["rope_theta"]
-    assert geometry_from_hf(config).base == 10_000
-    with pytest.raises(InputError, match="rope_theta"):
-        geometry_from_hf({**config, "model_type": "mixtral"})
+    for family in ("llama", "mixtral"):
+        with pytest.raises(InputError, match="rope_theta"):
+            geometry_from_hf({**config, "model_type": family})
 
 
 def test_a_smollm2_config_with_its_odd_key_is_read() -> None:
@@ -188,9 +189,9 @@ def test_a_smollm2_config_with_its_odd_key_is_read() -> None:
         (config_of({"rope_type": "default"}, rope_scaling="linear"), "rope_scaling"),
         (config_of(None, rope_interleaved=True), "rope_interleaved"),
         (config_of(None, rope_local_base_freq=10_000.0), "rope_local_base_freq"),
-        (config_of(None, head_dim=15), "head_dim"),
-        (config_of(None, num_attention_heads=None), "num_attention_heads"),
-        (config_of(None, max_position_embeddings=None), "max_position_embeddings"),
+        (config_of(None, rope_theta=BASE, head_dim=15), "head_dim"),
+        (config_of(None, rope_theta=BASE, num_attention_heads=None), "num_attention_heads"),
+        (config_of(None, rope_theta=BASE, max_position_embeddings=None), "max_position_embeddings"),
         (config_of({"rope_type": "dynamic", "factor": 2.0}), "rope_type"),
         (config_of({**LONGROPE, "short_factor": [1.0]}, 8 * WINDOW), "short_factor"),
         (config_of({**LONGROPE, "long_factor": [0.0, *LONG[1:]]}, 8 * WINDOW), "rescale"),

@@ -21,7 +21,15 @@ from megatron_longrope.search import (
     TellError,
 )
 from megatron_longrope.search.variation import draw
-from tests.support.search_stubs import NUM_PAIRS, SEEDS, SMALL, SPACE, small_search, stub_evaluation
+from tests.support.search_stubs import (
+    NUM_PAIRS,
+    SEEDS,
+    SMALL,
+    SPACE,
+    TASK,
+    small_search,
+    stub_evaluation,
+)
 
 
 def run(search: EvolutionSearch, batch: int = 3, evaluate=stub_evaluation) -> list[Candidate]:
@@ -76,7 +84,7 @@ def test_seeds_come_first_and_origins_are_told():
 
 
 def test_doubled_seeds_are_proposed_once():
-    search = EvolutionSearch(SPACE, SMALL, [*SEEDS, *SEEDS], seed=1)
+    search = EvolutionSearch(SPACE, SMALL, [*SEEDS, *SEEDS], 1, TASK)
     assert len(set(run(search))) == 34
 
 
@@ -179,16 +187,16 @@ def test_of_equals_the_first_is_best():
 
 def test_a_space_smaller_than_the_budget_ends_early():
     space = SearchSpace((1.0,), (1.04,), attention_factors=(1.0,))
-    search = EvolutionSearch(space, SMALL, [Candidate((1.0,))], seed=0)
+    search = EvolutionSearch(space, SMALL, [Candidate((1.0,))], 0, TASK)
     proposed = run(search)
     assert len(proposed) == len(set(proposed)) == search.num_evaluations == 5
 
 
 def test_more_seeds_than_the_population_and_none_are_refused():
     with pytest.raises(InputError, match="2 different seeds"):
-        EvolutionSearch(SPACE, SMALL.model_copy(update={"population": 1}), SEEDS, seed=0)
+        EvolutionSearch(SPACE, SMALL.model_copy(update={"population": 1}), SEEDS, 0, TASK)
     with pytest.raises(InputError, match="seeds"):
-        EvolutionSearch(SPACE, SMALL, [], seed=0)
+        EvolutionSearch(SPACE, SMALL, [], 0, TASK)
 
 
 def test_all_genes_are_searched():

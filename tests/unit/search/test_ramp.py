@@ -13,8 +13,8 @@ from megatron_longrope.search import (
     MemoryJournal,
     SearcherChoice,
     SearchSpace,
+    SearchTask,
     Terms,
-    make_searcher,
     run_search,
 )
 from megatron_longrope.search.ramp import Ramp, RampSettings
@@ -58,8 +58,8 @@ def test_the_default_searcher_moves_to_the_best_ramp(fast: float, slow: float) -
         ]
 
     settings = {"descent": {"passes": 1, "checks": 1}}
-    choice = SearcherChoice.model_validate({"searcher": "hybrid", "hybrid": settings})
-    searcher = make_searcher(choice, SPACE, [yarn()], 1, length=2048, scale=SCALE, num_documents=1)
+    choice = SearcherChoice.model_validate({"name": "hybrid", **settings})
+    searcher = choice.build(SPACE, [yarn()], 1, SearchTask(2048, SCALE, num_documents=1))
     outcome = run_search(searcher, objective, MemoryJournal())
     moved = [told for told in searcher.history if told.origin == "ramp"]
     assert len(moved) <= RampSettings().most_evaluations
@@ -73,8 +73,8 @@ def test_without_descents_the_search_ends_with_its_ramp() -> None:
         return [Evaluation((sum(candidate.rescale),), (100,)) for candidate in candidates]
 
     settings = {"ramp": {"max_rounds": 3}, "cycles": 0}
-    choice = SearcherChoice.model_validate({"searcher": "hybrid", "hybrid": settings})
-    searcher = make_searcher(choice, SPACE, [yarn()], 1, length=2048, scale=SCALE, num_documents=1)
+    choice = SearcherChoice.model_validate({"name": "hybrid", **settings})
+    searcher = choice.build(SPACE, [yarn()], 1, SearchTask(2048, SCALE, num_documents=1))
     run_search(searcher, objective, MemoryJournal())
     assert {told.origin for told in searcher.history[1:]} == {"ramp"} and searcher.round_number == 4
 

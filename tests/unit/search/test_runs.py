@@ -22,7 +22,7 @@ from megatron_longrope.search import Candidate, Evaluation, SearchOutcome, Searc
 from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
 
 CONFIG = SearchConfig.model_validate(
-    {"starts": ["yarn"], "hybrid": {"ramp": {"max_rounds": 1}, "cycles": 0}}
+    {"starts": ["yarn"], "searcher": {"name": "hybrid", "ramp": {"max_rounds": 1}, "cycles": 0}}
 )
 LENGTH = 256
 

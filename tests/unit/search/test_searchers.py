@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
 from megatron_longrope.search import (
-    SEARCHER_NAMES,
+    SEARCHERS,
     Candidate,
     CriticalSpace,
     Evaluation,
@@ -22,7 +24,6 @@ from megatron_longrope.search import (
     SearchSpace,
     TellError,
     Terms,
-    make_searcher,
     run_search,
 )
 from megatron_longrope.search.descent import DescentSettings
@@ -32,18 +33,20 @@ from tests.support.search_stubs import (
     SCALE,
     SEEDS,
     SPACE,
+    TASK,
     stub_evaluation,
     stub_objective,
 )
 
+EVOLUTION = {"population": 10, "mutants": 4, "crossovers": 4, "parents": 5, "iterations": 3}
 SIZES = {
-    "hybrid": {"hybrid": {"descent": {"passes": 4}, "cycles": 2, "rounds": 2}},
-    "gradient": {"gradient": {"passes": 12, "documents_per_step": None}},
-    "cma": {"cma": {"iterations": 4, "population": 6}},
-    "random": {"random": {"evaluations": 20}},
-}
-EVOLUTION = {
-    "evolution": {"population": 10, "mutants": 4, "crossovers": 4, "parents": 5, "iterations": 3}
+    "hybrid": {"descent": {"passes": 4}, "cycles": 2, "rounds": 2},
+    "evolution": EVOLUTION,
+    "piecewise": EVOLUTION,
+    "gradient": {"passes": 12, "documents_per_step": None},
+    "cma": {"iterations": 4, "population": 6},
+    "random": {"evaluations": 20},
+    "ramp": {"max_rounds": 5},
 }
 FINE_TUNED = tuple(np.linspace(1.003, 4.0, NUM_PAIRS))
 SPACES = {
@@ -52,15 +55,13 @@ SPACES = {
     "recovery": SearchSpace.recovery(FINE_TUNED, attention_factors=(1.1,)),
     "longrope2": CriticalSpace.extension(NUM_PAIRS, SCALE, 3),
 }
-searchers = pytest.mark.parametrize("name", SEARCHER_NAMES)
+searchers = pytest.mark.parametrize("name", list(SEARCHERS))
 spaces = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 
 
-def make(name: str, space: SearchSpace = SPACE, seed: int = 1) -> RoundSearcher:
-    choice = SearcherChoice.model_validate({"searcher": name, **SIZES.get(name, EVOLUTION)})
-    searcher = make_searcher(choice, space, SEEDS, seed, length=2048, scale=SCALE, num_documents=2)
-    assert isinstance(searcher, RoundSearcher)
-    return searcher
+def make(name: str, space: SearchSpace = SPACE, seed: int = 1) -> RoundSearcher[Any]:
+    choice = SearcherChoice.model_validate({"name": name, **SIZES[name]})
+    return choice.build(space, SEEDS, seed, TASK)
 
 
 def run(
@@ -186,14 +187,18 @@ def test_a_journal_replays_gradients_included(name: str) -> None:
 
 
 def test_settings_of_another_searcher_are_refused() -> None:
-    with pytest.raises(ValueError, match="settings of evolution are given, but searcher is hybrid"):
-        SearcherChoice.model_validate(EVOLUTION)
+    with pytest.raises(InputError, match=r"population=10: unknown key .*known here: cycles, "):
+        build_config(SearcherChoice, {"name": "hybrid", **EVOLUTION})
+    with pytest.raises(InputError, match=r"passes=3: unknown key .*known here: evaluations, name"):
+        build_config(SearcherChoice, {"name": "random", "passes": 3})
+    with pytest.raises(InputError, match="no searcher is called annealing: one of hybrid, "):
+        build_config(SearcherChoice, {"name": "annealing"})
 
 
 @pytest.mark.parametrize("name", ["gradient", "hybrid"])
 def test_a_descent_finds_the_stubs_optimum(name: str) -> None:
-    choice = SearcherChoice.model_validate({"searcher": "gradient", "gradient": {"passes": 150}})
-    searcher = make_searcher(choice, SPACE, SEEDS, 1, length=2048, scale=SCALE, num_documents=2)
+    choice = SearcherChoice.model_validate({"name": "gradient", "passes": 150})
+    searcher = choice.build(SPACE, SEEDS, 1, TASK)
     run(searcher)
     assert searcher.best is not None
     # λ and t at their optimum; n̂ = 4 would gain the last 0.008
@@ -227,9 +232,9 @@ def test_a_descents_steps_go_through_the_documents_and_end_in_a_check(
 
 @pytest.mark.parametrize("passes", [1, 2, 7])
 def test_no_point_of_a_descent_on_all_documents_is_evaluated_twice(passes: int) -> None:
-    gradient = {"passes": passes, "documents_per_step": None}
-    choice = SearcherChoice.model_validate({"searcher": "gradient", "gradient": gradient})
-    searcher = make_searcher(choice, SPACE, SEEDS, 1, length=2048, scale=SCALE, num_documents=2)
+    settings = {"passes": passes, "documents_per_step": None}
+    choice = SearcherChoice.model_validate({"name": "gradient", **settings})
+    searcher = choice.build(SPACE, SEEDS, 1, TASK)
     run(searcher)
     points = [told.candidate for told in searcher.history if told.origin != "seed"]
     assert len(set(points)) == len(points) == max(2, passes)

@@ -3,29 +3,13 @@ short inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from megatron_longrope.artifacts.cost import SearchCost
-from megatron_longrope.artifacts.run_directory import RunDirectory
-from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.errors import InputError
-from megatron_longrope.evaluation import (
-    ComparedMethod,
-    EvaluationDocument,
-    ObjectivePart,
-    PerplexityObjective,
-    Tokens,
-    baseline_methods,
-    factors_of,
-)
-from megatron_longrope.model import LongRopeModel, ModelShape
-from megatron_longrope.model.fingerprint import model_identity
-from megatron_longrope.pipeline.main_rank import on_main
-from megatron_longrope.pipeline.recipe import SearchConfig, SearchStage, StartName
+from megatron_longrope.evaluation import ComparedMethod, baseline_methods
+from megatron_longrope.pipeline.recipe import SearchConfig, StartName
 from megatron_longrope.rope import (
     FactorOrigin,
     FactorSet,
@@ -36,24 +20,16 @@ from megatron_longrope.rope import (
     RopeGeometry,
     Yarn,
     longrope_attention_factor,
-    write_factors,
 )
-from megatron_longrope.runtime import Runtime
 from megatron_longrope.search import (
+    DEFAULT_SEARCHER,
     PAPER_START_TOKENS,
     SEARCHED_ATTENTION_FACTORS,
     Candidate,
     CriticalSpace,
-    Journal,
-    JournalEntry,
-    MemoryJournal,
-    Record,
-    SearchOutcome,
-    SearchProgress,
     SearchSpace,
+    SearchStage,
     grid,
-    make_searcher,
-    run_search,
     theoretical_critical_pair,
 )
 from megatron_longrope.search.space import Choices
@@ -69,10 +45,6 @@ _ABOVE_YARN = 1.05
 """Times YaRN's own temperature at least, where a first search's temperatures end: from 13 times the
 window on it is more than 1.3, and a bound that the best candidates lean on is no bound to search
 in."""
-PASS_TOKENS = 2048
-"""Documents share a pass up to so many; longer ones go alone. Passes are what data-parallel groups
-share out and what candidates are stopped between, so there must be several."""
-Show = Callable[[SearchProgress], None]
 
 
 @dataclass(frozen=True)
@@ -93,8 +65,8 @@ def search_name(
     """Returns what journal and factors are called: `search-4096` of the default searcher,
     `search-4096-evolution` of another, so that several may search in one directory.
     """
-    is_default = config.searcher == SearchConfig.model_fields["searcher"].default
-    return f"{kind}-{length}" if is_default else f"{kind}-{length}-{config.searcher}"
+    searcher = config.searcher.name
+    return f"{kind}-{length}" if searcher == DEFAULT_SEARCHER else f"{kind}-{length}-{searcher}"
 
 
 def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
@@ -176,6 +148,11 @@ def recovery_search(
     return SearchProblem(search_name(length, config, "recover"), length, space, seeds, baselines)
 
 
+def longrope_attention_factor_of(scale: float, geometry: RopeGeometry) -> float:
+    """Returns √(1 + ln s / ln L), Microsoft's and Hugging Face's fixed temperature."""
+    return longrope_attention_factor(scale, geometry.original_length)
+
+
 def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> RopeFactors:
     """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft
     times yarn's t.
@@ -198,139 +175,6 @@ def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> 
         head_dim=tuned.head_dim,
         origin=FactorOrigin(method=method, source="on top of the fine-tuned factors"),
     )
-
-
-def longrope_attention_factor_of(scale: float, geometry: RopeGeometry) -> float:
-    """Returns √(1 + ln s / ln L), Microsoft's and Hugging Face's fixed temperature."""
-    return longrope_attention_factor(scale, geometry.original_length)
-
-
-def search_objective(
-    model: LongRopeModel,
-    documents: Sequence[EvaluationDocument],
-    tokenizer: TextTokenizer,
-    config: SearchConfig,
-    length: int,
-) -> PerplexityObjective:
-    """Returns what candidates are scored by: documents at `length`, and where asked for at other
-    lengths and the answers of passkeys.
-    """
-    chosen = documents[: config.num_documents]
-    parts = [
-        ObjectivePart.last_part(
-            _stretches(chosen, length, config.windows_per_document), config.last_fraction
-        )
-    ]
-    for other, weight in config.mixture.items():
-        stretches = _stretches(chosen, other, config.windows_per_document)
-        parts.append(ObjectivePart.last_part(stretches, config.last_fraction, weight))
-    if config.retrieval_documents:
-        filler = classic_filler(tokenizer)
-        keys = [
-            passkey_document(
-                tokenizer,
-                length,
-                number / config.retrieval_documents,
-                config.seed * 1000 + number,
-                filler,
-            )
-            for number in range(config.retrieval_documents)
-        ]
-        parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
-    rungs = config.early_stopping.ladder if config.early_stopping else ()
-    ladder = [[document.prefix(rung) for document in chosen] for rung in rungs]
-    return PerplexityObjective(
-        model, parts, target_length=length, max_batch_tokens=max(length, PASS_TOKENS), ladder=ladder
-    )
-
-
-def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int) -> list[Tokens]:
-    """`count` consecutive stretches of `length` tokens of each document, from its beginning on."""
-    return [
-        document.prefix(length * count)[start : start + length]
-        for document in documents
-        for start in range(0, length * count, length)
-    ]
-
-
-def search_factors(
-    problem: SearchProblem,
-    objective: PerplexityObjective,
-    config: SearchConfig,
-    directory: RunDirectory,
-    documents_sha256: str,
-    show: Show | None = None,
-) -> tuple[RopeFactors, SearchOutcome]:
-    """Runs a search to its end, from its journal where there is one, and writes the best factors
-    down."""
-    runtime, geometry = objective.model.runtime, objective.model.geometry
-    searcher = make_searcher(
-        config,
-        problem.space,
-        problem.seeds,
-        config.seed,
-        length=problem.length,
-        scale=problem.length / geometry.original_length,
-        num_documents=objective.num_documents,
-    )
-    stopping = config.early_stopping
-    judged_by = {
-        **judged_on(objective, documents_sha256),
-        "early_stopping": stopping and stopping.model_dump(mode="json"),
-    }
-    with shared_journal(
-        runtime, directory.journal(problem.name), searcher.identity(), judged_by
-    ) as journal:
-        outcome = run_search(
-            searcher, objective.stream, journal, stopping=stopping, on_progress=show
-        )
-    origin = FactorOrigin(
-        method="longrope", data=documents_sha256[:16], score=outcome.evaluation.loss
-    )
-    factors = factors_of(outcome.best, objective.model.geometry, problem.length, origin)
-    if runtime.is_main:
-        write_factors(directory.factors(problem.name), factors)
-    runtime.barrier()
-    return factors, outcome
-
-
-def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str, Any]:
-    """Returns JSON values that change whenever evaluations would: of documents, what counts, and
-    model. All ranks come here together.
-    """
-    model = model_identity(objective.model)
-    return {**objective.identity(), "documents_sha256": documents_sha256, "model": model}
-
-
-@contextmanager
-def shared_journal(
-    runtime: Runtime, path: Path, identity: dict[str, Any], judged_by: dict[str, Any]
-) -> Iterator[Record]:
-    """Opens a journal on all ranks: the file on the main one, what it held on the others. Raises
-    InputError on all."""
-    opened: list[Journal] = []
-
-    def entries() -> Any:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                "journals", path.parent, f"cannot be made: {error.strerror}"
-            ) from error
-        opened.append(Journal.open(path, identity, judged_by))
-        return opened[0].entries
-
-    found = on_main(runtime, entries)
-    if not opened:
-        yield MemoryJournal(found)
-        return
-    with opened[0] as journal:
-        yield journal
-
-
-def search_cost(entries: Sequence[JournalEntry], shape: ModelShape, length: int) -> SearchCost:
-    """Returns what evaluations on inputs of `length` tokens took on a model of this shape."""
-    return SearchCost.of(entries, shape.forward_flops(length) / length)
 
 
 def _choices(

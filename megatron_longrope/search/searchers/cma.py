@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from cmaes import CMA
@@ -16,6 +15,7 @@ from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
 from megatron_longrope.search.space import SearchSpace
+from megatron_longrope.search.types import SearchTask
 
 Vector = NDArray[np.float64]
 
@@ -29,35 +29,37 @@ class CmaSettings(StrictConfig):
     sigma: float = Field(default=0.12, gt=0)
 
 
-class CmaSearch(RoundSearcher):
+class CmaSearch(RoundSearcher[CmaSettings]):
     """The seeds, then generations of CMA-ES around the best of them; n̂ stays the best seed's.
 
-    search = CmaSearch(space, CmaSettings(knots=8), seeds=[Candidate((8.0,) * 32)], seed=1)
+    search = CmaSearch(space, CmaSettings(knots=8), [pi, yarn], 1, task)
     """
 
     name = "cma"
+    summary = "CMA-ES on a monotone curve through a few λ, and t"
+    Settings = CmaSettings
+    searches_start_tokens = False
 
     def __init__(
-        self, space: SearchSpace, settings: CmaSettings, seeds: Sequence[Candidate], seed: int
+        self,
+        space: SearchSpace,
+        settings: CmaSettings,
+        seeds: Sequence[Candidate],
+        seed: int,
+        task: SearchTask,
     ) -> None:
-        super().__init__(space, seeds, seed)
-        self.settings = settings
+        super().__init__(space, settings, seeds, seed, task)
         self._lower, self._upper = space.bounds
         self._places = np.linspace(0, space.num_pairs - 1, settings.knots)
         self._start_tokens = 0
         self._cma: CMA | None = None
         self._asked: list[Vector] = []
-        self.start()
 
     @property
     def num_evaluations(self) -> int:
         """Evaluations from first to last; fewer only where no seed is usable."""
         total = len(self.seeds) + self.settings.population * self.settings.iterations
         return total if not self.finished else len(self.history)
-
-    def settings_json(self) -> dict[str, Any]:
-        """Returns the settings as JSON values."""
-        return self.settings.model_dump(mode="json")
 
     def next_round(self) -> list[Proposal]:
         """Returns the seeds, then a generation at a time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -13,8 +13,10 @@ from pydantic import Field
 from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig, parse_length
 from megatron_longrope.errors import InputError
+from megatron_longrope.search.options import SettingOption
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
 from megatron_longrope.search.space import Genome, SearchSpace
+from megatron_longrope.search.types import SearchTask
 from megatron_longrope.search.variation import crossover, draw, mutate
 
 _HALVED_ABOVE = 512 << 10
@@ -55,14 +57,14 @@ class _Member(NamedTuple):
     genome: tuple[int, ...]
 
 
-class EvolutionSearch(RoundSearcher):
+class EvolutionSearch(RoundSearcher[EvolutionSettings]):
     """Evolution of λ, n̂ and the attention factor, generation by generation.
 
     Generation 0 is the seeds, projected into the space, and mutants of them. Every further
     generation is made of mutants and crossovers of the best `parents` of all evaluated so far. No
     candidate is proposed twice.
 
-        search = EvolutionSearch(space, EvolutionSettings(), seeds=[Candidate((8.0,) * 32)], seed=1)
+        search = EvolutionSearch(space, EvolutionSettings(), [pi, yarn], 1, task)
         while not search.finished:
             for candidate in search.ask(8):
                 search.tell(candidate, evaluate(candidate))
@@ -70,23 +72,53 @@ class EvolutionSearch(RoundSearcher):
     """
 
     name = "evolution"
+    summary = "the paper's evolutionary search, by default of the paper's size"
+    Settings = EvolutionSettings
+    options = (
+        SettingOption(
+            "--population",
+            "first generation; half as many become parents  "
+            f"[default: the paper's, {EvolutionSettings().population}]",
+            lambda size: {"population": size, "parents": max(1, size // 2)},
+        ),
+        SettingOption(
+            "--offspring",
+            "mutants, and as many crossovers, per iteration  "
+            f"[default: {EvolutionSettings().mutants}]",
+            lambda number: {"mutants": number, "crossovers": number},
+        ),
+        SettingOption(
+            "--iterations",
+            f"generations after the first  [default: {EvolutionSettings().iterations}]",
+            lambda number: {"iterations": number},
+            at_least=0,
+        ),
+    )
 
     def __init__(
-        self, space: SearchSpace, settings: EvolutionSettings, seeds: Sequence[Candidate], seed: int
+        self,
+        space: SearchSpace,
+        settings: EvolutionSettings,
+        seeds: Sequence[Candidate],
+        seed: int,
+        task: SearchTask,
     ) -> None:
-        super().__init__(space, seeds, seed)
+        super().__init__(space, settings, seeds, seed, task)
         if len(self.seeds) > settings.population:
             raise InputError(
                 "population",
                 settings.population,
                 f"must hold the {len(self.seeds)} different seeds",
             )
-        self.settings = settings
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._seen: set[tuple[int, ...]] = set()
         self._members: list[_Member] = []
         self._num_seen = 0  # of the history
-        self.start()
+
+    @classmethod
+    def default_settings(cls, length: int) -> EvolutionSettings:
+        """Returns the paper's sizes for `length` tokens."""
+        return EvolutionSettings.paper(length)
 
     @property
     def num_evaluations(self) -> int:
@@ -106,10 +138,6 @@ class EvolutionSearch(RoundSearcher):
         return [
             self.space.decode(np.array(member.genome, dtype=np.int64)) for member in self._members
         ]
-
-    def settings_json(self) -> dict[str, Any]:
-        """Returns the settings as JSON values."""
-        return self.settings.model_dump(mode="json")
 
     def next_round(self) -> list[Proposal]:
         """Returns the initial population, then offspring of the best so far."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -14,9 +13,11 @@ from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.descent import DescentSettings
 from megatron_longrope.search.descents import DescendingSearcher
+from megatron_longrope.search.options import SettingOption
 from megatron_longrope.search.ramp import Ramp, RampSettings
 from megatron_longrope.search.rounds import Proposal
 from megatron_longrope.search.space import SearchSpace
+from megatron_longrope.search.types import SearchTask
 from megatron_longrope.search.variation import mutate
 
 _RETRIES = 20
@@ -38,15 +39,32 @@ class HybridSettings(StrictConfig):
     """Of each λ."""
 
 
-class HybridSearch(DescendingSearcher):
+class HybridSearch(DescendingSearcher[HybridSettings]):
     """The seeds; the best one's ramp moved; descents from the best so far; the best with every
     other n̂; mutants of it.
 
-    search = HybridSearch(space, HybridSettings(), seeds=[Candidate((8.0,) * 32)], seed=1,
-    num_documents=5)
+        search = HybridSearch(space, HybridSettings(), [pi, yarn], 1, task)
     """
 
     name = "hybrid"
+    summary = "the best start's ramp moved, then a gradient descent on λ and t"
+    Settings = HybridSettings
+    options = (
+        SettingOption(
+            "--ramp-rounds",
+            "moves of the ramp, at most six evaluations each  "
+            f"[default: at most {RampSettings().max_rounds}]",
+            lambda rounds: {"ramp": {"max_rounds": rounds}},
+            at_least=0,
+        ),
+        SettingOption(
+            "--passes",
+            "passes of the descent over the documents, about three evaluations each; 0: none  "
+            f"[default: {DescentSettings().passes}]",
+            lambda passes: {"descent": {"passes": passes}} if passes else {"cycles": 0},
+            at_least=0,
+        ),
+    )
 
     def __init__(
         self,
@@ -54,15 +72,19 @@ class HybridSearch(DescendingSearcher):
         settings: HybridSettings,
         seeds: Sequence[Candidate],
         seed: int,
-        num_documents: int,
+        task: SearchTask,
     ) -> None:
-        super().__init__(space, settings.descent, settings.cycles, seeds, seed, num_documents)
-        self.settings = settings
+        super().__init__(space, settings, seeds, seed, task)
+        self.plan_descents(settings.descent, settings.cycles)
         self.first_descent = None
         self._ramp: Ramp | None = None
         self._before_descents = len(self.seeds) + settings.ramp.most_evaluations
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self.start()
+
+    @classmethod
+    def needs_gradients(cls, settings: HybridSettings) -> bool:
+        """Whether evaluations with gradients are among those that `settings` lead to."""
+        return settings.cycles > 0
 
     @property
     def num_evaluations(self) -> int:
@@ -77,10 +99,6 @@ class HybridSearch(DescendingSearcher):
             + others
             + self.settings.rounds * self.settings.mutants
         )
-
-    def settings_json(self) -> dict[str, Any]:
-        """Returns the settings as JSON values."""
-        return self.settings.model_dump(mode="json")
 
     def next_round(self) -> list[Proposal]:
         """Returns the seeds, one point of a descent at a time, then the refinements."""

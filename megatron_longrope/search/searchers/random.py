@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -12,6 +11,7 @@ from megatron_longrope.artifacts.evaluations import Candidate
 from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
 from megatron_longrope.search.space import SearchSpace
+from megatron_longrope.search.types import SearchTask
 from megatron_longrope.search.variation import draw
 
 
@@ -21,31 +21,31 @@ class RandomSettings(StrictConfig):
     evaluations: int = Field(default=128, ge=1)
 
 
-class RandomSearch(RoundSearcher):
+class RandomSearch(RoundSearcher[RandomSettings]):
     """The seeds, then draws over the whole space, all in one round.
 
-    search = RandomSearch(space, RandomSettings(evaluations=100), seeds=[Candidate((8.0,) * 32)],
-    seed=1)
+    search = RandomSearch(space, RandomSettings(evaluations=100), [pi, yarn], 1, task)
     """
 
     name = "random"
+    summary = "uniform draws over the whole space: the control"
+    Settings = RandomSettings
 
     def __init__(
-        self, space: SearchSpace, settings: RandomSettings, seeds: Sequence[Candidate], seed: int
+        self,
+        space: SearchSpace,
+        settings: RandomSettings,
+        seeds: Sequence[Candidate],
+        seed: int,
+        task: SearchTask,
     ) -> None:
-        super().__init__(space, seeds, seed)
-        self.settings = settings
+        super().__init__(space, settings, seeds, seed, task)
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self.start()
 
     @property
     def num_evaluations(self) -> int:
         """Evaluations from first to last."""
         return len(self.seeds) + self.settings.evaluations
-
-    def settings_json(self) -> dict[str, Any]:
-        """Returns the settings as JSON values."""
-        return self.settings.model_dump(mode="json")
 
     def next_round(self) -> list[Proposal]:
         """Returns everything at once."""

@@ -3,13 +3,15 @@ searched too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from megatron_longrope.artifacts.evaluations import Candidate
-from megatron_longrope.search.evolution import EvolutionSearch, EvolutionSettings
+from megatron_longrope.search.searchers.evolution import EvolutionSearch, EvolutionSettings
 from megatron_longrope.search.space import Genome, SearchSpace, nearest
+from megatron_longrope.search.types import SearchStage, SearchTask, SpaceName
 from megatron_longrope.search.variation import mutate
 
 _SPREAD = 2.0
@@ -26,6 +28,13 @@ class PiecewiseSearch(EvolutionSearch):
     """
 
     name = "piecewise"
+    summary = "the evolution with both ends of λ frozen, as in Microsoft's code"
+    unfit_spaces: ClassVar[Mapping[SpaceName, str]] = {
+        "longrope2": "ends at λ = s, which is where space longrope2 begins"
+    }
+    unfit_stages: ClassVar[Mapping[SearchStage, str]] = {
+        "recovery": "ends at λ = s, which is 1 or less for short inputs"
+    }
 
     def __init__(
         self,
@@ -33,11 +42,11 @@ class PiecewiseSearch(EvolutionSearch):
         settings: EvolutionSettings,
         seeds: Sequence[Candidate],
         seed: int,
-        level: float,
+        task: SearchTask,
     ) -> None:
-        self.level = level
-        self._level_index = int(nearest(space.values, np.array(level)))
-        super().__init__(space, settings, seeds, seed)
+        super().__init__(space, settings, seeds, seed, task)
+        self.level = task.scale
+        self._level_index = int(nearest(space.values, np.array(self.level)))
 
     def settings_json(self) -> dict[str, object]:
         """Returns the settings as JSON values."""

@@ -1,0 +1,33 @@
+"""The searches of the method: where each runs, what it is scored by, its journal, its cost."""
+
+from megatron_longrope.pipeline.searching.cost import search_cost
+from megatron_longrope.pipeline.searching.objective import PASS_TOKENS, judged_on, search_objective
+from megatron_longrope.pipeline.searching.problems import (
+    STARTS,
+    SearchProblem,
+    first_search,
+    longrope_attention_factor_of,
+    recovery_search,
+    search_name,
+    second_interpolation,
+    second_search,
+)
+from megatron_longrope.pipeline.searching.running import Show, search_factors, shared_journal
+
+__all__ = [
+    "PASS_TOKENS",
+    "STARTS",
+    "SearchProblem",
+    "Show",
+    "first_search",
+    "judged_on",
+    "longrope_attention_factor_of",
+    "recovery_search",
+    "search_cost",
+    "search_factors",
+    "search_name",
+    "search_objective",
+    "second_interpolation",
+    "second_search",
+    "shared_journal",
+]

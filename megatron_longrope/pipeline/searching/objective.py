@@ -1,0 +1,77 @@
+"""What the candidates of a search are scored by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
+from megatron_longrope.evaluation import (
+    EvaluationDocument,
+    ObjectivePart,
+    PerplexityObjective,
+    Tokens,
+)
+from megatron_longrope.model import LongRopeModel
+from megatron_longrope.model.fingerprint import model_identity
+from megatron_longrope.pipeline.recipe import SearchConfig
+
+PASS_TOKENS = 2048
+"""Documents share a pass up to so many; longer ones go alone. Passes are what data-parallel groups
+share out and what candidates are stopped between, so there must be several."""
+
+
+def search_objective(
+    model: LongRopeModel,
+    documents: Sequence[EvaluationDocument],
+    tokenizer: TextTokenizer,
+    config: SearchConfig,
+    length: int,
+) -> PerplexityObjective:
+    """Returns what candidates are scored by: documents at `length`, and where asked for at other
+    lengths and the answers of passkeys.
+    """
+    chosen = documents[: config.num_documents]
+    parts = [
+        ObjectivePart.last_part(
+            _stretches(chosen, length, config.windows_per_document), config.last_fraction
+        )
+    ]
+    for other, weight in config.mixture.items():
+        stretches = _stretches(chosen, other, config.windows_per_document)
+        parts.append(ObjectivePart.last_part(stretches, config.last_fraction, weight))
+    if config.retrieval_documents:
+        filler = classic_filler(tokenizer)
+        keys = [
+            passkey_document(
+                tokenizer,
+                length,
+                number / config.retrieval_documents,
+                config.seed * 1000 + number,
+                filler,
+            )
+            for number in range(config.retrieval_documents)
+        ]
+        parts.append(ObjectivePart.answers(keys, config.retrieval_weight))
+    rungs = config.early_stopping.ladder if config.early_stopping else ()
+    ladder = [[document.prefix(rung) for document in chosen] for rung in rungs]
+    return PerplexityObjective(
+        model, parts, target_length=length, max_batch_tokens=max(length, PASS_TOKENS), ladder=ladder
+    )
+
+
+def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int) -> list[Tokens]:
+    """`count` consecutive stretches of `length` tokens of each document, from its beginning on."""
+    return [
+        document.prefix(length * count)[start : start + length]
+        for document in documents
+        for start in range(0, length * count, length)
+    ]
+
+
+def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str, Any]:
+    """Returns JSON values that change whenever evaluations would: of documents, what counts, and
+    model. All ranks come here together.
+    """
+    model = model_identity(objective.model)
+    return {**objective.identity(), "documents_sha256": documents_sha256, "model": model}
