@@ -31,7 +31,9 @@ COMMANDS: dict[str, CommandEntry] = {
         "Search the rescale factors of one model at one target length.", "torch"
     ),
     "train": CommandEntry("Train or fine-tune a model on a packed dataset.", "torch"),
-    "eval": CommandEntry("Evaluate a model: perplexity, passkey, needles.", "torch"),
+    "eval": CommandEntry(
+        "Evaluate a model on one task: perplexity, or retrieval from a long context.", "torch"
+    ),
     "convert": CommandEntry("Convert between Hugging Face and Megatron checkpoints, and verify."),
     "data": CommandEntry("Pack documents into a token dataset, or inspect one."),
     "factors": CommandEntry("List and show factor sets, the published ones and files."),

@@ -68,7 +68,7 @@ def _fit(values: dict[str, Any], window: int, target: int) -> None:
     values["extension"] = [first, second] if tuned < target else [first]
     values["recovery"][0]["length"] = window
     lengths = sorted({window, tuned, target})
-    values["evaluation"] |= {"lengths": lengths, "passkey_lengths": lengths}
+    values["evaluation"]["lengths"] = lengths
 
 
 def _set(values: Any, keys: Sequence[str], value: Any) -> None:

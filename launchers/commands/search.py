@@ -157,13 +157,13 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
 
 def _margin_line(row: BaselineMargin) -> str:
     """A baseline's perplexity and by how much it exceeds the best one's."""
-    name = f"{row.method} ({row.temperature} temperature)"
+    name = f"{row.method} ({row.attention_factor} attention factor)"
     if row.perplexity is None or row.ratio is None:
-        return f"  {name:<38} no finite perplexity"
+        return f"  {name:<42} no finite perplexity"
     interval = ""
     if row.low is not None and row.high is not None:
         interval = f"  [{row.low - 1:+.2%}, {row.high - 1:+.2%}]"
-    return f"  {name:<38} {row.perplexity:>10.4f}  {row.ratio - 1:+.2%}{interval}"
+    return f"  {name:<42} {row.perplexity:>10.4f}  {row.ratio - 1:+.2%}{interval}"
 
 
 def _baselines_cost_line(cost: SearchCost) -> str:

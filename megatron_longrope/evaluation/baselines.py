@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from megatron_longrope.artifacts.rows import AttentionFactorSource
 from megatron_longrope.errors import InputError
 from megatron_longrope.rope import FactorRange, FactorSet, RopeGeometry, RopeMethod
 from megatron_longrope.rope.methods.uses import baseline_kinds
@@ -13,19 +14,21 @@ from megatron_longrope.rope.methods.uses import baseline_kinds
 
 @dataclass(frozen=True)
 class ComparedMethod:
-    """One line of a comparison: its name, whose temperature it uses, and its factors for inputs of
-    a given length."""
+    """One line of a comparison: its name, its factors for inputs of a given length, and whose
+    attention factor they hold."""
 
     name: str
     factors_at: Callable[[int], FactorSet]
-    temperature: str = "own"
+    attention_factor: AttentionFactorSource = "own"
 
     @classmethod
-    def fixed(cls, name: str, factor_set: FactorSet, temperature: str = "own") -> ComparedMethod:
+    def fixed(
+        cls, name: str, factor_set: FactorSet, attention_factor: AttentionFactorSource = "own"
+    ) -> ComparedMethod:
         """Returns a method whose factor set is the same at every length."""
-        return cls(name, lambda length: factor_set, temperature)
+        return cls(name, lambda length: factor_set, attention_factor)
 
-    def with_temperature(self, attention_factor: float) -> ComparedMethod:
+    def with_searched(self, attention_factor: float) -> ComparedMethod:
         """Returns the same λ and n̂ with another attention factor, labelled "searched"."""
         own = self.factors_at
         return ComparedMethod(
@@ -71,7 +74,7 @@ def baseline_methods(
     searched = (
         []
         if attention_factor is None
-        else [method.with_temperature(attention_factor) for method in own]
+        else [method.with_searched(attention_factor) for method in own]
     )
     return own + searched
 

@@ -3,11 +3,22 @@ it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
-from megatron_longrope.config import Length, StrictConfig, format_length
+from megatron_longrope.config import Length, StrictConfig, build_config, format_length
+from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation.tasks import TASKS, TaskSettings
 from megatron_longrope.model.engine.settings import BackendSettings, Recompute
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.rope.methods.uses import (
@@ -231,9 +242,8 @@ class EvaluationConfig(StrictConfig):
 
     lengths: tuple[Length, ...]
     num_documents: PositiveInt = 3
-    passkey_lengths: tuple[Length, ...] = ()
-    passkey_depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    passkey_trials: PositiveInt = 4
+    tasks: dict[str, SerializeAsAny[TaskSettings]] = Field(default_factory=dict)
+    """Beside perplexity, by name: what is measured before and after, each with its settings."""
     sliding_stride: PositiveInt | None = None
     """Of the pretrained model inside its own window, over the same documents; by default a quarter
     of the window."""
@@ -242,6 +252,30 @@ class EvaluationConfig(StrictConfig):
     )
     """Shown beside the last search on a fine-tuned model, each with its own temperature and with
     the searched one."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _settings_of_each_task(cls, tasks: object) -> object:
+        if not isinstance(tasks, Mapping):
+            raise ValueError("names of tasks, each with its settings")
+        return {name: _task_settings(str(name), values) for name, values in tasks.items()}
+
+    def task_lengths(self, name: str) -> tuple[int, ...]:
+        """Returns the lengths in tokens at which a task is measured."""
+        return self.tasks[name].lengths or self.lengths
+
+
+def _task_settings(name: str, values: object) -> TaskSettings:
+    """Returns the settings of one task; raises InputError for an unknown task or wrong settings."""
+    task, place = TASKS[name], f"evaluation.tasks.{name}"
+    if task.in_every_run:
+        raise InputError(place, name, "every run measures this, at evaluation.lengths")
+    if isinstance(values, TaskSettings):
+        values = values.model_dump()
+    if not isinstance(values, Mapping):
+        raise InputError(place, values, "the settings of a task, such as {lengths: [2k, 8k]}")
+    settings: TaskSettings = build_config(task.settings_kind, values, place)
+    return settings
 
 
 class Recipe(StrictConfig):

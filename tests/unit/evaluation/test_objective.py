@@ -195,7 +195,7 @@ def test_wrong_objectives_are_refused(model: LongRopeModel) -> None:
 def test_baselines_come_with_their_own_and_with_the_searched_temperature() -> None:
     methods = baseline_methods(GEOMETRY, TARGET, attention_factor=1.17)
     names = ["none", "pi", "ntk", "dynamic-ntk:4", "yarn"]
-    assert [(m.name, m.temperature) for m in methods] == [
+    assert [(m.name, m.attention_factor) for m in methods] == [
         (n, t) for t in ("own", "searched") for n in names
     ]
     for own, searched in zip(methods[:5], methods[5:], strict=True):

@@ -1,12 +1,10 @@
-"""Stages that run once, documents that are kept apart, rows that hold every token, checks computed
-from rows."""
+"""Stages that run once, documents that are kept apart, rows that hold every token."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,12 +16,10 @@ from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import PackedDataset, TextTokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
-from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import load_corpus
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.exporting import export_factor_set
 from megatron_longrope.pipeline.fine_tuning import training_factors
-from megatron_longrope.pipeline.measuring import RunModels
 from megatron_longrope.pipeline.recipe import (
     CorpusConfig,
     RetrievalConfig,
@@ -268,64 +264,6 @@ def test_the_export_takes_two_ranges_and_says_what_it_leaves() -> None:
     none = extended_factor_set([_factors(2048)], [(256, _factors(256, temperature=1.0))])
     with pytest.raises(InputError, match="one attention_factor"):
         export_factor_set(none, 256)
-
-
-def _row(
-    model: str, method: str, length: int, perplexity: float, temperature: str = "own", **more: Any
-) -> dict[str, Any]:
-    nats = 100 * math.log(perplexity)
-    return {
-        "model": model,
-        "method": method,
-        "temperature": temperature,
-        "length": length,
-        "tokens": 100,
-        "nll_sum": nats,
-        "last_quarter_tokens": 100,
-        "last_quarter_nll_sum": nats,
-        "protocol": "first-token",
-        "document": "d",
-        **more,
-    }
-
-
-def test_bars_are_the_ratios_they_name() -> None:
-    models = RunModels(
-        "base",
-        "extended",
-        "control",
-        [_factors(2048), _factors(8192)],
-        _factors(2048),
-        extended_factor_set([_factors(8192)], []),
-        _factors(2048),
-    )
-    rows = [
-        _row("base", "longrope", 2048, 20.0, "searched"),
-        _row("base", "yarn", 2048, 21.0),
-        _row("base", "yarn", 2048, 20.5, "searched"),
-        _row("base", "none", 256, 10.0),
-        _row("control", "none", 256, 9.0),
-        _row("extended", "longrope", 256, 9.1, "searched"),
-        _row("extended", "longrope", 8192, 11.2, "searched"),
-        _row("base", "none", 8192, 10.0, protocol="sliding"),
-        _row("base", "none", 8192, 99.0),
-    ]
-    keys = [
-        {"model": "base", "method": "none", "length": n, "depth": d, "trials": 4, "correct": c}
-        for n, d, c in ((256, 0.0, 4), (256, 1.0, 4), (512, 0.0, 1), (512, 1.0, 0))
-    ]
-    checks = {
-        (check.name, check.value, check.bound): check.met
-        for check in run_checks(rows, keys, models, 256)
-    }
-    assert checks == {
-        ("search-beats-baselines", 20.0, 20.5): True,
-        ("last-quarter", 11.2, 11.0): False,
-        ("short-inputs", 9.1, 10.2): True,
-        ("short-inputs", 9.1, 9.18): True,
-        ("base-passkeys-inside", 1.0, 0.95): True,
-        ("base-passkeys-beyond", 0.125, 0.1): False,
-    }
 
 
 def test_the_retrieval_start_repeats_what_came_before(runtime: Runtime) -> None:
