@@ -30,7 +30,9 @@ COMMANDS: dict[str, CommandEntry] = {
         "Search the rescale factors of one model at one target length.", spreads=True
     ),
     "train": CommandEntry("Train or fine-tune a model on a packed dataset.", spreads=True),
-    "eval": CommandEntry("Evaluate a model: perplexity and passkey retrieval.", spreads=True),
+    "eval": CommandEntry(
+        "Evaluate a model on one task: perplexity, or retrieval from a long context.", spreads=True
+    ),
     "convert": CommandEntry("Convert between Hugging Face and Megatron checkpoints, and verify."),
     "data": CommandEntry("Pack documents into a token dataset, or inspect one."),
     "factors": CommandEntry("List and show factor sets, the published ones and files."),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from megatron_longrope.artifacts.results import EvaluationRows, aggregate
+from megatron_longrope.artifacts.rows import PerplexityRow, RetrievalRow, Row
 from megatron_longrope.config import format_length
+from megatron_longrope.evaluation.tasks import TASKS
 
 
 class Progress:
@@ -32,41 +34,43 @@ class Progress:
             click.echo(f"{done:>5}  {what}, {rate:,.0f} tokens/s, {left:.0f} s left", err=True)
 
 
-def perplexity_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints perplexity over all documents per method and length, with that of the last quarter
-    beside it."""
-    from megatron_longrope.evaluation import aggregate
-
-    whole, quarter = aggregate(rows), aggregate(rows, last_quarter=True)
-    table = _table("Perplexity (in brackets: over the last quarter of the context)", rows)
-    for method in dict.fromkeys(row["method"] for row in rows):
-        lengths = _lengths(rows)
-        table.add_row(
-            method, *(f"{whole[method, n]:.4f} ({quarter[method, n]:.4f})" for n in lengths)
-        )
-    Console().print(table)
+def print_tables(rows: Sequence[Row]) -> None:
+    """Prints a table of perplexities where there are some, and one of exact matches per task."""
+    of_kind = EvaluationRows.of(rows)
+    if of_kind.perplexity:
+        Console().print(_perplexity_table(of_kind.perplexity))
+    for task in dict.fromkeys(row.task for row in of_kind.retrieval):
+        own = [row for row in of_kind.retrieval if row.task == task]
+        Console().print(_retrieval_table(task, own))
 
 
-def passkey_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the share of exact matches over all depths per method and length."""
-    table = _table("Passkey retrieval, exact match over all depths", rows)
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = []
-        for length in _lengths(rows):
-            chosen = [row for row in rows if (row["method"], row["length"]) == (method, length)]
-            correct, trials = (sum(row[key] for row in chosen) for key in ("correct", "trials"))
-            cells.append(f"{correct}/{trials} ({100 * correct / trials:.0f} %)")
-        table.add_row(method, *cells)
-    Console().print(table)
+def _perplexity_table(rows: Sequence[PerplexityRow]) -> Table:
+    """Perplexity over all documents, with that of the last quarter beside it."""
+    whole = aggregate(rows, lambda row: (row.method, row.length))
+    quarter = aggregate(rows, lambda row: (row.method, row.length), last_quarter=True)
+    cells = {key: f"{whole[key]:.4f} ({quarter[key]:.4f})" for key in whole}
+    return _table("Perplexity (in brackets: over the last quarter of the context)", cells)
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=title)
+def _retrieval_table(task: str, rows: Sequence[RetrievalRow]) -> Table:
+    """The share of exact matches over all depths."""
+    counts: dict[tuple[str, int], tuple[int, int]] = {}
+    for row in rows:
+        correct, trials = counts.get((row.method, row.length), (0, 0))
+        counts[row.method, row.length] = (correct + row.correct, trials + row.trials)
+    cells = {
+        key: f"{correct}/{trials} ({100 * correct / trials:.0f} %)"
+        for key, (correct, trials) in counts.items()
+    }
+    return _table(f"{TASKS[task].title}, exact match over all depths", cells)
+
+
+def _table(title: str, cells: Mapping[tuple[str, int], str]) -> Table:
+    """Methods by lengths in tokens, both in order of appearance."""
+    table, lengths = Table(title=title), list(dict.fromkeys(length for _, length in cells))
     table.add_column("method")
-    for length in _lengths(rows):
+    for length in lengths:
         table.add_column(format_length(length), justify="right")
+    for method in dict.fromkeys(method for method, _ in cells):
+        table.add_row(method, *(cells[method, length] for length in lengths))
     return table
-
-
-def _lengths(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    return list(dict.fromkeys(row["length"] for row in rows))

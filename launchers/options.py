@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,6 +44,25 @@ class LengthsType(click.ParamType):  # type: ignore[type-arg]
         if len(set(lengths)) < len(lengths):
             raise InputError(_option_name(param), value, "a length is given twice")
         return lengths
+
+
+class NameType(click.ParamType):  # type: ignore[type-arg]
+    """One of the names a registry holds when the command runs, those of plug-ins included."""
+
+    name = "name"
+
+    def __init__(self, names: Callable[[], Sequence[str]]) -> None:
+        self.names = names
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Returns the names as `--help` shows them."""
+        return f"[{'|'.join(self.names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Returns the name; raises InputError that lists the known ones."""
+        if value not in self.names():
+            raise InputError(_option_name(param), value, f"one of {', '.join(self.names())}")
+        return str(value)
 
 
 LENGTH = LengthType()

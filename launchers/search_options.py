@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from launchers.list_options import ListOptionsCommand
-from launchers.options import check_json_folder
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
 from megatron_longrope.search import (
@@ -77,10 +76,9 @@ def _declared(searchers: Iterable[type[RoundSearcher[Any]]]) -> dict[str, Settin
     return {option.flag: option for kind in searchers for option in kind.options}
 
 
-def check_request(out: Path, json_path: Path | None, settings: Mapping[str, Any]) -> None:
+def check_request(out: Path, settings: Mapping[str, Any]) -> None:
     """Raises InputError for what is wrong whatever the model."""
     _check_out(out)
-    check_json_folder(json_path)
     if settings["critical_pair"] is not None and settings["space"] != "longrope2":
         raise InputError(
             "--critical-pair", settings["critical_pair"], "belongs to --space longrope2"

@@ -4,7 +4,6 @@ method."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,15 +12,15 @@ from checkpoints_tools.load_any import load_model
 from checkpoints_tools.smollm2 import fetch_smollm2
 from data_prep.documents import tokenize
 from data_prep.stdlib_corpus import split
-from launchers.evaluation_report import Progress, perplexity_table
+from launchers.evaluation_report import Progress, print_tables
+from megatron_longrope.artifacts.results import write_rows
+from megatron_longrope.artifacts.rows import EvaluationLabels, PerplexityRow
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.evaluation import (
     EvaluationDocument,
-    EvaluationLabels,
     baseline_methods,
     check_documents,
     measure_perplexity,
-    write_rows,
 )
 from megatron_longrope.model.checkpoints.checkpoint import is_checkpoint
 from megatron_longrope.pipeline.main_rank import on_main
@@ -43,17 +42,14 @@ def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> No
             loaded.model.geometry, max(length, loaded.model.shape.context_length)
         )
         progress = Progress(length * len(methods), shown=runtime.is_main)
-        rows: list[dict[str, Any]] = []
+        rows: list[PerplexityRow] = []
         for method in methods:
             loaded.model.set_factors(method.factors_at(length))
             labels = EvaluationLabels("smollm2-135m", method.name)
-            rows += [
-                row.to_json()
-                for row in measure_perplexity(loaded.model, documents, length, labels).rows
-            ]
+            rows += measure_perplexity(loaded.model, documents, length, labels).rows
             progress.advance(length, f"{method.name} at {length} tokens")
         if runtime.is_main:
-            perplexity_table(rows)
+            print_tables(rows)
             write_rows(directory / "evals" / "perplexity.json", rows)
             click.echo(f"rows: {directory / 'evals' / 'perplexity.json'}")
             if json_path is not None:

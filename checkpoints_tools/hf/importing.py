@@ -55,7 +55,7 @@ from megatron_longrope.model.checkpoints.checkpoint import (
     refuse_foreign_folder,
     write_description,
 )
-from megatron_longrope.rope import DynamicNtk, factor_set_from_hf, method_from_hf
+from megatron_longrope.rope import factor_set_from_hf, method_from_hf
 from megatron_longrope.runtime import Runtime
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -148,8 +148,7 @@ def _import(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) 
         refuse_existing("megatron_dir", target)
     shape, dtype = check_folder(folder, keep_windows=options.keep_windows)
     config = with_rope_said(folder.config)
-    follows_input = isinstance(method_from_hf(config)[0], DynamicNtk)
-    if options.dynamic_length is not None and not follows_input:
+    if options.dynamic_length is not None and not method_from_hf(config)[0].follows_length:
         rule = "goes with rope_type dynamic; this model's factors do not follow the input"
         raise InputError("dynamic_length", options.dynamic_length, rule)
     description = CheckpointDescription(

@@ -84,7 +84,6 @@ def import_command(
     from checkpoints_tools.hf.importing import import_hf
     from megatron_longrope.runtime import start_runtime
 
-    _check_json(json_path)
     is_file = is_gguf(source) or source.suffix == ".gguf"
     if no_tokenizer and not is_file:
         raise InputError("--no-tokenizer", source, "goes with GGUF files")
@@ -175,7 +174,6 @@ def export_command(
     from megatron_longrope.model.checkpoints.checkpoint import hf_folder, read_description
     from megatron_longrope.rope import read_factors
 
-    _check_json(json_path)
     if no_tokenizer and serve != "gguf":
         raise InputError("--no-tokenizer", serve, "goes with --serve gguf")
     if processes > 1 and serve == "gguf":
@@ -249,7 +247,6 @@ def verify_command(
     from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify
     from megatron_longrope.runtime import start_runtime
 
-    _check_json(json_path)
     if tokens is not None and not logits:
         raise InputError("--tokens", tokens, "goes with --logits")
     if logits:
@@ -282,12 +279,6 @@ def verify_command(
             },
         )
     ctx.exit(0 if equal else EXIT_FAILED)
-
-
-def _check_json(path: Path | None) -> None:
-    """Says before the work that its result could not be written, not after it."""
-    if path is not None and not path.parent.is_dir():
-        raise InputError("--json", path, f"cannot be written: there is no folder {path.parent}")
 
 
 def _report(done: Conversion, json_path: Path | None) -> None:

@@ -1,10 +1,10 @@
-"""`longrope factors list | show`: the published factor sets, and factor files."""
+"""`longrope factors list | show | methods`: published factor sets, factor files, methods."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich import box
@@ -14,9 +14,16 @@ from rich.table import Table
 from launchers.options import json_option, write_json
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
-
-if TYPE_CHECKING:
-    from megatron_longrope.rope import FactorSet, PublishedSet, RopeFactors
+from megatron_longrope.rope import (
+    METHODS,
+    FactorSet,
+    PublishedSet,
+    RopeFactors,
+    RopeMethod,
+    find_factors,
+    published_factors,
+    published_sets,
+)
 
 _MIN_WIDTH = 120
 """Columns below which names and numbers of the list would be cut short."""
@@ -24,15 +31,13 @@ _MIN_WIDTH = 120
 
 @click.group()
 def command() -> None:
-    """List the published rescale factors, or show a factor set pair by pair."""
+    """List the published rescale factors or the scaling methods, or show a factor set."""
 
 
 @command.command("list")
 @json_option
 def list_command(json_path: Path | None) -> None:
     """Show every published factor set: model, lengths in tokens, smallest and largest λ, source."""
-    from megatron_longrope.rope import published_factors, published_sets  # imports torch
-
     rows = [_summary(entry, published_factors(entry.name)) for entry in published_sets()]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("name", "model", "fine-tuned", "target"):
@@ -77,16 +82,43 @@ def show_command(name_or_file: str, json_path: Path | None) -> None:
         write_json(json_path, {"name": name_or_file, "ranges": ranges})
 
 
-def _load_factors(name_or_file: str) -> FactorSet:
-    from megatron_longrope.rope import FactorSet, published_factors, published_names, read_factors
+@command.command("methods")
+@json_option
+def methods_command(json_path: Path | None) -> None:
+    """Show every scaling method: its settings for --method, its name in Hugging Face configs, and
+    what it serves as."""
+    rows = [_method_summary(kind) for kind in METHODS.values()]
+    table = Table("name", "settings", "rope_type", "serves as", box=box.SIMPLE_HEAD)
+    for row in rows:
+        settings, uses = ", ".join(row["settings"]), ", ".join(row["uses"])
+        table.add_row(row["name"], settings, row["rope_type"] or "-", uses or "-")
+    _console().print(table)
+    if json_path is not None:
+        write_json(json_path, {"rows": rows})
 
-    if name_or_file in published_names():
-        return FactorSet.single(published_factors(name_or_file))
-    if Path(name_or_file).is_file():
-        return read_factors(name_or_file)
-    raise InputError(
-        "NAME_OR_FILE", name_or_file, "neither a name that `longrope factors list` shows nor a file"
-    )
+
+def _method_summary(kind: type[RopeMethod]) -> dict[str, Any]:
+    """Returns what a method says about itself; its scale is the first of its settings."""
+    served = {
+        "--method": kind.is_closed_form,
+        "baseline": kind.is_baseline,
+        "search start": kind.starts_searches,
+        "second interpolation": kind.goes_on_tuned,
+    }
+    return {
+        "name": kind.name,
+        "settings": list(kind.model_fields),
+        "rope_type": kind.hf.name if kind.hf is not None else None,
+        "uses": [use for use, serves in served.items() if serves],
+    }
+
+
+def _load_factors(name_or_file: str) -> FactorSet:
+    factor_set = find_factors(name_or_file)
+    if factor_set is None:
+        rule = "neither a name that `longrope factors list` shows nor a file"
+        raise InputError("NAME_OR_FILE", name_or_file, rule)
+    return factor_set
 
 
 def _short_source(source: str) -> str:

@@ -7,11 +7,19 @@ from typing import Any
 
 import click
 
-from launchers.options import LENGTH, engine_option, json_option, layout_options, write_json
+from launchers.options import (
+    LENGTH,
+    NameType,
+    engine_option,
+    json_option,
+    layout_options,
+    write_json,
+)
 from launchers.search_options import SearchCommand, check_request
 from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.summaries import BaselineMargin, SearchSummary
 from megatron_longrope.config import format_length
+from megatron_longrope.rope.methods.uses import default_search_starts, search_starts
 
 
 @click.command(cls=SearchCommand)
@@ -57,8 +65,9 @@ from megatron_longrope.config import format_length
     "--starts-from",
     "starts",
     multiple=True,
-    type=click.Choice(["pi", "ntk", "yarn"]),
-    help="What the search starts from; may be repeated  [default: all three]",
+    type=NameType(search_starts),
+    help="What the search starts from; may be repeated  "
+    f"[default: {', '.join(default_search_starts())}]",
 )
 @click.option(
     "--space",
@@ -125,7 +134,7 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
 
     Under torchrun candidates are spread over the copies of the model that fit the processes.
     """
-    check_request(out, json_path, settings)
+    check_request(out, settings)
     from launchers.factor_search import run_factor_search
 
     found = run_factor_search(out, **settings)
@@ -148,13 +157,13 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
 
 def _margin_line(row: BaselineMargin) -> str:
     """A baseline's perplexity and by how much it exceeds the best one's."""
-    name = f"{row.method} ({row.temperature} temperature)"
+    name = f"{row.method} ({row.attention_factor} attention factor)"
     if row.perplexity is None or row.ratio is None:
-        return f"  {name:<38} no finite perplexity"
+        return f"  {name:<42} no finite perplexity"
     interval = ""
     if row.low is not None and row.high is not None:
         interval = f"  [{row.low - 1:+.2%}, {row.high - 1:+.2%}]"
-    return f"  {name:<38} {row.perplexity:>10.4f}  {row.ratio - 1:+.2%}{interval}"
+    return f"  {name:<42} {row.perplexity:>10.4f}  {row.ratio - 1:+.2%}{interval}"
 
 
 def _baselines_cost_line(cost: SearchCost) -> str:

@@ -1,36 +1,76 @@
-"""The rows that evaluations write: what each number is, and how it looks in JSON."""
+"""The rows that evaluations write, one class per kind: what each number is, how JSON shows it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+
+from megatron_longrope.artifacts.records import Count, FileRecord, Tokens
+
+AttentionFactorSource = Literal["own", "searched"]
+"""Whose attention factor was in force: the scaling method's own, or the one a search found."""
+
+
+def _finite_or_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Nats = Annotated[float | None, BeforeValidator(_finite_or_none)]
+"""A sum of negative log-likelihoods; None where it was not a finite number, as JSON has no word."""
 
 
 @dataclass(frozen=True)
 class EvaluationLabels:
-    """Whose numbers these are: the model, the scaling method, and whether its temperature is its
-    own or searched."""
+    """Whose numbers these are: the model, the scaling method, and where its attention factor is
+    from."""
 
     model: str
     method: str
-    temperature: str = "own"
+    attention_factor: AttentionFactorSource = "own"
 
 
-@dataclass(frozen=True)
-class PerplexityRow:
-    """One document under one method at one length: sums in nats over `tokens` predictions, and the
-    last quarter's."""
+class EvaluationRow(FileRecord):
+    """What the rows of every kind say."""
 
-    labels: EvaluationLabels
-    length: int
+    MARK: ClassVar[str]
+    """A key that tells rows of this kind from the others in a file."""
+    FILE: ClassVar[str | None] = None
+    """The evals file these rows have to themselves; None: they stand in their task's own."""
+
+    model: str
+    method: str
+    attention_factor: Annotated[
+        AttentionFactorSource,
+        # files of before said `temperature`
+        Field(validation_alias=AliasChoices("attention_factor", "temperature")),
+    ] = "own"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as plain values."""
+        return self.model_dump()
+
+
+class PerplexityRow(EvaluationRow):
+    """One document under one method at one length: sums in nats over `tokens` predictions, and
+    those over the last quarter of the context.
+
+    With `window` and `stride` (in tokens) the document was seen through a sliding window, without
+    them from its first token on.
+    """
+
+    MARK: ClassVar[str] = "document"
+
+    length: Tokens
     document: str
-    tokens: int
-    nll_sum: float
-    last_quarter_tokens: int
-    last_quarter_nll_sum: float
-    window: int | None = None
-    stride: int | None = None
+    tokens: Tokens
+    nll_sum: Nats
+    last_quarter_tokens: Tokens | None = None
+    last_quarter_nll_sum: Nats = None
+    window: Tokens | None = None
+    stride: Tokens | None = None
 
     @property
     def perplexity(self) -> float:
@@ -38,84 +78,84 @@ class PerplexityRow:
         return perplexity_of(self.nll_sum, self.tokens)
 
     @property
-    def last_quarter_perplexity(self) -> float:
-        """Perplexity of the predictions in the last quarter of the context."""
+    def last_quarter_perplexity(self) -> float | None:
+        """Perplexity of the predictions in the last quarter of the context; None if not summed."""
+        if self.last_quarter_tokens is None:
+            return None
         return perplexity_of(self.last_quarter_nll_sum, self.last_quarter_tokens)
 
+    @property
+    def protocol(self) -> Literal["first-token", "sliding"]:
+        """How the document was read."""
+        return "first-token" if self.window is None else "sliding"
+
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as plain values; `protocol` is "first-token" or "sliding"."""
+        """Returns the row as plain values, with its perplexities and protocol."""
         return {
-            "model": self.labels.model,
-            "method": self.labels.method,
-            "temperature": self.labels.temperature,
-            "length": self.length,
-            "document": self.document,
-            "tokens": self.tokens,
-            "nll_sum": self.nll_sum,
+            **self.model_dump(),
             "perplexity": self.perplexity,
-            "last_quarter_tokens": self.last_quarter_tokens,
-            "last_quarter_nll_sum": self.last_quarter_nll_sum,
             "last_quarter_perplexity": self.last_quarter_perplexity,
-            "protocol": "first-token" if self.window is None else "sliding",
-            "window": self.window,
-            "stride": self.stride,
+            "protocol": self.protocol,
         }
 
 
-@dataclass(frozen=True)
-class PositionRow:
+class PositionRow(EvaluationRow):
     """All documents' predictions of the tokens at positions [bucket_start, bucket_end) of a context
     of `length`."""
 
-    labels: EvaluationLabels
-    length: int
-    bucket_start: int
-    bucket_end: int
-    tokens: int
-    nll_sum: float
+    MARK: ClassVar[str] = "bucket_start"
+    FILE: ClassVar[str | None] = "positions"
+
+    length: Count = 0
+    bucket_start: Count
+    bucket_end: Tokens
+    tokens: Tokens
+    nll_sum: Nats
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as plain values."""
-        return {
-            "model": self.labels.model,
-            "method": self.labels.method,
-            "temperature": self.labels.temperature,
-            "length": self.length,
-            "bucket_start": self.bucket_start,
-            "bucket_end": self.bucket_end,
-            "tokens": self.tokens,
-            "nll_sum": self.nll_sum,
-            "perplexity": perplexity_of(self.nll_sum, self.tokens),
-        }
+        """Returns the row as plain values, with its perplexity."""
+        return {**self.model_dump(), "perplexity": perplexity_of(self.nll_sum, self.tokens)}
 
 
-@dataclass(frozen=True)
-class PasskeyRow:
-    """Exact matches among `trials` documents of one length with the key at one depth (0 first, 1
-    last)."""
+class RetrievalRow(EvaluationRow):
+    """Exact matches among `trials` generated documents of one task and length, with what is asked
+    for at one depth (0 first, 1 last; None where the task has none)."""
 
-    labels: EvaluationLabels
-    length: int
-    depth: float
-    trials: int
-    correct: int
+    MARK: ClassVar[str] = "trials"
+
+    task: str = "passkey"  # the only task when rows did not yet name theirs
+    length: Tokens
+    depth: Annotated[float, Field(ge=0, le=1)] | None = None
+    trials: Tokens
+    correct: Count
+
+    @model_validator(mode="after")
+    def _no_more_correct_than_tried(self) -> RetrievalRow:
+        if self.correct > self.trials:
+            raise ValueError(
+                f"more exact matches than trials: correct={self.correct}, trials={self.trials}"
+            )
+        return self
+
+    @property
+    def accuracy(self) -> float:
+        """Share of exact matches, in [0, 1]."""
+        return self.correct / self.trials
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as plain values; `accuracy` is correct / trials."""
-        return {
-            "model": self.labels.model,
-            "method": self.labels.method,
-            "length": self.length,
-            "depth": self.depth,
-            "trials": self.trials,
-            "correct": self.correct,
-            "accuracy": self.correct / self.trials,
-        }
+        """Returns the row as plain values, with its accuracy."""
+        return {**self.model_dump(), "accuracy": self.accuracy}
 
 
-def perplexity_of(nll_sum: float, tokens: int) -> float:
-    """Returns exp(nll_sum / tokens); infinite where that leaves the range of a float, NaN for a NaN
-    sum."""
+Row = PerplexityRow | PositionRow | RetrievalRow
+ROW_KINDS: tuple[type[Row], ...] = (PositionRow, RetrievalRow, PerplexityRow)
+
+
+def perplexity_of(nll_sum: float | None, tokens: int) -> float:
+    """Returns exp(nll_sum / tokens); infinite for a sum that is not finite, and where the result
+    leaves the range of a float: such a loss is worse than every other."""
+    if nll_sum is None or not math.isfinite(nll_sum):
+        return math.inf
     try:
         return math.exp(nll_sum / tokens)
     except OverflowError:

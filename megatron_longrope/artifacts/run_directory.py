@@ -59,5 +59,9 @@ class RunDirectory:
     def factors(self, name: str) -> Path:
         return self.root / "factors" / f"{name}.json"
 
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evals"
+
     def evaluation(self, name: str) -> Path:
-        return self.root / "evals" / f"{name}.json"
+        return self.evaluations / f"{name}.json"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.records import Count, FileRecord, Tokens, read_record
+from megatron_longrope.artifacts.rows import AttentionFactorSource
 from megatron_longrope.artifacts.stages import StageRecord
 
 
@@ -33,6 +35,12 @@ class Check(FileRecord):
     value: float | str | None
     bound: float | str | None
     met: bool
+
+    @classmethod
+    def of(cls, name: str, text: str, value: float, bound: float, *, met: bool) -> Check:
+        """Returns the check of two numbers, rounded to four decimals for a reader."""
+        shown = [round(number, 4) if math.isfinite(number) else None for number in (value, bound)]
+        return cls(name=name, text=text, value=shown[0], bound=shown[1], met=met)
 
 
 class HeldOut(FileRecord):
@@ -60,12 +68,14 @@ class RunSummary(FileRecord):
 class BaselineMargin(FileRecord):
     """A baseline on a search's documents; `ratio`: its perplexity over the best one's, `low` to
     `high` that ratio's 95 % interval. None stands for a number that was not finite.
-
-    `temperature` says whose attention factor it had: its "own" or the "searched" one.
     """
 
     method: str
-    temperature: str
+    attention_factor: Annotated[
+        AttentionFactorSource,
+        Field(validation_alias=AliasChoices("attention_factor", "temperature")),
+    ]
+    """Files of before call it `temperature`."""
     perplexity: float | None
     ratio: float | None
     low: float | None

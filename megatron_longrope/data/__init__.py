@@ -9,6 +9,7 @@ from megatron_longrope.data.passkey import (
     classic_filler,
     key_value_document,
     passkey_document,
+    question_and_answer,
     text_filler,
 )
 from megatron_longrope.data.tokenizer import TextTokenizer, load_tokenizer
@@ -26,5 +27,6 @@ __all__ = [
     "key_value_document",
     "load_tokenizer",
     "passkey_document",
+    "question_and_answer",
     "text_filler",
 ]

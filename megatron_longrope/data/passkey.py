@@ -133,7 +133,9 @@ def passkey_document(
         str(digit) for digit in (random.integers(1, 10), *random.integers(0, 10, key_digits - 1))
     )
     statement = _ids(tokenizer, f"The pass key is {key}. Remember it. {key} is the pass key.\n")
-    question, answer = _question(tokenizer, "\nWhat is the pass key? The pass key is", key)
+    question, answer = question_and_answer(
+        tokenizer, "\nWhat is the pass key? The pass key is", key
+    )
     room = length - len(prefix) - len(statement) - len(question) - len(answer)
     if room < 0:
         raise InputError(
@@ -177,7 +179,7 @@ def key_value_document(
         for name in names
     )
     asked = [next(pairs) for _ in range(num_questions)]
-    questions = [_question(tokenizer, f"{name} ?", value) for name, value in asked]
+    questions = [question_and_answer(tokenizer, f"{name} ?", value) for name, value in asked]
     newline = _ids(tokenizer, "\n")
     ending = [part for question in questions for part in (newline, *question)][1:]
     lines = [_ids(tokenizer, f"{name} = {value}\n") for name, value in asked]
@@ -203,8 +205,10 @@ def key_value_document(
     return PasskeyDocument(np.concatenate(parts), length - len(answer), len(answer), asked[-1][1])
 
 
-def _question(tokenizer: Encoder, prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of `prompt`, a space and `answer`, cut where the answer begins.
+def question_and_answer(
+    tokenizer: Encoder, prompt: str, answer: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids of `prompt`, a space and `answer`, cut where the answer begins.
 
     The space belongs to the prompt where the tokenizer gives it a token of its own, to the answer
     where it does not.

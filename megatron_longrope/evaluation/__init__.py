@@ -1,58 +1,59 @@
-"""Perplexity, passkey retrieval, the search objective, the methods every table compares, and result
-files."""
+"""Evaluation tasks, the search objective, and the methods every table compares.
 
-from megatron_longrope.artifacts.results import aggregate, read_rows, write_rows
-from megatron_longrope.artifacts.rows import (
-    EvaluationLabels,
-    PasskeyRow,
-    PerplexityRow,
-    PositionRow,
-    perplexity_of,
-)
-from megatron_longrope.evaluation.baselines import (
-    ComparedMethod,
-    baseline_methods,
-    with_attention_factor,
-)
-from megatron_longrope.evaluation.documents import (
-    EvaluationDocument,
-    Tokens,
-    check_documents,
-    documents_sha256,
-)
-from megatron_longrope.evaluation.objective import ObjectivePart, PerplexityObjective, factors_of
-from megatron_longrope.evaluation.passkey import answers_retrieved, greedy_decode, measure_passkey
-from megatron_longrope.evaluation.perplexity import (
-    PerplexityMeasurement,
-    SlidingWindow,
-    measure_perplexity,
-    token_losses,
-)
+Names are imported when first asked for: the tasks' registry is read where torch is not wanted.
+"""
 
-__all__ = [
-    "ComparedMethod",
-    "EvaluationDocument",
-    "EvaluationLabels",
-    "ObjectivePart",
-    "PasskeyRow",
-    "PerplexityMeasurement",
-    "PerplexityObjective",
-    "PerplexityRow",
-    "PositionRow",
-    "SlidingWindow",
-    "Tokens",
-    "aggregate",
-    "answers_retrieved",
-    "baseline_methods",
-    "check_documents",
-    "documents_sha256",
-    "factors_of",
-    "greedy_decode",
-    "measure_passkey",
-    "measure_perplexity",
-    "perplexity_of",
-    "read_rows",
-    "token_losses",
-    "with_attention_factor",
-    "write_rows",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_longrope.evaluation.answers import answers_retrieved as answers_retrieved
+    from megatron_longrope.evaluation.answers import greedy_decode as greedy_decode
+    from megatron_longrope.evaluation.baselines import ComparedMethod as ComparedMethod
+    from megatron_longrope.evaluation.baselines import baseline_methods as baseline_methods
+    from megatron_longrope.evaluation.baselines import (
+        with_attention_factor as with_attention_factor,
+    )
+    from megatron_longrope.evaluation.documents import EvaluationDocument as EvaluationDocument
+    from megatron_longrope.evaluation.documents import Tokens as Tokens
+    from megatron_longrope.evaluation.documents import check_documents as check_documents
+    from megatron_longrope.evaluation.documents import documents_sha256 as documents_sha256
+    from megatron_longrope.evaluation.objective import ObjectivePart as ObjectivePart
+    from megatron_longrope.evaluation.objective import PerplexityObjective as PerplexityObjective
+    from megatron_longrope.evaluation.objective import factors_of as factors_of
+    from megatron_longrope.evaluation.perplexity import (
+        PerplexityMeasurement as PerplexityMeasurement,
+    )
+    from megatron_longrope.evaluation.perplexity import measure_perplexity as measure_perplexity
+    from megatron_longrope.evaluation.perplexity import token_losses as token_losses
+    from megatron_longrope.evaluation.sliding_window import SlidingWindow as SlidingWindow
+    from megatron_longrope.evaluation.tasks import TASKS as TASKS
+
+_MODULE_OF = {
+    "ComparedMethod": "baselines",
+    "EvaluationDocument": "documents",
+    "ObjectivePart": "objective",
+    "PerplexityMeasurement": "perplexity",
+    "PerplexityObjective": "objective",
+    "SlidingWindow": "sliding_window",
+    "TASKS": "tasks",
+    "Tokens": "documents",
+    "answers_retrieved": "answers",
+    "baseline_methods": "baselines",
+    "check_documents": "documents",
+    "documents_sha256": "documents",
+    "factors_of": "objective",
+    "greedy_decode": "answers",
+    "measure_perplexity": "perplexity",
+    "token_losses": "perplexity",
+    "with_attention_factor": "baselines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the module that defines `name`."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,40 +1,34 @@
-"""The scaling methods every table compares: each with its own temperature, and once more with the
-searched one."""
+"""The scaling methods every table compares: each with its own attention factor, and once more with
+the searched one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from megatron_longrope.artifacts.rows import AttentionFactorSource
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope import (
-    DynamicNtk,
-    FactorRange,
-    FactorSet,
-    NoScaling,
-    NtkAware,
-    PositionInterpolation,
-    RopeGeometry,
-    RopeMethod,
-    Yarn,
-)
+from megatron_longrope.rope import FactorRange, FactorSet, RopeGeometry, RopeMethod
+from megatron_longrope.rope.methods.uses import baseline_kinds
 
 
 @dataclass(frozen=True)
 class ComparedMethod:
-    """One line of a comparison: its name, whose temperature it uses, and its factors for inputs of
-    a given length."""
+    """One line of a comparison: its name, its factors for inputs of a given length, and whose
+    attention factor they hold."""
 
     name: str
     factors_at: Callable[[int], FactorSet]
-    temperature: str = "own"
+    attention_factor: AttentionFactorSource = "own"
 
     @classmethod
-    def fixed(cls, name: str, factor_set: FactorSet, temperature: str = "own") -> ComparedMethod:
+    def fixed(
+        cls, name: str, factor_set: FactorSet, attention_factor: AttentionFactorSource = "own"
+    ) -> ComparedMethod:
         """Returns a method whose factor set is the same at every length."""
-        return cls(name, lambda length: factor_set, temperature)
+        return cls(name, lambda length: factor_set, attention_factor)
 
-    def with_temperature(self, attention_factor: float) -> ComparedMethod:
+    def with_searched(self, attention_factor: float) -> ComparedMethod:
         """Returns the same λ and n̂ with another attention factor, labelled "searched"."""
         own = self.factors_at
         return ComparedMethod(
@@ -47,14 +41,19 @@ def baseline_methods(
     target_length: int,
     *,
     attention_factor: float | None = None,
-    dynamic_factors: Sequence[float] | None = None,
+    written_scales: Sequence[float] | None = None,
 ) -> list[ComparedMethod]:
-    """Returns none, pi, ntk, dynamic-ntk and yarn scaled to `target_length`, each with its own
-    temperature.
+    """Returns every method that is a baseline (none, pi, ntk, dynamic-ntk, yarn) scaled to
+    `target_length`, each with its own attention factor.
 
-    With `attention_factor`, a searched one, each comes a second time with that. Dynamic NTK follows
-    the length of the input; it is there once per factor in `dynamic_factors` (transformers'
-    `factor`), by default the scale target/window. Raises InputError for a target below the window.
+    Raises InputError for a target below the window.
+
+    Args:
+        geometry: the model's base, head_dim and window.
+        target_length: in tokens.
+        attention_factor: a searched one; with it each method comes a second time, under that.
+        written_scales: a method whose scale must be written out (dynamic NTK's `factor`) is there
+            once per scale of these, by default once at target/window.
     """
     scale = target_length / geometry.original_length
     if scale < 1:
@@ -63,21 +62,19 @@ def baseline_methods(
             target_length,
             f"at least the window, {geometry.original_length} tokens",
         )
-    named: list[tuple[str, RopeMethod]] = [
-        ("none", NoScaling()),
-        ("pi", PositionInterpolation(scale=scale)),
-        ("ntk", NtkAware(scale=scale)),
-        *(
-            (f"dynamic-ntk:{factor:g}", DynamicNtk(factor=factor))
-            for factor in dynamic_factors or (scale,)
-        ),
-        ("yarn", Yarn(scale=scale)),
-    ]
-    own = [_compared(name, method, geometry) for name, method in named]
+    own: list[ComparedMethod] = []
+    for kind in baseline_kinds():
+        if kind.without_scale is None:
+            own.append(_compared(kind.name, kind.from_scale(scale), geometry))
+        else:
+            own += [
+                _compared(f"{kind.name}:{written:g}", kind.from_scale(written), geometry)
+                for written in written_scales or (scale,)
+            ]
     searched = (
         []
         if attention_factor is None
-        else [method.with_temperature(attention_factor) for method in own]
+        else [method.with_searched(attention_factor) for method in own]
     )
     return own + searched
 

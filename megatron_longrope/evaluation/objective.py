@@ -18,7 +18,7 @@ from megatron_longrope.data.passkey import PasskeyDocument
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.dispatch import Dispatcher
 from megatron_longrope.evaluation.documents import Tokens
-from megatron_longrope.evaluation.perplexity import DEFAULT_BATCH_TOKENS
+from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, score_documents, score_with_gradient
 from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry
 from megatron_longrope.search.types import Terms

@@ -7,8 +7,8 @@ very end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,44 +16,10 @@ from numpy.typing import NDArray
 from megatron_longrope.artifacts.rows import EvaluationLabels, PerplexityRow, PositionRow
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.documents import EvaluationDocument, Tokens, check_documents
+from megatron_longrope.evaluation.sliding_window import SlidingWindow
 from megatron_longrope.evaluation.spread import spread
+from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, score_documents
-
-DEFAULT_BATCH_TOKENS = 16384
-"""Short documents share a forward pass up to this many tokens."""
-
-
-@dataclass(frozen=True)
-class SlidingWindow:
-    """Windows of `window` tokens that start every `stride` tokens; the last one ends with the
-    document.
-
-    Each token is scored once, by the first window that holds it: with all before it in the first
-    window, later with window − stride to window − 1 tokens of context. Raises InputError unless 1 ≤
-    stride < window.
-    """
-
-    window: int
-    stride: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.stride < self.window:
-            raise InputError(
-                "sliding",
-                f"{self.window}:{self.stride}",
-                "WINDOW:STRIDE needs 1 <= stride < window",
-            )
-
-    def spans(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """Yields (start, stop, new) in tokens: the window tokens[start:stop] scores
-        tokens[new:stop]."""
-        new = 1  # the first token of a document is never predicted
-        for start in range(0, length, self.stride):
-            stop = min(start + self.window, length)
-            yield start, stop, new
-            new = stop
-            if stop == length:
-                return
 
 
 @dataclass(frozen=True)
@@ -155,7 +121,7 @@ def _row(
 ) -> PerplexityRow:
     quarter = nll[last_quarter(length)]
     return PerplexityRow(
-        labels=labels,
+        **asdict(labels),
         length=length,
         document=document.name,
         tokens=len(nll),
@@ -181,6 +147,13 @@ def _position_rows(
         part = total[max(start, 1) - 1 : stop - 1]
         if len(part):
             rows.append(
-                PositionRow(labels, length, start, stop, len(part) * len(losses), float(part.sum()))
+                PositionRow(
+                    **asdict(labels),
+                    length=length,
+                    bucket_start=start,
+                    bucket_end=stop,
+                    tokens=len(part) * len(losses),
+                    nll_sum=float(part.sum()),
+                )
             )
     return rows

@@ -3,159 +3,91 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from megatron_longrope.artifacts.results import EvaluationRows, aggregate
+from megatron_longrope.artifacts.rows import PerplexityRow
 from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.config import format_length
-from megatron_longrope.evaluation import aggregate
+from megatron_longrope.evaluation.tasks import TASKS
 from megatron_longrope.pipeline.measuring import RunModels
-
-Rows = Sequence[Mapping[str, Any]]
 
 LAST_QUARTER_RATIO = 1.10
 SHORT_RATIO = 1.02
-PASSKEY_INSIDE, PASSKEY_BEYOND, PASSKEY_EXTENDED = 0.95, 0.10, 0.90
 
 
-def run_checks(perplexity: Rows, passkey: Rows, models: RunModels, window: int) -> list[Check]:
-    """Returns every check the rows have numbers for: name, text, value, bound, met."""
-    checks = [_search_beats_baselines(perplexity, models), _last_quarter(perplexity, models)]
-    checks += _short_inputs(perplexity, window) + _passkey(passkey, window)
-    return checks
-
-
-def _check(name: str, text: str, value: float, bound: float, met: bool) -> Check:
-    return Check(name=name, text=text, value=round(value, 4), bound=round(bound, 4), met=bool(met))
-
-
-def _plain(rows: Rows, **wanted: Any) -> list[Mapping[str, Any]]:
-    """Rows scored from the first token on, with these labels."""
+def run_checks(
+    rows: EvaluationRows, tasks: Iterable[str], models: RunModels, window: int
+) -> list[Check]:
+    """Returns every check the rows have numbers for: perplexity's, then those of the `tasks`."""
+    from_first = [row for row in rows.perplexity if row.protocol == "first-token"]
     return [
-        row
-        for row in rows
-        if row.get("protocol", "first-token") == "first-token"
-        and all(row[k] == v for k, v in wanted.items())
+        *_search_beats_baselines(from_first, models),
+        *_last_quarter(rows.perplexity, models),
+        *_short_inputs(from_first, window),
+        *(check for name in tasks for check in TASKS[name].checks(rows, window)),
     ]
 
 
-def _one(rows: Iterable[Mapping[str, Any]], last_quarter: bool = False) -> float:
-    values = list(aggregate(rows, ("model",), last_quarter=last_quarter).values())
-    return values[0] if values else math.nan
+def _one(rows: Iterable[PerplexityRow], *, last_quarter: bool = False) -> float | None:
+    """Perplexity over all rows; None where there are none."""
+    return aggregate(rows, lambda row: None, last_quarter=last_quarter).get(None)
 
 
-def _search_beats_baselines(rows: Rows, models: RunModels) -> Check:
+def _search_beats_baselines(rows: Sequence[PerplexityRow], models: RunModels) -> list[Check]:
     """Without fine-tuning, on documents not searched on."""
     length = models.first.target_length
-    at_target = _plain(rows, model="base", length=length)
-    by_method = aggregate(at_target, ("method", "temperature"))
-    ours = by_method[("longrope", "searched")]
-    others = {
-        key: value
-        for key, value in by_method.items()
-        if key[0] != "longrope" and math.isfinite(value)
-    }
-    (name, temperature), best = min(others.items(), key=lambda item: item[1])
+    at_target = [row for row in rows if (row.model, row.length) == ("base", length)]
+    by_method = aggregate(at_target, lambda row: (row.method, row.attention_factor))
+    ours = by_method.pop(("longrope", "searched"), None)
+    others = {key: value for key, value in by_method.items() if key[0] != "longrope"}
+    if ours is None or not others:
+        return []
+    (name, source), best = min(others.items(), key=lambda item: item[1])
     text = (
         f"perplexity at {format_length(length)} without fine-tuning; best other: {name}, "
-        f"{temperature} temperature"
+        f"{source} attention factor"
     )
-    return _check("search-beats-baselines", text, ours, best, ours < best)
+    return [Check.of("search-beats-baselines", text, ours, best, met=ours < best)]
 
 
-def _last_quarter(rows: Rows, models: RunModels) -> Check:
+def _last_quarter(rows: Sequence[PerplexityRow], models: RunModels) -> list[Check]:
     """At the target, over the last quarter of the context."""
     length = models.steps[-1].target_length
-    ours = _one(_plain(rows, model="extended", method="longrope", length=length), last_quarter=True)
-    inside = [
-        row
-        for row in rows
-        if row["model"] == "base" and row.get("protocol") == "sliding" and row["length"] == length
-    ]
+    at_target = [row for row in rows if row.length == length]
+    ours = _one((row for row in at_target if _is_extended(row)), last_quarter=True)
+    inside = (row for row in at_target if (row.model, row.protocol) == ("base", "sliding"))
     base = _one(inside, last_quarter=True)
+    if ours is None or base is None:
+        return []
     text = (
         f"perplexity over the last quarter of {format_length(length)}; bound: 1.10 × the base "
         "inside its window"
     )
-    return _check(
-        "last-quarter", text, ours, LAST_QUARTER_RATIO * base, ours <= LAST_QUARTER_RATIO * base
-    )
+    return [_within("last-quarter", text, ours, LAST_QUARTER_RATIO * base)]
 
 
-def _short_inputs(rows: Rows, window: int) -> list[Check]:
+def _short_inputs(rows: Sequence[PerplexityRow], window: int) -> list[Check]:
     """What the extension costs inside the old window, against the base and against the control."""
     checks = []
-    lengths = sorted(
-        {row["length"] for row in _plain(rows, model="extended") if row["length"] <= window}
-    )
-    for length in lengths:
-        ours = _one(_plain(rows, model="extended", method="longrope", length=length))
+    for length in sorted({row.length for row in rows if row.length <= window}):
+        at_length = [row for row in rows if row.length == length]
+        ours = _one(row for row in at_length if _is_extended(row))
+        unscaled = aggregate(
+            (row for row in at_length if (row.method, row.attention_factor) == ("none", "own")),
+            lambda row: row.model,
+        )
         for other in ("base", "control"):
-            theirs = _one(
-                _plain(rows, model=other, method="none", temperature="own", length=length)
-            )
-            if math.isfinite(theirs):
+            if ours is not None and other in unscaled:
                 text = f"perplexity at {format_length(length)}; bound: 1.02 × the {other} model's"
-                checks.append(
-                    _check(
-                        "short-inputs",
-                        text,
-                        ours,
-                        SHORT_RATIO * theirs,
-                        ours <= SHORT_RATIO * theirs,
-                    )
-                )
+                checks.append(_within("short-inputs", text, ours, SHORT_RATIO * unscaled[other]))
     return checks
 
 
-def _passkey(rows: Rows, window: int) -> list[Check]:
-    """What the base finds inside and beyond its window, and the extended model at every length."""
-    base = _accuracy(rows, "base")
-    extended = _accuracy(rows, "extended")
-    inside = [value for length, value in base.items() if length <= window]
-    beyond = [value for length, value in base.items() if length >= 2 * window]
-    checks = []
-    if inside:
-        checks.append(
-            _check(
-                "base-passkeys-inside",
-                "passkeys found by the base inside its window",
-                min(inside),
-                PASSKEY_INSIDE,
-                min(inside) >= PASSKEY_INSIDE,
-            )
-        )
-    if beyond:
-        checks.append(
-            _check(
-                "base-passkeys-beyond",
-                "passkeys found by the base from twice its window on",
-                max(beyond),
-                PASSKEY_BEYOND,
-                max(beyond) <= PASSKEY_BEYOND,
-            )
-        )
-    if extended:
-        worst = min(extended, key=lambda length: extended[length])
-        text = f"passkeys found by the extended model, worst length ({format_length(worst)})"
-        checks.append(
-            _check(
-                "passkeys",
-                text,
-                extended[worst],
-                PASSKEY_EXTENDED,
-                extended[worst] >= PASSKEY_EXTENDED,
-            )
-        )
-    return checks
+def _is_extended(row: PerplexityRow) -> bool:
+    return (row.model, row.method, row.protocol) == ("extended", "longrope", "first-token")
 
 
-def _accuracy(rows: Rows, model: str) -> dict[int, float]:
-    """Share of keys found per length, over all depths."""
-    found: dict[int, list[int]] = {}
-    for row in rows:
-        if row["model"] == model:
-            counts = found.setdefault(row["length"], [0, 0])
-            counts[0] += row["correct"]
-            counts[1] += row["trials"]
-    return {length: correct / trials for length, (correct, trials) in found.items()}
+def _within(name: str, text: str, value: float, bound: float) -> Check:
+    """A bound that is not a finite number bounds nothing: only a finite value meets it."""
+    return Check.of(name, text, value, bound, met=math.isfinite(value) and value <= bound)

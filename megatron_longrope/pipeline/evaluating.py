@@ -1,42 +1,42 @@
-"""The tables of a run: every method against length, before and after, and passkey retrieval."""
+"""The tables of a run: every method against length, before and after, and further tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_longrope.artifacts.rows import AttentionFactorSource, EvaluationLabels, Row
 from megatron_longrope.data import TextTokenizer
 from megatron_longrope.evaluation import (
+    TASKS,
     EvaluationDocument,
-    EvaluationLabels,
-    PasskeyRow,
-    PerplexityRow,
-    PositionRow,
     SlidingWindow,
     baseline_methods,
-    measure_passkey,
     measure_perplexity,
     with_attention_factor,
 )
+from megatron_longrope.evaluation.tasks import TaskInputs
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.recipe import EvaluationConfig
 from megatron_longrope.pipeline.searching import PASS_TOKENS, second_interpolation
 from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
 
 Announce = Callable[[str], None]
-_DEPTH_DIGITS = 6
 SHORT_TOKENS = 4096
 """Of each document: shorter lengths are measured on consecutive stretches of so many tokens."""
 
 
 @dataclass
 class Measurements:
-    """Rows as they come in."""
+    """Rows as they come in, by the name of their evals file."""
 
-    perplexity: list[PerplexityRow] = field(default_factory=list)
-    positions: list[PositionRow] = field(default_factory=list)
-    passkey: list[PasskeyRow] = field(default_factory=list)
+    files: dict[str, list[Row]] = field(default_factory=dict)
+
+    def add(self, task: str, rows: Iterable[Row]) -> None:
+        """Adds a task's rows to its file, or to the one that their kind has to itself."""
+        for row in rows:
+            self.files.setdefault(row.FILE or task, []).append(row)
 
 
 @dataclass(frozen=True)
@@ -56,73 +56,73 @@ class Evaluator:
         return self.model.shape.context_length
 
     def perplexity(
-        self, method: str, factors: FactorSet | RopeFactors, length: int, temperature: str = "own"
+        self,
+        method: str,
+        factors: FactorSet | RopeFactors,
+        length: int,
+        attention_factor: AttentionFactorSource = "own",
     ) -> None:
         """Adds a method's rows at one length, from the first token on."""
         self.model.set_factors(factors)
-        labels = EvaluationLabels(self.name, method, temperature)
-        bucket = max(1, min(length // 8, self.window))
         measured = measure_perplexity(
             self.model,
             self._documents(length),
             length,
-            labels,
-            bucket_tokens=bucket,
+            EvaluationLabels(self.name, method, attention_factor),
+            bucket_tokens=max(1, min(length // 8, self.window)),
             max_batch_tokens=PASS_TOKENS,
         )
-        self.rows.perplexity += measured.rows
-        self.rows.positions += measured.positions
+        self.rows.add("perplexity", [*measured.rows, *measured.positions])
 
     def inside_own_window(self, length: int) -> None:
         """Adds the unscaled model's rows over `length` tokens, seen through a sliding window of its
         own size."""
         self.model.set_factors(self._unscaled())
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
-        labels = EvaluationLabels(self.name, "none", "own")
+        labels = EvaluationLabels(self.name, "none")
         documents = self.documents[: self.config.num_documents]
-        self.rows.perplexity += measure_perplexity(
+        measured = measure_perplexity(
             self.model, documents, length, labels, sliding=sliding, max_batch_tokens=PASS_TOKENS
-        ).rows
+        )
+        self.rows.add("perplexity", measured.rows)
 
-    def passkey(
-        self, method: str, factors: FactorSet | RopeFactors, up_to: int | None = None
+    def tasks(
+        self,
+        method: str,
+        factors: FactorSet | RopeFactors,
+        attention_factor: AttentionFactorSource = "own",
+        up_to: int | None = None,
     ) -> None:
-        """Adds a method's rows at every passkey length (of at most `up_to` tokens) and depth."""
+        """Adds a method's rows of every task of the recipe, at lengths of at most `up_to`
+        tokens."""
         self.model.set_factors(factors)
-        labels = EvaluationLabels(self.name, method)
-        for length in self.config.passkey_lengths:
-            if up_to is not None and length > up_to:
-                continue
-            self.announce(f"passkey {self.name} {method} at {length}")
-            depths = [round(depth, _DEPTH_DIGITS) for depth in self.config.passkey_depths]
-            self.rows.passkey += measure_passkey(
-                self.model,
-                self.tokenizer,
-                length,
-                depths,
-                self.config.passkey_trials,
-                labels,
-                max_batch_tokens=PASS_TOKENS,
-            )
+        labels = EvaluationLabels(self.name, method, attention_factor)
+        for name, settings in self.config.tasks.items():
+            task = TASKS[name]
+            documents = self.documents[: self.config.num_documents] if task.needs_documents else ()
+            inputs = TaskInputs(self.model, self.tokenizer, documents, max_batch_tokens=PASS_TOKENS)
+            for length in self.config.task_lengths(name):
+                if up_to is None or length <= up_to:
+                    self.announce(f"{name} {self.name} {method} at {length}")
+                    self.rows.add(name, task.run(inputs, length, settings, labels))
 
     def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:
-        """Adds every method scaled to `target`, with its own temperature and, at the target, with
-        the searched one."""
+        """Adds every method scaled to `target`, with its own attention factor and, at the target,
+        with the searched one."""
         methods = baseline_methods(
             self.model.geometry, target, attention_factor=searched.attention_factor
         )
         for method in methods:
-            for length in lengths if method.temperature == "own" else [target]:
-                self.announce(
-                    f"perplexity {self.name} {method.name} ({method.temperature}) at {length}"
-                )
-                self.perplexity(method.name, method.factors_at(length), length, method.temperature)
+            source = method.attention_factor
+            for length in lengths if source == "own" else [target]:
+                self.announce(f"perplexity {self.name} {method.name} ({source}) at {length}")
+                self.perplexity(method.name, method.factors_at(length), length, source)
         for length in lengths:
             self.perplexity("longrope", searched, length, "searched")
 
     def second_interpolations(self, tuned: RopeFactors, searched: RopeFactors, length: int) -> None:
-        """Adds the config's methods on top of the fine-tuned factors, with their own temperature
-        and the searched."""
+        """Adds the config's methods on top of the fine-tuned factors, with their own attention
+        factor and the searched."""
         for method in self.config.second_interpolations:
             factors = second_interpolation(method, tuned, length)
             self.announce(f"perplexity {self.name} second {method} at {length}")

@@ -68,5 +68,5 @@ def fit_to_window(values: Mapping[str, Any], window: int, target: int) -> dict[s
     fitted["extension"] = [first, second] if tuned < target else [first]
     fitted["recovery"][0]["length"] = window
     lengths = sorted({window, tuned, target})
-    fitted["evaluation"] |= {"lengths": lengths, "passkey_lengths": lengths}
+    fitted["evaluation"]["lengths"] = lengths
     return fitted

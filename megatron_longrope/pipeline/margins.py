@@ -40,13 +40,13 @@ def baseline_margins(
     documents_sha256: str,
     show: Count | None = None,
 ) -> tuple[list[BaselineMargin], SearchCost]:
-    """Returns a row per baseline, each with its own temperature and with the one found: perplexity,
-    and by which factor it exceeds the best one's, with a 95 % interval over documents; and what
-    that took. Baselines that the search evaluated itself are taken from it, and what is evaluated
-    here is journalled: nothing is twice. All ranks come here together.
+    """Returns a row per baseline, each with its own attention factor and with the one found:
+    perplexity, and by which factor it exceeds the best one's, with a 95 % interval over documents;
+    and what that took. Baselines that the search evaluated itself are taken from it, and what is
+    evaluated here is journalled: nothing is twice. All ranks come here together.
     """
     own = list(problem.baselines)
-    methods = [*own, *(method.with_temperature(outcome.best.attention_factor) for method in own)]
+    methods = [*own, *(method.with_searched(outcome.best.attention_factor) for method in own)]
     length = problem.length
     candidates = [candidate_of(method.factors_at(length).for_length(length)) for method in methods]
     found = {
@@ -94,7 +94,7 @@ def _margin(method: ComparedMethod, ours: Evaluation, other: Evaluation) -> Base
     margin = paired_margin(ours, other)
     return BaselineMargin(
         method=method.name,
-        temperature=method.temperature,
+        attention_factor=method.attention_factor,
         perplexity=finite_or_none(other.perplexity),
         ratio=finite_or_none(margin.ratio),
         low=finite_or_none(margin.low),

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from megatron_longrope.artifacts.results import write_rows
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import TextTokenizer
-from megatron_longrope.evaluation import EvaluationDocument, write_rows
+from megatron_longrope.evaluation import EvaluationDocument
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
 from megatron_longrope.pipeline.recipe import Recipe
-from megatron_longrope.pipeline.searching import STARTS, second_interpolation
+from megatron_longrope.pipeline.searching import second_interpolation
 from megatron_longrope.rope import (
+    METHODS,
     FactorSet,
     NoScaling,
     RopeFactors,
     RopeGeometry,
     write_factors,
 )
+from megatron_longrope.rope.methods.uses import default_second_interpolations
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ def measure_run(
     directory: RunDirectory,
     announce: Callable[[str], None],
     is_main: bool,
-) -> dict[str, Any]:
-    """Writes evals/{perplexity,positions,passkey}.json on the main rank; returns how many rows each
-    has."""
+) -> dict[str, int]:
+    """Writes a file of rows per task, and one of positions, on the main rank; returns how many rows
+    each has."""
     rows = Measurements()
 
     def evaluator(name: str, checkpoint: str) -> Evaluator:
@@ -63,20 +65,15 @@ def measure_run(
         for length in _short_lengths(recipe, control.window):
             control.perplexity("none", NoScaling().factors(control.model.geometry), length)
     if is_main:
-        write_rows(directory.evaluation("perplexity"), rows.perplexity)
-        write_rows(directory.evaluation("positions"), rows.positions)
-        write_rows(directory.evaluation("passkey"), rows.passkey)
-    return {
-        "perplexity": len(rows.perplexity),
-        "positions": len(rows.positions),
-        "passkey": len(rows.passkey),
-    }
+        for name, measured in rows.files.items():
+            write_rows(directory.evaluation(name), measured)
+    return {name: len(measured) for name, measured in rows.files.items()}
 
 
 def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
     """The pretrained model: every method scaled to the first target, and itself inside its window.
 
-    Passkeys too up to the first target only: what it finds from twice its window on is seen there.
+    Other tasks up to the first target only: what it finds beyond its window is seen there.
     """
     unscaled = NoScaling().factors(evaluator.model.geometry)
     target = models.first.target_length
@@ -88,7 +85,7 @@ def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> No
     for length in sorted({models.steps[-1].target_length, target}):
         evaluator.announce(f"perplexity base inside its own window over {length}")
         evaluator.inside_own_window(length)
-    evaluator.passkey("none", unscaled, up_to=target)
+    evaluator.tasks("none", unscaled, up_to=target)
 
 
 def _measure_extended(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
@@ -99,7 +96,7 @@ def _measure_extended(evaluator: Evaluator, models: RunModels, recipe: Recipe) -
     last = models.steps[-1]
     if models.tuned is not None and last is not models.tuned:
         evaluator.second_interpolations(models.tuned, last, last.target_length)
-    evaluator.passkey("longrope", models.factor_set)
+    evaluator.tasks("longrope", models.factor_set, "searched")
 
 
 def _short_lengths(recipe: Recipe, window: int) -> list[int]:
@@ -110,10 +107,10 @@ def write_baselines(models: RunModels, geometry: RopeGeometry, directory: RunDir
     """Writes the other methods' factors for every length of the run, for reports and for `--method
     FILE`."""
     scale = models.first.target_length / geometry.original_length
-    for name, kind in STARTS.items():
+    for name in default_second_interpolations():
         write_factors(
             directory.factors(f"{name}-{models.first.target_length}"),
-            kind(scale=scale).factors(geometry),
+            METHODS[name].from_scale(scale).factors(geometry),
         )
         if models.tuned is not None:
             for step in models.steps[1:]:

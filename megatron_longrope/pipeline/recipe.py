@@ -3,19 +3,36 @@ it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
-from megatron_longrope.config import Length, StrictConfig, format_length
+from megatron_longrope.config import Length, StrictConfig, build_config, format_length
+from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation.tasks import TASKS, TaskSettings
 from megatron_longrope.model.engine.settings import BackendSettings, Recompute
 from megatron_longrope.rope import AnglePrecision
+from megatron_longrope.rope.methods.uses import (
+    SearchStart,
+    SecondInterpolation,
+    default_search_starts,
+    default_second_interpolations,
+    second_interpolations,
+)
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.search import EarlyStopping, SearcherChoice, SearchStage, SpaceName
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
-StartName = Literal["pi", "ntk", "yarn"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -111,7 +128,7 @@ class SearchConfig(StrictConfig):
     1.0 to 1.4 times the fine-tuned one; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln
     L); `one`: none."""
     search_start_tokens: bool = False
-    starts: tuple[StartName, ...] = Field(default=("pi", "ntk", "yarn"), min_length=1)
+    starts: tuple[SearchStart, ...] = Field(default_factory=default_search_starts, min_length=1)
     """The methods an extension's search starts from, each with its own temperature and with a
     second one. A recovery has starts of its own."""
     sharper_starts: tuple[PositiveFloat, ...] = (1.2,)
@@ -166,6 +183,11 @@ class SearchConfig(StrictConfig):
                 str(list(self.sharper_starts)),
                 "is for searches beyond a fine-tuned length",
             )
+        on_tuned = second_interpolations()
+        first_only = [name for name in self.starts if name not in on_tuned]
+        if stage == "second" and first_only:
+            rule = f"does not go on top of fine-tuned factors: one of {', '.join(on_tuned)}"
+            return "search.starts", first_only[0], rule
         reason = self.searcher.kind.unfit_stages.get(stage)
         return ("search.searcher", self.searcher.name, reason) if reason else None
 
@@ -207,7 +229,7 @@ class RecoveryStep(StrictConfig):
 
     @model_validator(mode="after")
     def _starts_are_of_extensions(self) -> RecoveryStep:
-        if self.search.starts != SearchConfig.model_fields["starts"].default:
+        if self.search.starts != default_search_starts():
             raise ValueError(
                 "search.starts: a recovery starts from the fine-tuned factors, from halfway and "
                 "from none"
@@ -220,15 +242,40 @@ class EvaluationConfig(StrictConfig):
 
     lengths: tuple[Length, ...]
     num_documents: PositiveInt = 3
-    passkey_lengths: tuple[Length, ...] = ()
-    passkey_depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    passkey_trials: PositiveInt = 4
+    tasks: dict[str, SerializeAsAny[TaskSettings]] = Field(default_factory=dict)
+    """Beside perplexity, by name: what is measured before and after, each with its settings."""
     sliding_stride: PositiveInt | None = None
     """Of the pretrained model inside its own window, over the same documents; by default a quarter
     of the window."""
-    second_interpolations: tuple[StartName, ...] = ("pi", "ntk", "yarn")
+    second_interpolations: tuple[SecondInterpolation, ...] = Field(
+        default_factory=default_second_interpolations
+    )
     """Shown beside the last search on a fine-tuned model, each with its own temperature and with
     the searched one."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _settings_of_each_task(cls, tasks: object) -> object:
+        if not isinstance(tasks, Mapping):
+            raise ValueError("names of tasks, each with its settings")
+        return {name: _task_settings(str(name), values) for name, values in tasks.items()}
+
+    def task_lengths(self, name: str) -> tuple[int, ...]:
+        """Returns the lengths in tokens at which a task is measured."""
+        return self.tasks[name].lengths or self.lengths
+
+
+def _task_settings(name: str, values: object) -> TaskSettings:
+    """Returns the settings of one task; raises InputError for an unknown task or wrong settings."""
+    task, place = TASKS[name], f"evaluation.tasks.{name}"
+    if task.in_every_run:
+        raise InputError(place, name, "every run measures this, at evaluation.lengths")
+    if isinstance(values, TaskSettings):
+        values = values.model_dump()
+    if not isinstance(values, Mapping):
+        raise InputError(place, values, "the settings of a task, such as {lengths: [2k, 8k]}")
+    settings: TaskSettings = build_config(task.settings_kind, values, place)
+    return settings
 
 
 class Recipe(StrictConfig):

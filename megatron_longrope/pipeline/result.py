@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from megatron_longrope.artifacts.records import write_record
+from megatron_longrope.artifacts.results import read_evaluations
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.artifacts.stages import StageRecord
 from megatron_longrope.artifacts.summaries import HeldOut, ModelFacts, RunSummary
-from megatron_longrope.evaluation import read_rows
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import Corpus
@@ -60,13 +60,8 @@ def write_result(
     stages: list[StageRecord],
 ) -> None:
     """Writes result.json from the evaluation rows."""
-    perplexity = read_rows(
-        directory.evaluation("perplexity"), ("model", "method", "length", "nll_sum", "tokens")
-    )
-    passkey = read_rows(
-        directory.evaluation("passkey"), ("model", "method", "length", "trials", "correct")
-    )
-    checks = run_checks(perplexity, passkey, models, shape.context_length)
+    rows = read_evaluations(directory.evaluations)
+    checks = run_checks(rows, recipe.evaluation.tasks, models, shape.context_length)
     held_out = corpus.held_out[: recipe.evaluation.num_documents]
     summary = RunSummary(
         format=1,

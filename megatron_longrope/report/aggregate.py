@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+from megatron_longrope.artifacts.results import NllTotal
+from megatron_longrope.artifacts.rows import (
+    AttentionFactorSource,
+    PerplexityRow,
+    PositionRow,
+    RetrievalRow,
+)
 from megatron_longrope.errors import InputError
-from megatron_longrope.report.records import MAX_LOSS, PasskeyRow, PerplexityRow, PositionRow
 
-
-@dataclass
-class Total:
-    """Running sums of one cell: nats, predicted tokens, and the documents they came from."""
-
-    nll_sum: float = 0.0
-    tokens: int = 0
-    documents: set[str] = field(default_factory=set)
-
-    def add(self, row: PerplexityRow | PositionRow) -> None:
-        """Adds one row's sums; a sum that was not finite makes the whole infinite."""
-        self.nll_sum += math.inf if row.nll_sum is None else row.nll_sum
-        self.tokens += row.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(Σnll / Σtokens); inf where that leaves the range of a float."""
-        loss = self.nll_sum / self.tokens
-        return math.exp(loss) if loss < MAX_LOSS else math.inf
+RetrievalGrid = Mapping[tuple[int, float | None], tuple[int, int]]
+"""(length, depth) → (correct, trials)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -38,7 +28,7 @@ class Series:
 
     model: str
     method: str
-    temperature: str = "own"
+    attention_factor: AttentionFactorSource = "own"
     sliding: tuple[int, ...] = ()
 
 
@@ -46,7 +36,7 @@ class Series:
 class PerplexityGrid:
     """Perplexity of every series at every length, over all documents."""
 
-    cells: dict[Series, dict[int, Total]]
+    cells: dict[Series, dict[int, NllTotal]]
 
     @property
     def lengths(self) -> list[int]:
@@ -84,23 +74,21 @@ class PerplexityGrid:
 
 
 def perplexity_grid(rows: Iterable[PerplexityRow]) -> PerplexityGrid:
-    """Returns exp(Σnll/Σtokens) per (model, method, temperature) and length.
+    """Returns exp(Σnll/Σtokens) per (model, method, attention factor) and length.
 
     A document scored twice alike counts once; scored twice with different results it raises
     InputError.
     """
     seen: dict[tuple[Series, int, str], PerplexityRow] = {}
-    cells: dict[Series, dict[int, Total]] = defaultdict(lambda: defaultdict(Total))
+    cells: dict[Series, dict[int, NllTotal]] = defaultdict(lambda: defaultdict(NllTotal))
     for row in rows:
         sliding = (row.window, row.stride) if row.window and row.stride else ()
-        series = Series(row.model, row.method, row.temperature, sliding)
+        series = Series(row.model, row.method, row.attention_factor, sliding)
         earlier = seen.setdefault((series, row.length, row.document), row)
         if earlier is not row:
             _require_same(earlier, row)
             continue
-        total = cells[series][row.length]
-        total.add(row)
-        total.documents.add(row.document)
+        cells[series][row.length].add(row)
     return PerplexityGrid({series: dict(row) for series, row in cells.items()})
 
 
@@ -109,49 +97,46 @@ def _require_same(earlier: PerplexityRow, row: PerplexityRow) -> None:
         math.inf if nll_sum is None else nll_sum for nll_sum in (earlier.nll_sum, row.nll_sum)
     )
     if earlier.tokens != row.tokens or not math.isclose(first, second, rel_tol=1e-6):
-        what = f"{row.model}/{row.method}/{row.temperature}, {row.length} tokens"
+        what = f"{row.model}/{row.method}/{row.attention_factor}, {row.length} tokens"
         raise InputError(
             "document", row.document, f"was scored twice with different results ({what})"
         )
 
 
-def position_curves(rows: Iterable[PositionRow]) -> dict[Series, list[tuple[int, int, Total]]]:
-    """Returns per (model, method, temperature) the buckets (start, end, sums) of its longest
+def position_curves(rows: Iterable[PositionRow]) -> dict[Series, list[tuple[int, int, NllTotal]]]:
+    """Returns per (model, method, attention factor) the buckets (start, end, sums) of its longest
     context, ascending.
 
     Rows of the same bucket are summed; shorter contexts are left out, whose factors may be others.
     """
     by_series: dict[Series, list[PositionRow]] = defaultdict(list)
     for row in rows:
-        by_series[Series(row.model, row.method, row.temperature)].append(row)
+        by_series[Series(row.model, row.method, row.attention_factor)].append(row)
     return {series: _buckets(by_series[series]) for series in sorted(by_series, key=series_order)}
 
 
-def _buckets(rows: list[PositionRow]) -> list[tuple[int, int, Total]]:
+def _buckets(rows: list[PositionRow]) -> list[tuple[int, int, NllTotal]]:
     longest = max(row.length for row in rows)
-    buckets: dict[tuple[int, int], Total] = defaultdict(Total)
+    buckets: dict[tuple[int, int], NllTotal] = defaultdict(NllTotal)
     for row in rows:
         if row.length == longest:
             buckets[row.bucket_start, row.bucket_end].add(row)
     return [(start, end, buckets[start, end]) for start, end in sorted(buckets)]
 
 
-def passkey_grids(
-    rows: Iterable[PasskeyRow],
-) -> dict[Series, dict[tuple[int, float], tuple[int, int]]]:
-    """Returns per (model, method): (length, depth) → (correct, trials), summed over rows."""
-    grids: dict[Series, dict[tuple[int, float], tuple[int, int]]] = defaultdict(dict)
+def retrieval_grids(rows: Iterable[RetrievalRow]) -> dict[str, dict[Series, RetrievalGrid]]:
+    """Returns per task, by name, and per (model, method, attention factor) a grid, summed over
+    rows."""
+    grids: dict[str, dict[Series, dict[tuple[int, float | None], tuple[int, int]]]] = {}
     for row in rows:
-        if row.correct > row.trials:
-            raise InputError(
-                "correct",
-                row.correct,
-                f"more exact matches than trials ({row.trials}) in a passkey row",
-            )
-        grid = grids[Series(row.model, row.method)]
+        series = Series(row.model, row.method, row.attention_factor)
+        grid = grids.setdefault(row.task, {}).setdefault(series, {})
         correct, trials = grid.get((row.length, row.depth), (0, 0))
         grid[row.length, row.depth] = (correct + row.correct, trials + row.trials)
-    return dict(sorted(grids.items(), key=lambda item: series_order(item[0])))
+    return {
+        task: dict(sorted(grids[task].items(), key=lambda item: series_order(item[0])))
+        for task in sorted(grids)
+    }
 
 
 def best_so_far(values: Iterable[tuple[float, bool]]) -> list[float]:
@@ -188,11 +173,12 @@ def series_order(series: Series) -> tuple[int | str, ...]:
     return (
         *model_order(series.model),
         *method_order(series.method),
-        series.temperature,
+        series.attention_factor,
         *series.sliding,
     )
 
 
 def method_family(method: str) -> str:
-    """The method a name belongs to: `yarn:2` and `YaRN` are yarn, `dynamic_ntk` is dynamic-ntk."""
-    return method.partition(":")[0].lower().replace("_", "-")
+    """Returns the method a label belongs to: `yarn:2,beta_fast=4` and `YaRN` are yarn,
+    `dynamic_ntk` is dynamic-ntk."""
+    return re.split("[:,]", method, maxsplit=1)[0].lower().replace("_", "-")

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from megatron_longrope.artifacts.stages import StageRecord
 from megatron_longrope.artifacts.summaries import Check
-from megatron_longrope.report.aggregate import PerplexityGrid, Series, method_family
+from megatron_longrope.report.aggregate import (
+    PerplexityGrid,
+    RetrievalGrid,
+    Series,
+    method_family,
+)
 from megatron_longrope.report.run_files import RunFiles
-from megatron_longrope.report.style import short_length
+from megatron_longrope.report.style import heading, short_length
 from megatron_longrope.report.tables import format_perplexity
-
-PasskeyGrids = Mapping[Series, Mapping[tuple[int, float], tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,9 @@ class Tile:
     tone: str = ""
 
 
-def tiles(run: RunFiles, grid: PerplexityGrid, passkey: PasskeyGrids) -> list[Tile]:
+def tiles(
+    run: RunFiles, grid: PerplexityGrid, retrieval: Mapping[str, Mapping[Series, RetrievalGrid]]
+) -> list[Tile]:
     """Returns the tiles for which this run has the numbers."""
     window, target = run.original_length, run.target_length
     checks = run.result.checks if run.result else ()
@@ -34,7 +39,7 @@ def tiles(run: RunFiles, grid: PerplexityGrid, passkey: PasskeyGrids) -> list[Ti
         _window_tile(window, target),
         _perplexity_tile(grid),
         _short_tile(grid, window),
-        _passkey_tile(passkey),
+        *(_retrieval_tile(task, grids) for task, grids in retrieval.items()),
         _checks_tile(checks),
         _time_tile(stages),
     ]
@@ -95,20 +100,22 @@ def _short_tile(grid: PerplexityGrid, window: int | None) -> Tile | None:
     )
 
 
-def _passkey_tile(passkey: PasskeyGrids) -> Tile | None:
-    series = next((s for s in passkey if s.model == "extended"), None)
+def _retrieval_tile(task: str, grids: Mapping[Series, RetrievalGrid]) -> Tile | None:
+    series = next((s for s in grids if s.model == "extended"), None)
     if series is None:
         return None
-    length = max(n for n, _ in passkey[series])
-    base = next((s for s in passkey if s.model == "base"), None)
-    before = _accuracy(passkey[base], length) if base else None
+    length = max(n for n, _ in grids[series])
+    base = next((s for s in grids if s.model == "base"), None)
+    before = _accuracy(grids[base], length) if base else None
     detail = (
         f"base model: {before:.0%}".replace("%", " %")
         if before is not None
         else "exact match, all depths"
     )
-    rate = _accuracy(passkey[series], length)
-    return Tile(f"Passkey at {short_length(length)}", f"{rate:.0%}".replace("%", " %"), detail)
+    rate = _accuracy(grids[series], length)
+    return Tile(
+        f"{heading(task)} at {short_length(length)}", f"{rate:.0%}".replace("%", " %"), detail
+    )
 
 
 def _checks_tile(checks: tuple[Check, ...]) -> Tile | None:
@@ -145,7 +152,7 @@ def _untouched(grid: PerplexityGrid) -> Series | None:
     return next((s for s in grid.of_group("base") if method_family(s.method) == "none"), None)
 
 
-def _accuracy(grid: Mapping[tuple[int, float], tuple[int, int]], length: int) -> float | None:
+def _accuracy(grid: RetrievalGrid, length: int) -> float | None:
     cells = [cell for (n, _), cell in grid.items() if n == length]
     trials = sum(trials for _, trials in cells)
     return sum(correct for correct, _ in cells) / trials if trials else None

@@ -1,11 +1,11 @@
-"""Passkey accuracy as a grid of length × depth, ready for the page."""
+"""Retrieval accuracy as a grid of length × depth, ready for the page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_longrope.report.aggregate import Series
+from megatron_longrope.report.aggregate import RetrievalGrid, Series
 from megatron_longrope.report.style import method_look, model_name, short_length
 
 
@@ -24,8 +24,8 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One model's passkey grid: columns are lengths, rows depths; `beyond` is the first column past
-    the window."""
+    """One model's grid of one task: columns are lengths, rows depths; `beyond` is the first column
+    past the window."""
 
     title: str
     lengths: tuple[str, ...]
@@ -35,28 +35,34 @@ class HeatMap:
 
 
 def heat_maps(
-    grids: Mapping[Series, Mapping[tuple[int, float], tuple[int, int]]], window: int | None
-) -> list[HeatMap]:
-    """Returns a map per series, all with the same lengths and depths so that they can be read side
-    by side."""
+    tasks: Mapping[str, Mapping[Series, RetrievalGrid]], window: int | None
+) -> dict[str, list[HeatMap]]:
+    """Returns per task a map per series; those of a task have the same lengths and depths so that
+    they can be read side by side."""
+    return {task: _maps_of_task(grids, window) for task, grids in tasks.items()}
+
+
+def _maps_of_task(grids: Mapping[Series, RetrievalGrid], window: int | None) -> list[HeatMap]:
     keys = {key for grid in grids.values() for key in grid}
-    lengths, depths = sorted({n for n, _ in keys}), sorted({depth for _, depth in keys})
+    lengths = sorted({n for n, _ in keys})
+    depths = sorted({depth for _, depth in keys}, key=lambda depth: -1 if depth is None else depth)
     beyond = next((i for i, n in enumerate(lengths) if window and n > window), None)
     return [_heat_map(series, grid, lengths, depths, beyond) for series, grid in grids.items()]
 
 
 def _heat_map(
     series: Series,
-    grid: Mapping[tuple[int, float], tuple[int, int]],
+    grid: RetrievalGrid,
     lengths: list[int],
-    depths: list[float],
+    depths: list[float | None],
     beyond: int | None,
 ) -> HeatMap:
-    def cell(length: int, depth: float) -> HeatCell:
+    def cell(length: int, depth: float | None) -> HeatCell:
         return HeatCell(*grid.get((length, depth), (0, 0)))
 
     rows = tuple(
-        (f"{100 * depth:.0f} %", tuple(cell(n, depth) for n in lengths)) for depth in depths
+        ("any" if depth is None else f"{100 * depth:.0f} %", tuple(cell(n, depth) for n in lengths))
+        for depth in depths
     )
     means = tuple(_sum([cell(n, depth) for depth in depths]) for n in lengths)
     return HeatMap(

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from megatron_longrope.atomic import write_text_file
-from megatron_longrope.report.aggregate import passkey_grids, perplexity_grid, position_curves
+from megatron_longrope.report.aggregate import perplexity_grid, position_curves, retrieval_grids
 from megatron_longrope.report.headline import duration, tiles
 from megatron_longrope.report.heatmap import heat_maps
 from megatron_longrope.report.plots import (
@@ -52,8 +52,8 @@ def render(run: RunFiles) -> str:
 def page_values(run: RunFiles) -> Mapping[str, Any]:
     """Returns what the template shows; a section whose files are missing is empty and becomes a
     one-line note."""
-    grid = perplexity_grid(run.perplexity)
-    passkey = passkey_grids(run.passkey)
+    rows = run.evaluations
+    grid, retrieval = perplexity_grid(rows.perplexity), retrieval_grids(rows.retrieval)
     window = run.original_length
     model = run.result.model if run.result else None
     return {
@@ -63,21 +63,21 @@ def page_values(run: RunFiles) -> Mapping[str, Any]:
         "window": window,
         "target": run.target_length,
         "result": run.result,
-        "tiles": tiles(run, grid, passkey),
+        "tiles": tiles(run, grid, retrieval),
         "factor_panels": factor_panels(run.factors),
         "factor_groups": factors_by_target(run.factors),
         "search_panels": search_panels(run.journals, run.factors),
         "loss_panels": loss_panels(run.metrics),
         "loss_stages": by_stage(run.metrics),
         "length_panels": length_panels(grid, window),
-        "position_panels": position_panels(position_curves(run.positions), window),
-        "heat_maps": heat_maps(passkey, window),
+        "position_panels": position_panels(position_curves(rows.positions), window),
+        "heat_maps": heat_maps(retrieval, window),
         "table": perplexity_table(grid) if grid.cells else None,
         "uneven": grid.uneven_lengths(),
         "has_infinite": any(
             math.isinf(total.perplexity) for row in grid.cells.values() for total in row.values()
         ),
-        "num_documents": len({row.document for row in run.perplexity}),
+        "num_documents": len({row.document for row in rows.perplexity}),
         "seeds": found_seeds(run.config),
         "config_text": run.config_text,
     }

@@ -11,16 +11,11 @@ from megatron_longrope.artifacts.factor_file import read_factors
 from megatron_longrope.artifacts.factors import FactorSet
 from megatron_longrope.artifacts.journal import SearchJournal, read_search_journal
 from megatron_longrope.artifacts.metrics import MetricsRow, read_metrics
-from megatron_longrope.artifacts.records import RecordT, read_text
+from megatron_longrope.artifacts.records import read_text
+from megatron_longrope.artifacts.results import EvaluationRows, read_evaluations
 from megatron_longrope.artifacts.summaries import RunSummary, SearchSummary, read_summary
 from megatron_longrope.config import parse_yaml
 from megatron_longrope.errors import InputError
-from megatron_longrope.report.records import (
-    PasskeyRow,
-    PerplexityRow,
-    PositionRow,
-    read_rows,
-)
 
 T = TypeVar("T")
 
@@ -38,9 +33,7 @@ class RunFiles:
     factors: dict[str, FactorSet]
     journals: dict[str, SearchJournal]
     metrics: list[MetricsRow]
-    perplexity: list[PerplexityRow]
-    positions: list[PositionRow]
-    passkey: list[PasskeyRow]
+    evaluations: EvaluationRows
 
     @property
     def original_length(self) -> int | None:
@@ -70,7 +63,6 @@ def read_run(run_dir: Path) -> RunFiles:
         raise InputError("run directory", run_dir, "no such folder")
     config_path, result_path = run_dir / "config.yaml", run_dir / "result.json"
     config_text = read_text(config_path) if config_path.is_file() else None
-    evals = run_dir / "evals"
     result = read_summary(result_path) if result_path.is_file() else None
     return RunFiles(
         name=run_dir.resolve().name,
@@ -86,9 +78,7 @@ def read_run(run_dir: Path) -> RunFiles:
             for path in _single_or_folder(run_dir, "journal", "journals")
         },
         metrics=_concatenated(_single_or_folder(run_dir, "metrics", "metrics"), read_metrics),
-        perplexity=_evaluation_rows(evals, "perplexity*.json", PerplexityRow),
-        positions=_evaluation_rows(evals, "positions*.json", PositionRow),
-        passkey=_evaluation_rows(evals, "passkey*.json", PasskeyRow),
+        evaluations=read_evaluations(run_dir / "evals"),
     )
 
 
@@ -96,10 +86,6 @@ def _single_or_folder(run_dir: Path, file: str, folder: str) -> list[Path]:
     """`<file>.jsonl` where it exists, and every .jsonl file of `folder`."""
     single = run_dir / f"{file}.jsonl"
     return [*([single] if single.is_file() else []), *sorted((run_dir / folder).glob("*.jsonl"))]
-
-
-def _evaluation_rows(folder: Path, pattern: str, kind: type[RecordT]) -> list[RecordT]:
-    return _concatenated(sorted(folder.glob(pattern)), lambda path: read_rows(path, kind))
 
 
 def _concatenated(paths: list[Path], read: Callable[[Path], list[T]]) -> list[T]:

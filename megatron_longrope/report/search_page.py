@@ -92,8 +92,8 @@ def _tiles(search: SearchSummary, found: Convergence) -> list[Tile]:
     baseline = search.best_baseline
     if baseline is not None:
         detail = (
-            f"perplexity {format_perplexity(baseline.perplexity)}, {baseline.temperature} "
-            "temperature"
+            f"perplexity {format_perplexity(baseline.perplexity)}, {baseline.attention_factor} "
+            "attention factor"
         )
         tiles.append(
             Tile(

@@ -66,11 +66,13 @@ def method_look(method: str) -> Look:
 
     A second interpolation looks as the method that is put on top of the fine-tuned factors.
     """
-    name, _, scale = method.removeprefix(_SECOND).partition(":")
+    words, _, settings = method.removeprefix(_SECOND).partition(",")
+    name, _, scale = words.partition(":")
     known = LOOKS.get(method_family(name))
     if known is None:
         return replace(OTHER, label=method)
     label = f"{known.label} {scale}×" if scale else known.label
+    label += f" ({settings})" if settings else ""
     return replace(known, label=f"{label} on fine-tuned λ" if method.startswith(_SECOND) else label)
 
 

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_longrope.artifacts.records import as_record
+from megatron_longrope.artifacts.rows import PerplexityRow
 from megatron_longrope.config import format_length
 from megatron_longrope.report.aggregate import PerplexityGrid, Series, perplexity_grid
-from megatron_longrope.report.records import PerplexityRow
 from megatron_longrope.report.style import Look, model_name, series_look
 
-HEADINGS = ("model", "method", "temperature")
+HEADINGS = ("model", "method", "attention factor")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One method at one temperature, cells in the order of the table's lengths."""
+    """One method with one attention factor, cells in the order of the table's lengths."""
 
     series: Series
     look: Look
@@ -96,7 +96,7 @@ def rich_perplexity_table(
             shown.add_row(
                 Text(model if index == 0 else ""),
                 Text(row.look.label),
-                Text(row.series.temperature),
+                Text(row.series.attention_factor),
                 *texts,
             )
         shown.add_section()
@@ -111,7 +111,7 @@ def plain_perplexity_table(grid: PerplexityGrid) -> str:
     for model, rows in table.groups:
         for row in rows:
             cells = [cell.text + ("*" if cell.is_best else " ") for cell in row.cells]
-            lines.append([model, row.look.label, row.series.temperature, *cells])
+            lines.append([model, row.look.label, row.series.attention_factor, *cells])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(_aligned(line, widths) for line in lines)
 

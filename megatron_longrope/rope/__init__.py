@@ -1,5 +1,13 @@
-"""Rotary embeddings: geometry, rescale factors and their files, angles, scaling methods, Hugging
-Face configs."""
+"""Rotary embeddings: scaling methods, rescale factors and their files, angles, Hugging Face
+configs.
+
+Angles alone need torch, which is imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from megatron_longrope.artifacts.factor_file import (
     factors_from_json,
@@ -15,21 +23,11 @@ from megatron_longrope.artifacts.factors import (
     RopeFactors,
 )
 from megatron_longrope.artifacts.geometry import RopeGeometry
-from megatron_longrope.rope.angles import (
-    AnglePrecision,
-    angle_derivatives,
-    inverse_frequencies,
-    rotary_angles,
-)
-from megatron_longrope.rope.hf import (
-    factor_set_from_hf,
-    geometry_from_hf,
-    hf_rope_config,
-    method_from_hf,
-)
-from megatron_longrope.rope.hf_export import short_and_long
+from megatron_longrope.rope.hf import factor_set_from_hf, geometry_from_hf, method_from_hf
+from megatron_longrope.rope.hf_export import hf_rope_config, short_and_long
+from megatron_longrope.rope.method_text import method_from_text
 from megatron_longrope.rope.methods import (
-    METHOD_NAMES,
+    METHODS,
     DynamicNtk,
     Llama3,
     LongRope,
@@ -38,19 +36,29 @@ from megatron_longrope.rope.methods import (
     PositionInterpolation,
     RopeMethod,
     Yarn,
-    longrope_attention_factor,
-    method_from_text,
 )
+from megatron_longrope.rope.methods.longrope import longrope_attention_factor
 from megatron_longrope.rope.published import (
     PublishedSet,
+    find_factors,
     published_factors,
     published_names,
     published_sets,
 )
 
+if TYPE_CHECKING:
+    from megatron_longrope.rope.angles import (
+        AnglePrecision,
+        angle_derivatives,
+        inverse_frequencies,
+        rotary_angles,
+    )
+
+_ANGLES = ("AnglePrecision", "angle_derivatives", "inverse_frequencies", "rotary_angles")
+
 __all__ = [
     "MAX_ATTENTION_FACTOR",
-    "METHOD_NAMES",
+    "METHODS",
     "AnglePrecision",
     "DynamicNtk",
     "FactorOrigin",
@@ -70,6 +78,7 @@ __all__ = [
     "factor_set_from_hf",
     "factors_from_json",
     "factors_to_json",
+    "find_factors",
     "geometry_from_hf",
     "hf_rope_config",
     "inverse_frequencies",
@@ -84,3 +93,10 @@ __all__ = [
     "short_and_long",
     "write_factors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the angles, and torch with them, when one of their names is first used."""
+    if name in _ANGLES:
+        return getattr(importlib.import_module("megatron_longrope.rope.angles"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

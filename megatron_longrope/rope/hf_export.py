@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_longrope.artifacts.factors import FactorSet, RopeFactors
 from megatron_longrope.errors import InputError
+from megatron_longrope.rope.methods import LongRope, NoScaling
 
 HF = "transformers' longrope"
 
@@ -23,8 +24,9 @@ def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
     longest = max(factor_set.target_length, geometry.original_length)
     pieces: dict[str, Any] = {"max_position_embeddings": longest, "rope_theta": geometry.base}
     if all(entry.factors.is_identity for entry in factor_set.ranges):
-        default = {"rope_type": "default", "rope_theta": geometry.base}
-        return pieces | {"rope_scaling": None, "rope_parameters": default}
+        unscaled = NoScaling().to_hf(geometry) or {}
+        parameters = unscaled | {"rope_theta": geometry.base}
+        return pieces | {"rope_scaling": None, "rope_parameters": parameters}
     settings = _longrope_settings(factor_set, longest)
     return pieces | {
         "original_max_position_embeddings": geometry.original_length,
@@ -68,12 +70,10 @@ def short_and_long(factor_set: FactorSet, carrier: str = HF) -> tuple[RopeFactor
 
 def _longrope_settings(factor_set: FactorSet, longest: int) -> dict[str, Any]:
     short, long = short_and_long(factor_set)
-    window = factor_set.geometry.original_length
-    return {
-        "rope_type": "longrope",
-        "short_factor": list(short.rescale),
-        "long_factor": list(long.rescale),
-        "original_max_position_embeddings": window,
-        "attention_factor": long.attention_factor,
-        "factor": longest / window,
-    }
+    method = LongRope(
+        short=short.rescale,
+        long=long.rescale,
+        scale=longest / factor_set.geometry.original_length,
+        attention_factor=long.attention_factor,
+    )
+    return method.to_hf(factor_set.geometry)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
-from megatron_longrope.artifacts.factors import FactorOrigin, RopeFactors
+from megatron_longrope.artifacts.factor_file import read_factors
+from megatron_longrope.artifacts.factors import FactorOrigin, FactorSet, RopeFactors
 from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope.longrope import longrope_attention_factor
+from megatron_longrope.rope.methods.longrope import longrope_attention_factor
 
 VERSION = 1
 
@@ -82,11 +84,19 @@ def published_factors(name: str) -> RopeFactors:
     raise InputError("factors", name, "not a published set; `longrope factors list` shows them")
 
 
-def _attention_factor(entry: PublishedSet, original_length: int) -> float:
-    """The files hold no temperature: Microsoft's code takes √(1 + ln s / ln L) of the model's
-    longest length.
+def find_factors(name_or_file: str) -> FactorSet | None:
+    """Returns the factor set published under a name, else the one in a factors file; None where it
+    is neither. Raises InputError for a file that is not whole."""
+    if name_or_file in published_names():
+        return FactorSet.single(published_factors(name_or_file))
+    return read_factors(name_or_file) if Path(name_or_file).is_file() else None
 
-    A recovery set runs a model that was fine-tuned longer, with the temperature of that
+
+def _attention_factor(entry: PublishedSet, original_length: int) -> float:
+    """Returns √(1 + ln s / ln L) of the model's longest length, as Microsoft's code does: the files
+    hold no attention factor.
+
+    A recovery set runs a model that was fine-tuned longer, with the attention factor of that
     fine-tuning.
     """
     longest = max(entry.target_length, entry.fine_tuned_length)

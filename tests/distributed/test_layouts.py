@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from megatron_longrope.artifacts.evaluations import Candidate
+from megatron_longrope.artifacts.rows import EvaluationLabels
 from megatron_longrope.data import DocumentBatch
 from megatron_longrope.evaluation import (
     EvaluationDocument,
-    EvaluationLabels,
     PerplexityObjective,
     SlidingWindow,
     measure_perplexity,

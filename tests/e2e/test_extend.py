@@ -210,7 +210,7 @@ def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> 
             "learning_rate": 1e-4,
             "warmup_steps": 1,
         },
-        "evaluation.passkey_trials": 1,
+        "evaluation.tasks.passkey.trials": 1,
         "evaluation.num_documents": 1,
     }
     result = extend_context(

@@ -103,27 +103,27 @@ def factor_file(*ranges: tuple[int | None, dict[str, Any]]) -> dict[str, Any]:
 
 
 def perplexity_rows() -> list[dict[str, Any]]:
-    """Returns rows of all models, methods, temperatures and lengths, per document."""
+    """Returns rows of all models, methods, attention factors and lengths, per document."""
     rows = []
     for method, growth in METHODS.items():
-        for temperature in ("own",) if method == "none" else ("own", "searched"):
-            bonus = 0.05 if temperature == "searched" and method != "longrope" else 0.0
-            rows += _documents("base", method, temperature, 3.04, growth - bonus * 0.6, LENGTHS)
+        for source in ("own",) if method == "none" else ("own", "searched"):
+            bonus = 0.05 if source == "searched" and method != "longrope" else 0.0
+            rows += _documents("base", method, source, 3.04, growth - bonus * 0.6, LENGTHS)
     for method, growth in {"pi": 0.10, "yarn": 0.05, "longrope": -0.012}.items():
-        for temperature in ("own", "searched"):
+        for source in ("own", "searched"):
             rows += _documents(
                 "extended",
                 method,
-                temperature,
+                source,
                 3.05,
-                growth - 0.01 * (temperature == "searched"),
+                growth - 0.01 * (source == "searched"),
                 LENGTHS,
             )
     return rows + _documents("control", "none", "own", 3.03, 1.7, LENGTHS)
 
 
 def _documents(
-    model: str, method: str, temperature: str, loss: float, growth: float, lengths: list[int]
+    model: str, method: str, source: str, loss: float, growth: float, lengths: list[int]
 ) -> list[dict[str, Any]]:
     rows = []
     for length in lengths:
@@ -131,7 +131,8 @@ def _documents(
             octaves = math.log2(length / WINDOW)
             nll = loss + growth * octaves / 2.2 / (1 + 0.12 * octaves) + 0.06 * (index - 1)
             sums = {"tokens": length - 1 - 7 * index, "nll_sum": nll * (length - 1 - 7 * index)}
-            row = {"model": model, "method": method, "temperature": temperature, "length": length}
+            row = {"model": model, "method": method, "length": length}
+            row["attention_factor"] = source
             rows.append(row | {"document": document, "perplexity": math.exp(nll)} | sums)
     return rows
 
@@ -156,7 +157,7 @@ def _position_rows() -> list[dict[str, Any]]:
             octaves = max(0.0, math.log2(middle / WINDOW))
             nll = 3.0 + 0.9 * math.exp(-middle / 60) + growth * octaves / (2 + 0.4 * octaves)
             tokens = 3 * (end - start)
-            row = {"model": model, "method": method, "temperature": "own", "length": TARGET}
+            row = {"model": model, "method": method, "attention_factor": "own", "length": TARGET}
             row |= {"bucket_start": start, "bucket_end": end}
             rows.append(row | {"tokens": tokens, "nll_sum": nll * tokens})
     return rows

@@ -90,9 +90,7 @@ def recipe_values(model: Path, texts: list[Path]) -> dict[str, Any]:
         "evaluation": {
             "lengths": [32, WINDOW, TUNED, TARGET],
             "num_documents": 2,
-            "passkey_lengths": [TUNED, TARGET],
-            "passkey_depths": [0.0, 1.0],
-            "passkey_trials": 1,
+            "tasks": {"passkey": {"lengths": [TUNED, TARGET], "depths": [0.0, 1.0], "trials": 1}},
         },
     }
 

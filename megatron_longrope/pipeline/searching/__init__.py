@@ -3,7 +3,6 @@
 from megatron_longrope.pipeline.searching.cost import search_cost
 from megatron_longrope.pipeline.searching.objective import PASS_TOKENS, judged_on, search_objective
 from megatron_longrope.pipeline.searching.problems import (
-    STARTS,
     SearchProblem,
     first_search,
     longrope_attention_factor_of,
@@ -16,7 +15,6 @@ from megatron_longrope.pipeline.searching.running import Show, search_factors, s
 
 __all__ = [
     "PASS_TOKENS",
-    "STARTS",
     "SearchProblem",
     "Show",
     "first_search",

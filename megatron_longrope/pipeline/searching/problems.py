@@ -9,18 +9,18 @@ from typing import Literal
 
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import ComparedMethod, baseline_methods
-from megatron_longrope.pipeline.recipe import SearchConfig, StartName
+from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.rope import (
+    METHODS,
     FactorOrigin,
     FactorSet,
     NoScaling,
-    NtkAware,
-    PositionInterpolation,
     RopeFactors,
     RopeGeometry,
     Yarn,
     longrope_attention_factor,
 )
+from megatron_longrope.rope.methods.uses import default_second_interpolations
 from megatron_longrope.search import (
     DEFAULT_SEARCHER,
     PAPER_START_TOKENS,
@@ -34,11 +34,6 @@ from megatron_longrope.search import (
 )
 from megatron_longrope.search.space import Choices
 
-STARTS: dict[StartName, type[PositionInterpolation | NtkAware | Yarn]] = {
-    "pi": PositionInterpolation,
-    "ntk": NtkAware,
-    "yarn": Yarn,
-}
 _SHARPEST = 1.4
 """Times the fine-tuned temperature, in a second search."""
 _ABOVE_YARN = 1.05
@@ -84,7 +79,7 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
-    starts = [STARTS[name](scale=scale).factors(geometry) for name in config.starts]
+    starts = [METHODS[name].from_scale(scale).factors(geometry) for name in config.starts]
     seeds = _with_temperatures(
         starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)]
     )
@@ -118,7 +113,7 @@ def second_search(
             ComparedMethod.fixed(
                 f"fine-tuned · {name}", FactorSet.single(second_interpolation(name, tuned, length))
             )
-            for name in STARTS
+            for name in default_second_interpolations()
         ),
     ]
     return SearchProblem(search_name(length, config), length, space, seeds, tuple(baselines))
@@ -153,9 +148,9 @@ def longrope_attention_factor_of(scale: float, geometry: RopeGeometry) -> float:
     return longrope_attention_factor(scale, geometry.original_length)
 
 
-def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> RopeFactors:
-    """Returns λ_ft times the factors of pi, ntk or yarn for length / fine-tuned length, and t_ft
-    times yarn's t.
+def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFactors:
+    """Returns λ_ft times the method's own factors for length / fine-tuned length, and t_ft times
+    its attention factor.
 
     YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost
     nothing (on the demonstration model perplexity 90 against 32).
@@ -164,7 +159,7 @@ def second_interpolation(method: StartName, tuned: RopeFactors, length: int) -> 
         base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length
     )
     scale = length / tuned.target_length
-    factors = STARTS[method](scale=scale).factors(inner)
+    factors = METHODS[method].from_scale(scale).factors(inner)
     return RopeFactors(
         rescale=tuple(a * b for a, b in zip(tuned.rescale, factors.rescale, strict=True)),
         start_tokens=tuned.start_tokens,

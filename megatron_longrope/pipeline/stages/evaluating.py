@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_longrope.config import format_length
@@ -34,7 +35,8 @@ class MeasureModels(Stage):
     def does(self) -> str:
         """Names the lengths."""
         lengths = ", ".join(format_length(length) for length in self.config.lengths)
-        return f"measure perplexity and passkeys before and after, at {lengths}"
+        tasks = " and ".join(["perplexity", *self.config.tasks])
+        return f"measure {tasks} before and after, at {lengths}"
 
     @property
     def checkpoint(self) -> str:
@@ -52,7 +54,7 @@ class MeasureModels(Stage):
     @property
     def outputs(self) -> tuple[str, ...]:
         """The folder of evaluation rows."""
-        return (str(PLACES.evaluation("perplexity").parent),)
+        return (str(PLACES.evaluations),)
 
     @property
     def cost(self) -> Cost:
@@ -68,7 +70,7 @@ class MeasureModels(Stage):
             "held_out": run.corpus.held_out_sha256,
         }
 
-    def work(self, run: Run) -> dict[str, object]:
+    def work(self, run: Run) -> Mapping[str, object]:
         """Measures all there is; returns how many rows of each kind were written."""
         return measure_run(
             self.parts.models(run),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_longrope.evaluation import baseline_methods
+from megatron_longrope.evaluation import TASKS, baseline_methods
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.evaluating import SHORT_TOKENS
 from megatron_longrope.pipeline.recipe import EvaluationConfig
@@ -30,9 +30,10 @@ def cost_of_measuring(config: EvaluationConfig, parts: RunParts, shape: ModelSha
         # each stride of a document is scored in a window of its own
         windows = config.num_documents * max(1, length // (config.sliding_stride or window // 4))
         count.texts(min(window, length), windows)
-    trials = len(config.passkey_depths) * config.passkey_trials
-    for length in config.passkey_lengths:
-        count.texts(length, trials * (2 if length <= first else 1))
+    for name, settings in config.tasks.items():
+        for length in config.task_lengths(name):
+            tokens = TASKS[name].tokens(config.num_documents, length, settings)
+            count.texts(length, tokens // length * (2 if length <= first else 1))
     return Cost(tokens=count.tokens, flops=count.flops)
 
 

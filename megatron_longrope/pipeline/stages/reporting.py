@@ -33,7 +33,7 @@ class WriteResult(Stage):
     def inputs(self) -> tuple[str, ...]:
         """The evaluation rows, and the models that the result names."""
         export = (str(PLACES.export),) if self.exported else ()
-        rows = str(PLACES.evaluation("perplexity").parent)
+        rows = str(PLACES.evaluations)
         return (rows, checkpoint_path(EXTENDED), *export, *self.parts.factor_paths)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, TypedDict
@@ -82,7 +83,7 @@ class Stage(ABC):
         """Returns the JSON values the stage's result depends on; changed, the stage is refused."""
 
     @abstractmethod
-    def work(self, run: Run) -> dict[str, object]:
+    def work(self, run: Run) -> Mapping[str, object]:
         """Does the stage on all ranks and returns what its marker keeps, as JSON values."""
 
     def run(self, run: Run) -> None:

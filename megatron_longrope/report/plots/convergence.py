@@ -94,7 +94,8 @@ def _cost_axis(axes: Axes, low: float, high: float) -> None:
 
 def _baseline_label(baseline: BaselineMargin) -> str:
     return (
-        f"Best baseline: {method_look(baseline.method).label}, {baseline.temperature} temperature"
+        f"Best baseline: {method_look(baseline.method).label}, {baseline.attention_factor} "
+        "attention factor"
     )
 
 

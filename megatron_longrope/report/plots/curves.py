@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from megatron_longrope.artifacts.results import NllTotal
+from megatron_longrope.artifacts.rows import AttentionFactorSource
 from megatron_longrope.report.aggregate import (
     PerplexityGrid,
     Series,
-    Total,
     method_family,
     series_order,
 )
@@ -36,7 +37,7 @@ from megatron_longrope.report.tables import format_perplexity
 Points = Sequence[tuple[float, float]]
 # what is this much worse than the best leaves the plot, so that the contenders can be told apart
 TOP = 3.0
-TEMPERATURES = {"own": "own temperature", "searched": "searched temperature"}
+SOURCES: tuple[AttentionFactorSource, ...] = ("own", "searched")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Frame:
 
 def length_panels(grid: PerplexityGrid, window: int | None) -> list[Panel]:
     """Returns perplexity against length, scored from the first token on: a panel per model and
-    temperature."""
+    attention factor."""
     curves = {
         series: [(float(length), total.perplexity) for length, total in sorted(row.items())]
         for series, row in grid.cells.items()
@@ -61,10 +62,10 @@ def length_panels(grid: PerplexityGrid, window: int | None) -> list[Panel]:
 
 
 def position_panels(
-    buckets: Mapping[Series, Sequence[tuple[int, int, Total]]], window: int | None
+    buckets: Mapping[Series, Sequence[tuple[int, int, NllTotal]]], window: int | None
 ) -> list[Panel]:
     """Returns perplexity at each position, drawn at the middle of its bucket: a panel per model and
-    temperature."""
+    attention factor."""
     curves: dict[Series, Points] = {
         series: [((start + end) / 2, total.perplexity) for start, end, total in row]
         for series, row in buckets.items()
@@ -73,18 +74,15 @@ def position_panels(
 
 
 def _groups(curves: Mapping[Series, Points]) -> dict[str, list[Series]]:
-    """Title → members of a panel, one per model and temperature; a method with one temperature
-    stands in both."""
+    """Title → members of a panel, one per model and attention factor; a method with only one stands
+    in both."""
     groups: dict[str, list[Series]] = {}
     for model in _lead_models(curves):
         own = [series for series in sorted(curves, key=series_order) if series.model == model]
-        temperatures = [t for t in TEMPERATURES if any(s.temperature == t for s in own)]
-        temperatures += sorted({s.temperature for s in own} - set(temperatures))
-        for temperature in temperatures:
-            chosen = [s for s in own if s.temperature == temperature or _only_temperature(s, own)]
-            suffix = (
-                f" · {TEMPERATURES.get(temperature, temperature)}" if len(temperatures) > 1 else ""
-            )
+        sources = [source for source in SOURCES if any(s.attention_factor == source for s in own)]
+        for source in sources:
+            chosen = [s for s in own if s.attention_factor == source or _has_only_one(s, own)]
+            suffix = f" · {source} attention factor" if len(sources) > 1 else ""
             groups[f"{model_name(model)}{suffix}"] = chosen + _guests(model, curves)
     return groups
 
@@ -109,12 +107,12 @@ def _is_untouched_base(series: Series) -> bool:
     return (
         series.model == "base"
         and method_family(series.method) == "none"
-        and series.temperature == "own"
+        and series.attention_factor == "own"
     )
 
 
-def _only_temperature(series: Series, others: Sequence[Series]) -> bool:
-    """Whether the method was scored at one temperature only; it then stands in both panels."""
+def _has_only_one(series: Series, others: Sequence[Series]) -> bool:
+    """Whether the method was scored with one attention factor: it then stands in both panels."""
     return sum(other.method == series.method for other in others) == 1
 
 
@@ -181,7 +179,7 @@ def _above(members: list[Series], curves: Mapping[Series, Points], high: float) 
 
 
 def _is_dashed(series: Series, members: list[Series]) -> bool:
-    """Guests from another model, and a second temperature of the same method, are dashed."""
+    """Guests from another model, and a second attention factor of the same method, are dashed."""
     same = [
         other for other in members if (other.model, other.method) == (series.model, series.method)
     ]

@@ -195,7 +195,7 @@ def test_wrong_objectives_are_refused(model: LongRopeModel) -> None:
 def test_baselines_come_with_their_own_and_with_the_searched_temperature() -> None:
     methods = baseline_methods(GEOMETRY, TARGET, attention_factor=1.17)
     names = ["none", "pi", "ntk", "dynamic-ntk:4", "yarn"]
-    assert [(m.name, m.temperature) for m in methods] == [
+    assert [(m.name, m.attention_factor) for m in methods] == [
         (n, t) for t in ("own", "searched") for n in names
     ]
     for own, searched in zip(methods[:5], methods[5:], strict=True):
@@ -206,12 +206,12 @@ def test_baselines_come_with_their_own_and_with_the_searched_temperature() -> No
             assert changed.attention_factor == 1.17
             assert changed.rescale == plain.rescale
             assert plain.attention_factor == (
-                Yarn(scale=4).temperature() if own.name == "yarn" else 1.0
+                Yarn(scale=4).factors(GEOMETRY).attention_factor if own.name == "yarn" else 1.0
             )
 
 
 def test_dynamic_ntk_follows_the_length_and_may_come_with_several_factors() -> None:
-    methods = {m.name: m for m in baseline_methods(GEOMETRY, TARGET, dynamic_factors=(1.0, 2.0))}
+    methods = {m.name: m for m in baseline_methods(GEOMETRY, TARGET, written_scales=(1.0, 2.0))}
     assert {"dynamic-ntk:1", "dynamic-ntk:2"} <= methods.keys()
     dynamic = methods["dynamic-ntk:1"]
     assert dynamic.factors_at(WINDOW).for_length(WINDOW).rescale == (1.0,) * 8

@@ -1,4 +1,4 @@
-"""Passkey by teacher forcing is correct exactly where greedy decoding gives the key."""
+"""Retrieval by teacher forcing is correct exactly where greedy decoding gives the key."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from data_prep.bpe import train_bpe
+from megatron_longrope.artifacts.rows import EvaluationLabels, RetrievalRow
+from megatron_longrope.config import build_config
 from megatron_longrope.data import PasskeyDocument, TextTokenizer, passkey_document
 from megatron_longrope.errors import InputError
-from megatron_longrope.evaluation import (
-    EvaluationLabels,
-    answers_retrieved,
-    greedy_decode,
-    measure_passkey,
-)
-from megatron_longrope.evaluation.passkey import trial_seed
+from megatron_longrope.evaluation import answers_retrieved, greedy_decode
+from megatron_longrope.evaluation.answers import trial_seed
+from megatron_longrope.evaluation.tasks import TASKS, TaskInputs
 from megatron_longrope.model import LongRopeModel, document_logits
 from megatron_longrope.rope import FactorRange, FactorSet, PositionInterpolation
 from megatron_longrope.runtime import Runtime
@@ -43,6 +41,22 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 @pytest.fixture
 def model(runtime: Runtime) -> LongRopeModel:
     return our_model(tiny_hf_model(), runtime)
+
+
+def measure(
+    model: LongRopeModel,
+    tokenizer: TextTokenizer,
+    length: int,
+    prefix: tuple[int, ...] = (),
+    **settings: object,
+) -> list[RetrievalRow]:
+    """Runs the passkey task as `longrope eval` does."""
+    task = TASKS["passkey"]
+    inputs = TaskInputs(model, tokenizer, prefix=prefix)
+    chosen = build_config(task.settings_kind, settings)
+    rows = task.run(inputs, length, chosen, EvaluationLabels("base", "none"))
+    assert all(isinstance(row, RetrievalRow) for row in rows)
+    return rows  # type: ignore[return-value]
 
 
 def with_answer(prompt: np.ndarray, answer: np.ndarray) -> PasskeyDocument:
@@ -163,21 +177,22 @@ def test_rows_count_exact_matches_and_are_the_same_each_time(
     tokenizer: TextTokenizer, runtime: Runtime
 ) -> None:
     model = our_model(tiny_hf_model(vocab_size=tokenizer.vocab_size), runtime)
-    labels = EvaluationLabels("base", "none")
-    rows = measure_passkey(model, tokenizer, 4 * WINDOW, (0.0, 0.5, 1.0), 2, labels, prefix=[7])
+    rows = measure(model, tokenizer, 4 * WINDOW, (7,), depths=(0.0, 0.5, 1.0), trials=2)
     assert [(row.length, row.depth, row.trials) for row in rows] == [
         (4 * WINDOW, depth, 2) for depth in (0, 0.5, 1)
     ]
     assert rows[0].to_json() == {
+        "task": "passkey",
         "model": "base",
         "method": "none",
+        "attention_factor": "own",
         "length": 4 * WINDOW,
         "depth": 0.0,
         "trials": 2,
         "correct": rows[0].correct,
         "accuracy": rows[0].correct / 2,
     }
-    (alone,) = measure_passkey(model, tokenizer, 4 * WINDOW, (0.5,), 2, labels, prefix=[7])
+    (alone,) = measure(model, tokenizer, 4 * WINDOW, (7,), depths=(0.5,), trials=2)
     assert alone == rows[1]
 
 
@@ -186,7 +201,7 @@ def test_a_model_that_knows_the_key_is_counted_right(
 ) -> None:
     """Scores are replaced: right on answers of documents with an even trial, wrong on one token of
     the odd ones."""
-    from megatron_longrope.evaluation import passkey
+    from megatron_longrope.evaluation import answers
     from megatron_longrope.model import DocumentScores
 
     seeds = {trial: trial_seed(0, 300, 0.25, trial) for trial in range(5)}
@@ -204,15 +219,16 @@ def test_a_model_that_knows_the_key_is_counted_right(
             result.append(DocumentScores(np.zeros(len(correct), dtype=np.float32), correct))
         return result
 
-    monkeypatch.setattr(passkey, "score_documents", scores)
+    monkeypatch.setattr(answers, "score_documents", scores)
     model = our_model(tiny_hf_model(vocab_size=tokenizer.vocab_size), runtime)
-    (row,) = measure_passkey(model, tokenizer, 300, (0.25,), 5, EvaluationLabels("base", "none"))
+    (row,) = measure(model, tokenizer, 300, depths=(0.25,), trials=5)
     assert (row.correct, row.trials) == (3, 5)
 
 
 def test_wrong_requests_are_refused(tokenizer: TextTokenizer, model: LongRopeModel) -> None:
-    labels = EvaluationLabels("base", "none")
     with pytest.raises(InputError, match="trials=0"):
-        measure_passkey(model, tokenizer, 300, (0.5,), 0, labels)
+        measure(model, tokenizer, 300, depths=(0.5,), trials=0)
+    with pytest.raises(InputError, match=r"depths=\(\)"):
+        measure(model, tokenizer, 300, depths=(), trials=1)
     with pytest.raises(InputError, match="length=10: too short"):
-        measure_passkey(model, tokenizer, 10, (0.5,), 1, labels)
+        measure(model, tokenizer, 10, depths=(0.5,), trials=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,18 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_longrope.artifacts.results import aggregate, read_rows, write_rows
+from megatron_longrope.artifacts.rows import EvaluationLabels, PerplexityRow, RetrievalRow
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import (
     EvaluationDocument,
-    EvaluationLabels,
     SlidingWindow,
-    aggregate,
     check_documents,
     documents_sha256,
     measure_perplexity,
-    read_rows,
     token_losses,
-    write_rows,
 )
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.runtime import Runtime
@@ -166,10 +165,12 @@ def test_windows_that_leave_tokens_without_context_are_refused(window: int, stri
 )
 def test_aggregate_weighs_tokens_not_documents(entries: list[tuple[str, float, int]]) -> None:
     rows = [
-        {"method": m, "length": 8, "nll_sum": loss * tokens, "tokens": tokens}
+        PerplexityRow(
+            model="base", method=m, length=8, document="d", tokens=tokens, nll_sum=loss * tokens
+        )
         for m, loss, tokens in entries
     ]
-    result = aggregate(rows)
+    result = aggregate(rows, lambda row: (row.method, row.length))
     for method in {entry[0] for entry in entries}:
         chosen = [(loss, tokens) for m, loss, tokens in entries if m == method]
         expected = math.exp(
@@ -182,31 +183,57 @@ def test_rows_survive_the_file_and_infinities_become_null(
     tmp_path: Path, model: LongRopeModel
 ) -> None:
     rows = measure_perplexity(model, documents(64), 64, LABELS).rows
-    broken = {
-        **rows[0].to_json(),
-        "document": "diverged",
-        "nll_sum": math.nan,
-        "perplexity": math.inf,
-    }
+    changes = {"document": "diverged", "nll_sum": math.nan, "last_quarter_nll_sum": math.inf}
+    broken = PerplexityRow.model_validate(rows[0].model_dump() | changes)
     path = tmp_path / "evals" / "perplexity.json"
     write_rows(path, [*rows, broken], note="kept")
-    read = read_rows(
-        path, required=("method", "length", "document", "tokens", "nll_sum", "perplexity")
-    )
-    assert read[0] == rows[0].to_json()
-    assert read[1]["nll_sum"] is None and read[1]["perplexity"] is None
-    assert math.isnan(aggregate(read)["none", 64])
+    assert read_rows(path) == [*rows, broken]
+    plain = json.loads(path.read_text())["rows"]
+    assert plain[0] == rows[0].to_json()
+    assert plain[1]["nll_sum"] is None and plain[1]["perplexity"] is None
     assert [entry.name for entry in path.parent.iterdir()] == ["perplexity.json"]
 
 
+def test_a_loss_that_was_not_finite_is_worse_than_every_other(model: LongRopeModel) -> None:
+    rows = measure_perplexity(model, documents(64, 70), 64, LABELS).rows
+    for nll_sum in (None, math.nan, math.inf, -math.inf):
+        broken = PerplexityRow.model_validate(rows[0].model_dump() | {"nll_sum": nll_sum})
+        better = PerplexityRow.model_validate(rows[1].model_dump() | {"method": "pi"})
+        found = aggregate([broken, rows[1], better], lambda row: row.method)
+        assert found["none"] == math.inf and min(found, key=found.__getitem__) == "pi"
+
+
+def test_rows_of_before_are_read(tmp_path: Path) -> None:
+    labels = {"model": "base", "method": "yarn", "length": 8}
+    rows = [
+        {**labels, "temperature": "searched", "document": "d", "tokens": 7, "nll_sum": 7.0},
+        {**labels, "depth": 0.5, "trials": 4, "correct": 3, "accuracy": 0.75},
+    ]
+    (tmp_path / "old.json").write_text(json.dumps({"rows": rows}))
+    perplexity, passkey = read_rows(tmp_path / "old.json")
+    assert isinstance(perplexity, PerplexityRow) and isinstance(passkey, RetrievalRow)
+    assert (perplexity.attention_factor, perplexity.perplexity) == ("searched", math.e)
+    assert (passkey.task, passkey.accuracy) == ("passkey", 0.75)
+    assert perplexity.to_json()["attention_factor"] == "searched"
+
+
 @pytest.mark.parametrize(
-    "content", ["[]", '{"rows": 3}', '{"rows": [1]}', "{", '{"rows": [{"method": "pi"}]}']
+    "content",
+    [
+        "[]",
+        '{"rows": 3}',
+        '{"rows": [1]}',
+        "{",
+        '{"rows": [{"method": "pi"}]}',
+        '{"rows": [{"document": "d", "method": "pi"}]}',
+        '{"rows": [{"model": "m", "method": "pi", "length": "8", "trials": 1, "correct": 1}]}',
+    ],
 )
 def test_damaged_result_files_are_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"results=.*rows\.json"):
-        read_rows(path, required=("method", "length"))
+    with pytest.raises(InputError, match=r"file=.*rows\.json"):
+        read_rows(path)
 
 
 def test_digest_tells_documents_and_their_borders_apart() -> None:

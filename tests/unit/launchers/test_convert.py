@@ -178,7 +178,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no factors file": (("export", "m", "out", "--factors", "nowhere.json"), "no such file"),
     "a folder for factors": (("export", "m", "out", "--factors", "hf"), "a folder"),
     "a length nothing follows": (("import", "hf", "out", "--dynamic-at", "128"), "dynamic"),
-    "nowhere for the result": (("import", "hf", "out", "--json", "nowhere/x.json"), "no folder"),
+    "nowhere for the result": (
+        ("import", "hf", "out", "--json", "nowhere/x.json"),
+        "folder does not exist",
+    ),
     "nothing to compare": (("verify", "hf", "nowhere"), "no such folder"),
 }
 

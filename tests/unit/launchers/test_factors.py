@@ -1,4 +1,4 @@
-"""`longrope factors list | show`."""
+"""`longrope factors list | show | methods`."""
 
 from __future__ import annotations
 
@@ -62,3 +62,13 @@ def test_neither_name_nor_file_is_bad_input(tmp_path: Path) -> None:
     assert isinstance(run("show", "llama2-7b/3k").exception, InputError)
     (tmp_path / "f.json").write_text("{")
     assert isinstance(run("show", str(tmp_path / "f.json")).exception, InputError)
+
+
+def test_methods_lists_settings_names_and_uses(tmp_path: Path) -> None:
+    result = run("methods", "--json", str(tmp_path / "methods.json"))
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads((tmp_path / "methods.json").read_text())["rows"]}
+    assert list(rows)[:5] == ["none", "pi", "ntk", "dynamic-ntk", "yarn"]
+    assert rows["llama3"]["settings"] == ["factor", "low_freq_factor", "high_freq_factor"]
+    assert (rows["pi"]["rope_type"], rows["ntk"]["rope_type"]) == ("linear", None)
+    assert "search start" in rows["yarn"]["uses"] and rows["longrope"]["uses"] == []

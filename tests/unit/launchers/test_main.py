@@ -69,6 +69,18 @@ def test_help_lists_every_command_and_imports_no_torch() -> None:
         assert " ".join(entry.help.split()[:3]) in done.stdout
 
 
+@pytest.mark.parametrize("words", [["factors", "list"], ["search", "--help"], ["eval", "--help"]])
+def test_scaling_methods_and_published_factors_need_no_torch(words: list[str]) -> None:
+    done = run_python(
+        "import sys\n"
+        "from launchers.main import main\n"
+        f"try:\n    main({words})\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_version() -> None:
     result = CliRunner().invoke(main, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"longrope {__version__}\n")

@@ -1,45 +1,59 @@
-"""Checks are computed from rows."""
+"""Checks of a run: the ratios that their texts name, computed from its rows."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from megatron_longrope.artifacts.results import EvaluationRows
+from megatron_longrope.artifacts.rows import AttentionFactorSource, PerplexityRow, RetrievalRow
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.measuring import RunModels
-from tests.support.factor_sets import made_factors
+from megatron_longrope.rope import PositionInterpolation, RopeFactors, RopeGeometry
+
+GEOMETRY = RopeGeometry(base=10000.0, head_dim=64, original_length=256)
+
+
+def _factors(target: int) -> RopeFactors:
+    return PositionInterpolation(scale=target / 256).factors(GEOMETRY)
+
+
+MODELS = RunModels(
+    "base",
+    "extended",
+    "control",
+    [_factors(2048), _factors(8192)],
+    _factors(2048),
+    extended_factor_set([_factors(8192)], []),
+    _factors(2048),
+)
 
 
 def _row(
-    model: str, method: str, length: int, perplexity: float, temperature: str = "own", **more: Any
-) -> dict[str, Any]:
+    model: str,
+    method: str,
+    length: int,
+    perplexity: float,
+    attention_factor: AttentionFactorSource = "own",
+    **more: Any,
+) -> PerplexityRow:
     nats = 100 * math.log(perplexity)
-    return {
-        "model": model,
-        "method": method,
-        "temperature": temperature,
-        "length": length,
-        "tokens": 100,
-        "nll_sum": nats,
-        "last_quarter_tokens": 100,
-        "last_quarter_nll_sum": nats,
-        "protocol": "first-token",
-        "document": "d",
+    return PerplexityRow(
+        model=model,
+        method=method,
+        attention_factor=attention_factor,
+        length=length,
+        tokens=100,
+        nll_sum=nats,
+        last_quarter_tokens=100,
+        last_quarter_nll_sum=nats,
+        document="d",
         **more,
-    }
+    )
 
 
 def test_checks_are_the_ratios_they_name() -> None:
-    models = RunModels(
-        "base",
-        "extended",
-        "control",
-        [made_factors(2048), made_factors(8192)],
-        made_factors(2048),
-        extended_factor_set([made_factors(8192)], []),
-        made_factors(2048),
-    )
     rows = [
         _row("base", "longrope", 2048, 20.0, "searched"),
         _row("base", "yarn", 2048, 21.0),
@@ -48,16 +62,16 @@ def test_checks_are_the_ratios_they_name() -> None:
         _row("control", "none", 256, 9.0),
         _row("extended", "longrope", 256, 9.1, "searched"),
         _row("extended", "longrope", 8192, 11.2, "searched"),
-        _row("base", "none", 8192, 10.0, protocol="sliding"),
+        _row("base", "none", 8192, 10.0, window=256, stride=64),
         _row("base", "none", 8192, 99.0),
     ]
     keys = [
-        {"model": "base", "method": "none", "length": n, "depth": d, "trials": 4, "correct": c}
+        RetrievalRow(model="base", method="none", length=n, depth=d, trials=4, correct=c)
         for n, d, c in ((256, 0.0, 4), (256, 1.0, 4), (512, 0.0, 1), (512, 1.0, 0))
     ]
     checks = {
         (check.name, check.value, check.bound): check.met
-        for check in run_checks(rows, keys, models, 256)
+        for check in run_checks(EvaluationRows.of([*rows, *keys]), ["passkey"], MODELS, 256)
     }
     assert checks == {
         ("search-beats-baselines", 20.0, 20.5): True,
@@ -67,3 +81,20 @@ def test_checks_are_the_ratios_they_name() -> None:
         ("base-passkeys-inside", 1.0, 0.95): True,
         ("base-passkeys-beyond", 0.125, 0.1): False,
     }
+
+
+def test_a_loss_that_was_not_finite_meets_nothing_and_beats_nothing() -> None:
+    rows = [
+        _row("base", "longrope", 2048, 20.0, "searched"),
+        _row("base", "yarn", 2048, math.inf),
+        _row("base", "pi", 2048, 30.0),
+        _row("base", "none", 256, math.inf),
+        _row("control", "none", 256, 9.0),
+        _row("extended", "longrope", 256, math.inf, "searched"),
+    ]
+    checks = run_checks(EvaluationRows.of(rows), [], MODELS, 256)
+    assert [(check.value, check.bound, check.met) for check in checks] == [
+        (20.0, 30.0, True),
+        (None, None, False),
+        (None, 9.18, False),
+    ]

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from megatron_longrope.artifacts.metrics import MetricsRow
+from megatron_longrope.artifacts.records import as_record
+from megatron_longrope.artifacts.rows import PositionRow, RetrievalRow
 from megatron_longrope.errors import InputError
 from megatron_longrope.report import (
     grid_of_rows,
@@ -22,12 +24,11 @@ from megatron_longrope.report import (
     rich_perplexity_table,
     write_report,
 )
-from megatron_longrope.report.aggregate import Series, best_so_far, passkey_grids, position_curves
+from megatron_longrope.report.aggregate import Series, best_so_far, position_curves, retrieval_grids
 from megatron_longrope.report.headline import duration
 from megatron_longrope.report.plots.factors import factors_by_target, wavelengths
 from megatron_longrope.report.plots.loss import by_stage, running_mean
 from megatron_longrope.report.plots.search import baselines
-from megatron_longrope.report.records import PasskeyRow, PositionRow
 from megatron_longrope.report.run_files import read_run
 from megatron_longrope.report.style import round_ticks, short_length
 from megatron_longrope.report.tables import format_perplexity, perplexity_table
@@ -40,7 +41,7 @@ def expected(model: str, method: str, temperature: str, length: int) -> float:
     rows = [
         r
         for r in fake.perplexity_rows()
-        if (r["model"], r["method"], r["temperature"], r["length"]) == key
+        if (r["model"], r["method"], r["attention_factor"], r["length"]) == key
     ]
     assert len(rows) == len(fake.DOCUMENTS)
     return float(np.exp(np.sum([r["nll_sum"] for r in rows]) / np.sum([r["tokens"] for r in rows])))
@@ -54,7 +55,7 @@ def test_table_is_sums_divided_once() -> None:
         for row in rows:
             for length, cell in zip(table.lengths, row.cells, strict=True):
                 series = row.series
-                value = expected(series.model, series.method, series.temperature, length)
+                value = expected(series.model, series.method, series.attention_factor, length)
                 assert cell.value == pytest.approx(value, rel=1e-12)
                 assert cell.text == f"{value:.2f}"
 
@@ -68,7 +69,9 @@ def test_page_shows_the_same_numbers(tmp_path: Path) -> None:
     grid = grid_of_rows(fake.perplexity_rows())
     order = [series for group in grid.groups for series in grid.of_group(*group)]
     assert shown == [
-        f"{expected(s.model, s.method, s.temperature, n):.2f}" for s in order for n in fake.LENGTHS
+        f"{expected(s.model, s.method, s.attention_factor, n):.2f}"
+        for s in order
+        for n in fake.LENGTHS
     ]
 
 
@@ -78,7 +81,7 @@ def test_several_files_are_one_table_and_repeats_count_once(tmp_path: Path) -> N
     fake.write_json(tmp_path / "evals" / "perplexity_a.json", {"rows": rows[: len(rows) // 2 + 5]})
     fake.write_json(tmp_path / "evals" / "perplexity_b.json", {"rows": rows[len(rows) // 2 :]})
     run = read_run(tmp_path)
-    again = grid_of_rows(row.model_dump() for row in run.perplexity)
+    again = grid_of_rows(row.model_dump() for row in run.evaluations.perplexity)
     once = grid_of_rows(rows)
     assert all(
         again.value(s, n) == pytest.approx(once.value(s, n))
@@ -148,7 +151,8 @@ def test_text_tables_show_every_number() -> None:
     assert plain.splitlines()[0].split() == [
         "model",
         "method",
-        "temperature",
+        "attention",
+        "factor",
         "256",
         "512",
         "1k",
@@ -168,14 +172,22 @@ def test_positions_take_the_longest_context_only() -> None:
     assert (start, end, total.perplexity) == (0, 64, pytest.approx(math.exp(3)))
 
 
-def test_passkey_counts_are_added() -> None:
+def test_retrieval_counts_are_added_per_task() -> None:
     row = {"model": "base", "method": "none", "length": 512, "depth": 0.5}
-    grids = passkey_grids(
-        [PasskeyRow(**row, trials=10, correct=3), PasskeyRow(**row, trials=5, correct=5)]
+    plain = {"model": "base", "method": "none", "length": 512}
+    grids = retrieval_grids(
+        [
+            RetrievalRow(**row, trials=10, correct=3),
+            RetrievalRow(**row, trials=5, correct=5),
+            RetrievalRow(**plain, task="list", trials=2, correct=1),
+        ]
     )
-    assert grids == {Series("base", "none"): {(512, 0.5): (8, 15)}}
+    assert grids == {
+        "list": {Series("base", "none"): {(512, None): (1, 2)}},
+        "passkey": {Series("base", "none"): {(512, 0.5): (8, 15)}},
+    }
     with pytest.raises(InputError, match="more exact matches than trials"):
-        passkey_grids([PasskeyRow(**row, trials=3, correct=4)])
+        as_record({**row, "trials": 3, "correct": 4}, RetrievalRow, Path("rows"))
 
 
 def test_factors_files_of_the_rope_room_are_read(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,7 +27,7 @@ SECTIONS = {
     "training": ["metrics.jsonl"],
     "length": ["evals/perplexity.json"],
     "position": ["evals/positions.json"],
-    "passkey": ["evals/passkey.json"],
+    "retrieval": ["evals/passkey.json"],
     "table": ["evals/perplexity.json"],
     "checks": ["result.json"],
     "provenance": ["result.json", "config.yaml"],
@@ -72,7 +73,8 @@ def test_all_sections_are_there(html: str) -> None:
     page = Page(html)
     assert [section["id"] for section in page.of("section")] == list(SECTIONS)
     assert not [p for p in page.of("p") if p.get("class") == "missing"]
-    # 2 targets, 2 searches, loss and learning rate, 2 models × 2 temperatures, 2 models by position
+    # 2 targets, 2 searches, loss and learning rate, 2 models × 2 attention factors, 2 models by
+    # position
     assert sum("aria-label" in svg for svg in page.of("svg")) == 2 + 2 + 2 + 4 + 2
     assert sum(table.get("class") == "heat" for table in page.of("table")) == 2
 
@@ -225,7 +227,7 @@ def test_thin_results_still_make_a_page(tmp_path: Path) -> None:
         "nll_sum": None,
     }
     fake.write_json(tmp_path / "evals" / "perplexity.json", {"rows": [row]})
-    bucket = {"bucket_start": 0, "bucket_end": 1, "temperature": "odd"}
+    bucket = {"bucket_start": 0, "bucket_end": 1, "temperature": "searched"}
     fake.write_json(
         tmp_path / "evals" / "positions.json", {"rows": [row | bucket | {"nll_sum": 0.0}]}
     )
@@ -243,6 +245,8 @@ def test_thin_results_still_make_a_page(tmp_path: Path) -> None:
 def test_a_second_interpolation_looks_as_its_method() -> None:
     second = method_look("second-yarn")
     assert (second.variable, second.marker) == (LOOKS["yarn"].variable, LOOKS["yarn"].marker)
+    with_settings = method_look("yarn:8,beta_fast=4")
+    assert with_settings == replace(LOOKS["yarn"], label="YaRN 8× (beta_fast=4)")
     assert (
         second.label == "YaRN on fine-tuned λ"
         and method_look("dynamic-ntk:8").label == "Dynamic NTK 8×"

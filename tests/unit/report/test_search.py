@@ -75,12 +75,12 @@ def write_journal(
             )
 
 
-def baseline(method: str, temperature: str, perplexity: float | None) -> dict[str, Any]:
+def baseline(method: str, attention_factor: str, perplexity: float | None) -> dict[str, Any]:
     ratio = perplexity and perplexity / math.exp(2.9)
     interval = {"low": ratio and ratio - 0.01, "high": ratio and ratio + 0.02}
     return {
         "method": method,
-        "temperature": temperature,
+        "attention_factor": attention_factor,
         "perplexity": perplexity,
         "ratio": ratio,
         **interval,

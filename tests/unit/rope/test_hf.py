@@ -23,6 +23,7 @@ from megatron_longrope.rope import (
     Llama3,
     LongRope,
     NoScaling,
+    NtkAware,
     PositionInterpolation,
     RopeFactors,
     RopeGeometry,
@@ -127,6 +128,30 @@ def test_a_config_transformers_has_saved_reads_the_same(
     assert factor_set_from_hf(saved, longest) == factor_set_from_hf(
         config_of(parameters, longest), longest
     )
+
+
+@pytest.mark.parametrize(("parameters", "longest", "method"), SETTINGS)
+def test_a_method_written_as_itself_reads_back_and_turns_the_same(
+    parameters: dict[str, Any], longest: int, method: RopeMethod
+) -> None:
+    geometry = RopeGeometry(base=BASE, head_dim=HEAD_DIM, original_length=WINDOW)
+    written = method.to_hf(geometry)
+    assert written is not None and written["rope_type"] == parameters["rope_type"]
+    config = config_of(written, longest)
+    assert method_from_hf(config)[0].factor_set(geometry, longest) == method.factor_set(
+        geometry, longest
+    )
+    embedding = LlamaRotaryEmbedding(LlamaConfig(**config))
+    positions = torch.arange(0, longest, 7)[None]
+    cos, _ = embedding(torch.zeros(1), positions)
+    factors = method.factor_set(geometry, longest).for_length(int(positions.max()) + 1)
+    angles = rotary_angles(positions, factors, "hf")
+    assert torch.equal(angles.cos() * factors.attention_factor, cos[..., : geometry.num_pairs])
+
+
+def test_a_method_transformers_does_not_know_is_not_written() -> None:
+    geometry = RopeGeometry(base=BASE, head_dim=HEAD_DIM, original_length=WINDOW)
+    assert NtkAware(scale=2).to_hf(geometry) is None
 
 
 def test_lengths_of_what_was_read() -> None:

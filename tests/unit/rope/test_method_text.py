@@ -1,4 +1,4 @@
-"""`--method NAME[:SCALE]`: the words others script against."""
+"""`--method NAME[:SCALE][,key=value…]`: the words others script against."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 from megatron_longrope.errors import InputError
 from megatron_longrope.rope import (
     DynamicNtk,
+    FactorSet,
+    Llama3,
     NoScaling,
     NtkAware,
     PositionInterpolation,
@@ -16,6 +18,7 @@ from megatron_longrope.rope import (
     RopeMethod,
     Yarn,
     method_from_text,
+    published_factors,
     write_factors,
 )
 
@@ -80,3 +83,48 @@ def test_a_factors_file(tmp_path: Path) -> None:
 def test_wrong_words(text: str, word: str) -> None:
     with pytest.raises(InputError, match=word):
         method_from_text(text, GEOMETRY, 4096)
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        (
+            "yarn:8,beta_fast=4,beta_slow=0.7,truncate=false",
+            Yarn(scale=8, beta_fast=4, beta_slow=0.7, truncate=False),
+        ),
+        ("yarn,attention_factor=1.25", Yarn(scale=8, attention_factor=1.25)),
+        ("llama3:16,high_freq_factor=7", Llama3(factor=16, high_freq_factor=7)),
+        ("llama3", Llama3(factor=8)),
+    ],
+)
+def test_settings_follow_the_scale(text: str, method: RopeMethod) -> None:
+    assert method_from_text(text, GEOMETRY, 4096) == method.factor_set(GEOMETRY)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("yarn:8,beta_fast=quick", "beta_fast=quick: "),
+        ("yarn:8,beta_fast=0.5", "beta_fast is larger than beta_slow"),
+        ("yarn:8,beta=4", "beta=4: unknown key in --method yarn:8,beta=4; known here: "),
+        ("yarn:8,scale=4", "scale goes after a colon, as in yarn:2"),
+        ("yarn:8,beta_fast", "a setting is written key=value, got 'beta_fast'"),
+        ("yarn:8,", "a setting is written key=value, got ''"),
+        ("yarn:8,beta_fast=4,beta_fast=5", "beta_fast is given twice"),
+        ("none,scale=4", "scale=4: unknown key"),
+        ("dynamic-ntk,factor=2", "plain ntk"),
+        ("longrope:8", "one of none, pi"),
+    ],
+)
+def test_wrong_settings_are_one_line(text: str, line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        method_from_text(text, GEOMETRY, 4096)
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_published_set_by_name() -> None:
+    llama2 = RopeGeometry(base=1e4, head_dim=128, original_length=4096)
+    name = "llama2-7b/2048k-after-256k"
+    assert method_from_text(name, llama2, 8192) == FactorSet.single(published_factors(name))
+    with pytest.raises(InputError, match="made for base 10000 and head_dim 128"):
+        method_from_text(name, GEOMETRY, 8192)

@@ -1,5 +1,5 @@
 """YaRN (arXiv 2309.00071): fast pairs kept, slow ones interpolated, a ramp between, and an
-attention temperature."""
+attention factor."""
 
 from __future__ import annotations
 
@@ -10,22 +10,34 @@ from pydantic import Field, model_validator
 
 from megatron_longrope.artifacts.factors import MAX_ATTENTION_FACTOR, RopeFactors
 from megatron_longrope.artifacts.geometry import RopeGeometry
-from megatron_longrope.rope.hf_precision import float32_yarn_frequencies
-from megatron_longrope.rope.interpolation import RopeMethod
+from megatron_longrope.config import build_config
+from megatron_longrope.rope.hf_reading import HfReading, HfRopeType
+from megatron_longrope.rope.hf_settings import ORIGINAL_KEY
+from megatron_longrope.rope.methods.base import METHODS, RopeMethod
 
 if TYPE_CHECKING:
     from typing import Self
 
+_OPTIONAL = frozenset({"attention_factor", "mscale", "mscale_all_dim", "truncate"})
+_BETAS = frozenset({"beta_fast", "beta_slow"})
+
 
 class Yarn(RopeMethod):
     """Pairs that turn more than `beta_fast` times in the window keep λ = 1, fewer than `beta_slow`
-    times get λ = s.
+    times get λ = s (arXiv 2309.00071, section 3.2).
 
     `attention_factor` None: 0.1·ln s + 1, or with both `mscale` keys (DeepSeek) the quotient of two
     such terms. `truncate` widens the ramp to whole pairs, as transformers does by default.
     """
 
     name: ClassVar[str] = "yarn"
+    is_baseline: ClassVar[bool] = True
+    starts_searches: ClassVar[bool] = True
+    goes_on_tuned: ClassVar[bool] = True
+    hf: ClassVar[HfRopeType | None] = HfRopeType(
+        "yarn", keys=frozenset({"factor", ORIGINAL_KEY}) | _OPTIONAL | _BETAS
+    )
+
     scale: float = Field(ge=1)
     beta_fast: float = Field(default=32, gt=0)
     beta_slow: float = Field(default=1, gt=0)
@@ -42,22 +54,29 @@ class Yarn(RopeMethod):
             )
         return self
 
+    @classmethod
+    def from_hf(cls, reading: HfReading) -> Self:
+        """Returns YaRN as a HF config has it: without `factor` the scale is the ratio of lengths,
+        and a beta of 0 or null is the default, as in transformers."""
+        betas = {key: value for key, value in reading.pick(*_BETAS).items() if value}
+        scale = reading.length_ratio if reading.factor is None else reading.factor
+        values = {"scale": scale, **reading.pick(*_OPTIONAL), **betas}
+        return build_config(cls, values, "the HF config's yarn")
+
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns 1/λ_i = (1-r_i) + r_i/s with the ramp r, whatever the length."""
-        low, high = self.correction_range(geometry)
+        low, high = self._correction_range(geometry)
         ramp = (min(max((i - low) / (high - low), 0.0), 1.0) for i in range(geometry.num_pairs))
         return self._factors(
             geometry,
             # 1/((1−r) + r/s), in an order whose every step rounds without decreasing in r
             tuple(self.scale / (self.scale - r * (self.scale - 1.0)) for r in ramp),
             round(self.scale * geometry.original_length),
-            attention_factor=self.temperature(),
-            hf_inverse_frequencies=float32_yarn_frequencies(
-                geometry.base, geometry.head_dim, self.scale, (low, high)
-            ),
+            attention_factor=self._resolved_attention_factor(),
+            hf_inverse_frequencies=self._float32_frequencies(geometry, low, high),
         )
 
-    def correction_range(self, geometry: RopeGeometry) -> tuple[float, float]:
+    def _correction_range(self, geometry: RopeGeometry) -> tuple[float, float]:
         """Returns the pair indices between which the ramp goes from 0 to 1; they differ."""
         low, high = (
             self._pair_with_turns(turns, geometry) for turns in (self.beta_fast, self.beta_slow)
@@ -67,8 +86,7 @@ class Yarn(RopeMethod):
         low, high = max(low, 0), min(high, geometry.head_dim - 1)
         return (low, high + 0.001) if low == high else (low, high)
 
-    def temperature(self) -> float:
-        """Returns the attention factor t."""
+    def _resolved_attention_factor(self) -> float:
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
@@ -81,6 +99,24 @@ class Yarn(RopeMethod):
         window_turns = geometry.original_length / (turns * 2 * math.pi)
         return (geometry.head_dim * math.log(window_turns)) / (2 * math.log(geometry.base))
 
+    def _float32_frequencies(
+        self, geometry: RopeGeometry, low: float, high: float
+    ) -> tuple[float, ...]:
+        """Returns transformers' interpolated and unscaled frequencies, blended over the pairs from
+        `low` to `high`."""
+        import torch
+
+        from megatron_longrope.rope.hf_precision import float32_powers, to_floats
+
+        powers = float32_powers(geometry.base, geometry.head_dim)
+        pairs = torch.arange(geometry.num_pairs, dtype=torch.float32)
+        unscaled_share = 1 - torch.clamp((pairs - low) / (high - low), 0, 1)
+        interpolated, unscaled = 1.0 / (self.scale * powers), 1.0 / powers
+        return to_floats(interpolated * (1 - unscaled_share) + unscaled * unscaled_share)
+
 
 def _mscale(scale: float, weight: float) -> float:
     return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
+
+
+METHODS.register(Yarn.name, Yarn)

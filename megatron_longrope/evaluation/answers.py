@@ -1,4 +1,5 @@
-"""Passkey retrieval by exact match, and the greedy decoding that its teacher forcing stands for."""
+"""Exact match of the answers that documents end with, and the greedy decoding that its teacher
+forcing stands for."""
 
 from __future__ import annotations
 
@@ -7,56 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_longrope.artifacts.rows import EvaluationLabels, PasskeyRow
-from megatron_longrope.data.passkey import Encoder, Filler, PasskeyDocument, passkey_document
-from megatron_longrope.errors import InputError
+from megatron_longrope.data.passkey import PasskeyDocument
 from megatron_longrope.evaluation.documents import Tokens
-from megatron_longrope.evaluation.perplexity import DEFAULT_BATCH_TOKENS
 from megatron_longrope.evaluation.spread import spread
+from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, document_logits, score_documents
 from megatron_longrope.rope import FactorSet
-
-
-def measure_passkey(
-    model: LongRopeModel,
-    tokenizer: Encoder,
-    length: int,
-    depths: Sequence[float],
-    trials: int,
-    labels: EvaluationLabels,
-    *,
-    seed: int = 0,
-    key_digits: int = 5,
-    prefix: Sequence[int] = (),
-    filler: Filler | None = None,
-    max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
-) -> list[PasskeyRow]:
-    """Returns one row per depth at `length` tokens, under the factors in force; the same on every
-    rank.
-
-    Documents depend on seed, length, depth and trial alone: every method and model gets the same
-    ones. Raises InputError where `length` is too short for key and question.
-    """
-    if trials < 1 or not depths:
-        raise InputError("trials", trials, "needs 1 trial or more, at 1 depth or more")
-    documents = [
-        passkey_document(
-            tokenizer,
-            length,
-            depth,
-            trial_seed(seed, length, depth, trial),
-            filler,
-            key_digits,
-            prefix,
-        )
-        for depth in depths
-        for trial in range(trials)
-    ]
-    correct = answers_retrieved(model, documents, max_batch_tokens).reshape(len(depths), trials)
-    return [
-        PasskeyRow(labels, length, depth, trials, int(hits.sum()))
-        for depth, hits in zip(depths, correct, strict=True)
-    ]
 
 
 def answers_retrieved(

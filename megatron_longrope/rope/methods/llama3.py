@@ -9,21 +9,27 @@ from pydantic import Field, model_validator
 
 from megatron_longrope.artifacts.factors import RopeFactors
 from megatron_longrope.artifacts.geometry import RopeGeometry
-from megatron_longrope.rope.hf_precision import float32_llama3_frequencies
-from megatron_longrope.rope.interpolation import RopeMethod
+from megatron_longrope.rope.hf_reading import HfRopeType
+from megatron_longrope.rope.hf_settings import ORIGINAL_KEY
+from megatron_longrope.rope.methods.base import METHODS, RopeMethod
 
 if TYPE_CHECKING:
     from typing import Self
 
+_KEYS = frozenset({"factor", ORIGINAL_KEY, "low_freq_factor", "high_freq_factor"})
+
 
 class Llama3(RopeMethod):
     """λ = 1 for wavelengths below L/high_freq_factor tokens, λ = factor above L/low_freq_factor,
-    blended between.
+    blended between (Meta's release; transformers' `llama3`).
 
     L is the geometry's original length, whatever it is (8192 in Meta's release).
     """
 
     name: ClassVar[str] = "llama3"
+    scale_setting: ClassVar[str | None] = "factor"
+    hf: ClassVar[HfRopeType | None] = HfRopeType("llama3", keys=_KEYS, required=_KEYS)
+
     factor: float = Field(ge=1)
     low_freq_factor: float = Field(default=1.0, gt=0)
     high_freq_factor: float = Field(default=4.0, gt=0)
@@ -36,20 +42,13 @@ class Llama3(RopeMethod):
         return self
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
-        """Returns the factors, whatever the length."""
-        frequencies = float32_llama3_frequencies(
-            geometry.base,
-            geometry.head_dim,
-            self.factor,
-            self.low_freq_factor,
-            self.high_freq_factor,
-            geometry.original_length,
-        )
+        """Returns 1/λ_i = (1-k_i)/factor + k_i, where k rises from 0 to 1 between
+        `low_freq_factor` and `high_freq_factor` turns in the window; whatever the length."""
         return self._factors(
             geometry,
             tuple(self._rescale(i, geometry) for i in range(geometry.num_pairs)),
             round(self.factor * geometry.original_length),
-            hf_inverse_frequencies=frequencies,
+            hf_inverse_frequencies=self._float32_frequencies(geometry),
         )
 
     def _rescale(self, pair: int, geometry: RopeGeometry) -> float:
@@ -61,3 +60,24 @@ class Llama3(RopeMethod):
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = min(max(kept, 0.0), 1.0)
         return 1.0 / ((1.0 - kept) / self.factor + kept)
+
+    def _float32_frequencies(self, geometry: RopeGeometry) -> tuple[float, ...]:
+        """Returns transformers' frequencies: long wavelengths interpolated, short ones kept,
+        blended between."""
+        import torch
+
+        from megatron_longrope.rope.hf_precision import float32_powers, to_floats
+
+        factor, low, high = self.factor, self.low_freq_factor, self.high_freq_factor
+        window = geometry.original_length
+        frequencies = 1.0 / float32_powers(geometry.base, geometry.head_dim)
+        wavelengths = 2 * math.pi / frequencies
+        is_long = wavelengths > window / low
+        is_short = wavelengths < window / high
+        scaled = torch.where(is_long, frequencies / factor, frequencies)
+        smooth = (window / wavelengths - low) / (high - low)
+        blended = (1 - smooth) * scaled / factor + smooth * scaled
+        return to_floats(torch.where(~is_short * ~is_long, blended, scaled))
+
+
+METHODS.register(Llama3.name, Llama3)

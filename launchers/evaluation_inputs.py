@@ -1,0 +1,230 @@
+"""What an evaluation is given on the command line: a model, documents, methods, factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from launchers.options import (
+    LENGTH,
+    LENGTHS,
+    engine_option,
+    json_option,
+    layout_of,
+    layout_options,
+)
+from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
+from megatron_longrope.rope.methods.uses import closed_form_methods
+
+if TYPE_CHECKING:  # these import torch, which `--help` does without
+    from checkpoints_tools.load_any import LoadedModel
+    from data_prep.documents import TextDocument
+    from megatron_longrope.data import TextTokenizer
+    from megatron_longrope.evaluation import EvaluationDocument
+    from megatron_longrope.rope import FactorSet
+    from megatron_longrope.runtime import Runtime
+
+CallableT = TypeVar("CallableT", bound=Callable[..., Any])
+Values = Mapping[str, Any]
+"""A command's parameters by name."""
+AS_IT_IS = "model"
+"""The `--method` that keeps the factors the model came with."""
+
+
+def document_options(function: CallableT) -> CallableT:
+    """Adds where documents come from, for tasks that need some."""
+    options = (
+        click.option(
+            "--text",
+            "texts",
+            multiple=True,
+            metavar="FILE …",
+            help="UTF-8 text, one document per file.",
+        ),
+        click.option(
+            "--data", "dataset", metavar="PREFIX", help="A token dataset of whole documents."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def model_options(function: CallableT) -> CallableT:
+    """Adds what every task takes: the model, methods, lengths, precision, and how it is cut over
+    processes."""
+    options = (
+        click.option(
+            "--model",
+            "model_path",
+            required=True,
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="A Hugging Face folder, a Megatron checkpoint or a run directory.",
+        ),
+        click.option(
+            "--lengths",
+            required=True,
+            type=LENGTHS,
+            metavar="LENGTHS",
+            help="In tokens: 2k,8k,16k.",
+        ),
+        click.option(
+            "--method",
+            "methods",
+            multiple=True,
+            default=(AS_IT_IS,),
+            metavar="NAME[:SCALE][,KEY=VALUE…]",
+            help=f"{', '.join(closed_form_methods())}, a published factor set, a factors JSON "
+            "file, or model: as it is. Repeatable. Without SCALE: --target/window, else "
+            "length/window.",
+        ),
+        click.option(
+            "--target", type=LENGTH, metavar="LENGTH", help="Length in tokens that sets the scale."
+        ),
+        click.option(
+            "--original-window",
+            type=LENGTH,
+            metavar="LENGTH",
+            help="Instead of the config's, in tokens.",
+        ),
+        click.option(
+            "--add-bos",
+            is_flag=True,
+            help="Begin documents with a BOS where the tokenizer adds none.",
+        ),
+        click.option(
+            "--angle-precision",
+            type=click.Choice(["float64", "hf"]),
+            default="float64",
+            help="hf repeats transformers' float32 angles.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float64"]),
+            default="float32",
+            help="Of weights and activations.",
+        ),
+        click.option(
+            "--batch-tokens",
+            type=click.IntRange(1),
+            default=DEFAULT_BATCH_TOKENS,
+            metavar="TOKENS",
+            help="Short documents share a forward pass up to this many.",
+        ),
+        layout_options,
+        engine_option,
+        json_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def check_request(values: Values, *, needs_documents: bool) -> None:
+    """Raises InputError for what is wrong whatever the model: before minutes go into loading it."""
+    methods: tuple[str, ...] = values["methods"]
+    if needs_documents:
+        texts, dataset = values["texts"], values["dataset"]
+        if bool(texts) == (dataset is not None):
+            rule = "give documents with either --text or --data"
+            raise InputError("--text", " ".join(texts) or "(nothing)", rule)
+        if dataset is not None and values["add_bos"]:
+            rule = "a dataset's tokens are what they are; use it with --text"
+            raise InputError("--add-bos", dataset, rule)
+    if len(set(methods)) < len(methods):
+        raise InputError("--method", " ".join(methods), "a method is given twice")
+
+
+@contextmanager
+def loaded_model(values: Values) -> Iterator[tuple[Runtime, LoadedModel]]:
+    """Starts the runtime and loads the model into it."""
+    import torch
+
+    from checkpoints_tools.load_any import load_model
+    from megatron_longrope.model.engine.settings import BackendSettings
+    from megatron_longrope.runtime import start_runtime
+
+    with start_runtime(layout_of(values)) as runtime:
+        yield (
+            runtime,
+            load_model(
+                values["model_path"],
+                runtime,
+                dtype=getattr(torch, values["dtype"]),
+                angle_precision=values["angle_precision"],
+                backend=BackendSettings(engine=values["engine"]),
+            ),
+        )
+
+
+def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
+    """Returns the model's tokenizer; raises InputError where it has none."""
+    from megatron_longrope.data import load_tokenizer
+
+    if loaded.tokenizer_file is None:
+        raise InputError("--model", loaded.name, "it has no tokenizer.json to encode text with")
+    return load_tokenizer(loaded.tokenizer_file)
+
+
+def bos_prefix(tokenizer: TextTokenizer, add_bos: bool) -> list[int]:
+    """Returns what a document of this tokenizer begins with: its BOS, or nothing."""
+    return [
+        token for token in tokenizer.encode_document("", add_bos)[:1] if token == tokenizer.bos_id
+    ]
+
+
+def read_texts(paths: Sequence[str]) -> list[TextDocument]:
+    """Returns the text files as documents; raises InputError for one that is not there."""
+    from data_prep.readers import read_text_files
+
+    return list(read_text_files(tuple(paths)))
+
+
+def encoded_documents(
+    loaded: LoadedModel, texts: Sequence[TextDocument], dataset: str | None, add_bos: bool
+) -> list[EvaluationDocument]:
+    """Returns the documents of a dataset, or the texts as the model's tokenizer encodes them."""
+    from megatron_longrope.evaluation import EvaluationDocument
+
+    if dataset is not None:
+        from megatron_longrope.data import PackedDataset
+
+        sha256 = tokenizer_of(loaded).identity.sha256 if loaded.tokenizer_file else None
+        data = PackedDataset(
+            dataset, vocab_size=loaded.model.shape.vocab_size, tokenizer_sha256=sha256
+        )
+        return [
+            EvaluationDocument(name, data.document(i)) for i, name in enumerate(data.document_names)
+        ]
+    encoded = tokenizer_of(loaded).encode_documents([text.text for text in texts], add_bos)
+    return [
+        EvaluationDocument(text.name, tokens) for text, tokens in zip(texts, encoded, strict=True)
+    ]
+
+
+def factor_sets(
+    loaded: LoadedModel, contexts: Mapping[int, int], values: Values
+) -> list[tuple[str, int, FactorSet]]:
+    """Returns (method, length, factors) of every run; `contexts` says how many tokens a pass sees
+    at each length."""
+    from megatron_longrope.rope import method_from_text
+
+    geometry = loaded.model.geometry
+    if values["original_window"] is not None:
+        geometry = geometry.model_copy(update={"original_length": values["original_window"]})
+    own, target = loaded.model.factor_set, values["target"]
+    return [
+        (
+            method,
+            length,
+            own if method == AS_IT_IS else method_from_text(method, geometry, context, target),
+        )
+        for method in values["methods"]
+        for length, context in contexts.items()
+    ]

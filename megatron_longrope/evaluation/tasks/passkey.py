@@ -1,0 +1,107 @@
+"""Passkey retrieval: a number said once in filler text, asked for at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field, PositiveInt
+
+from megatron_longrope.artifacts.results import EvaluationRows
+from megatron_longrope.artifacts.rows import RetrievalRow
+from megatron_longrope.artifacts.summaries import Check
+from megatron_longrope.config import format_length
+from megatron_longrope.evaluation.tasks.base import TASKS
+from megatron_longrope.evaluation.tasks.retrieval import RetrievalSettings, RetrievalTask
+
+if TYPE_CHECKING:
+    from megatron_longrope.data import PasskeyDocument
+    from megatron_longrope.data.passkey import Encoder
+
+INSIDE, BEYOND, EXTENDED = 0.95, 0.10, 0.90
+"""Shares of keys: bounds for the base inside and beyond its window, and for the extended model."""
+_DEPTH_DIGITS = 6
+
+
+def _none_twice(depths: tuple[float, ...]) -> tuple[float, ...]:
+    rounded = tuple(round(depth, _DEPTH_DIGITS) for depth in depths)
+    if len(set(rounded)) < len(rounded):
+        raise ValueError("numbers between 0 and 1, none of them twice")
+    return rounded
+
+
+class PasskeySettings(RetrievalSettings):
+    """Where the key is hidden, and how long it is."""
+
+    depths: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1)], ...],
+        Field(min_length=1),
+        AfterValidator(_none_twice),
+    ] = Field(default=(0.0, 0.25, 0.5, 0.75, 1.0), description="0 first … 1 last.")
+    key_digits: PositiveInt = Field(default=5, description="Digits of the key.")
+
+
+class Passkey(RetrievalTask[PasskeySettings]):
+    """Count how often a key hidden in filler text is named at the end, digit by digit."""
+
+    name = "passkey"
+    title = "Passkey retrieval"
+    settings_kind = PasskeySettings
+
+    def depths(self, settings: PasskeySettings) -> Sequence[float]:
+        """Returns the depths of the settings."""
+        return settings.depths
+
+    def document(
+        self,
+        tokenizer: Encoder,
+        length: int,
+        depth: float | None,
+        seed: int,
+        settings: PasskeySettings,
+        prefix: Sequence[int],
+    ) -> PasskeyDocument:
+        """Returns filler of the classic sentences with the key at `depth`."""
+        from megatron_longrope.data import passkey_document
+
+        assert depth is not None
+        digits = settings.key_digits
+        return passkey_document(tokenizer, length, depth, seed, key_digits=digits, prefix=prefix)
+
+    def checks(self, rows: EvaluationRows, window: int) -> list[Check]:
+        """Returns what the base finds inside and beyond its window, and the extended model at every
+        length."""
+        own = [row for row in rows.retrieval if row.task == self.name]
+        base = _accuracies(row for row in own if row.model == "base")
+        extended = _accuracies(row for row in own if row.model == "extended")
+        inside = [share for length, share in base.items() if length <= window]
+        beyond = [share for length, share in base.items() if length >= 2 * window]
+        checks = []
+        if inside:
+            text, found = "passkeys found by the base inside its window", min(inside)
+            checks.append(
+                Check.of("base-passkeys-inside", text, found, INSIDE, met=found >= INSIDE)
+            )
+        if beyond:
+            text, found = "passkeys found by the base from twice its window on", max(beyond)
+            checks.append(
+                Check.of("base-passkeys-beyond", text, found, BEYOND, met=found <= BEYOND)
+            )
+        if extended:
+            worst = min(extended, key=lambda length: extended[length])
+            text = f"passkeys found by the extended model, worst length ({format_length(worst)})"
+            found = extended[worst]
+            checks.append(Check.of("passkeys", text, found, EXTENDED, met=found >= EXTENDED))
+        return checks
+
+
+def _accuracies(rows: Iterable[RetrievalRow]) -> dict[int, float]:
+    """Share of keys found per length, over all depths."""
+    found: dict[int, tuple[int, int]] = {}
+    for row in rows:
+        correct, trials = found.get(row.length, (0, 0))
+        found[row.length] = (correct + row.correct, trials + row.trials)
+    return {length: correct / trials for length, (correct, trials) in found.items()}
+
+
+TASKS.register(Passkey.name, Passkey())

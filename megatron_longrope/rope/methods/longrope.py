@@ -1,0 +1,131 @@
+"""LongRoPE factors as a method: one searched list inside the window, one beyond it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from megatron_longrope.artifacts.factors import (
+    MAX_ATTENTION_FACTOR,
+    FactorRange,
+    FactorSet,
+    RopeFactors,
+)
+from megatron_longrope.artifacts.geometry import RopeGeometry
+from megatron_longrope.config import build_config
+from megatron_longrope.errors import InputError
+from megatron_longrope.rope.hf_reading import HfReading, HfRopeType
+from megatron_longrope.rope.hf_settings import ORIGINAL_KEY
+from megatron_longrope.rope.methods.base import METHODS, RopeMethod
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_LISTS = frozenset({"short_factor", "long_factor"})
+_MSCALES = frozenset({"short_mscale", "long_mscale"})
+
+
+class LongRope(RopeMethod):
+    """λ = `short` for inputs up to the original length L and `long` beyond (arXiv 2402.13753;
+    transformers' `longrope`).
+
+    `attention_factor` None: √(1 + ln s / ln L), used for short inputs too.
+    """
+
+    name: ClassVar[str] = "longrope"
+    is_closed_form: ClassVar[bool] = False
+    hf: ClassVar[HfRopeType | None] = HfRopeType(
+        "longrope",
+        keys=_LISTS | _MSCALES | {"factor", "attention_factor", ORIGINAL_KEY},
+        required=_LISTS,
+    )
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    scale: float = Field(ge=1)
+    attention_factor: float | None = Field(default=None, gt=0, le=MAX_ATTENTION_FACTOR)
+
+    @classmethod
+    def from_hf(cls, reading: HfReading) -> Self:
+        """Returns the lists of a HF config; raises InputError for lists that do not fit the model
+        and where transformers 4 and 5 would turn differently."""
+        for key in sorted(_LISTS, reverse=True):
+            _check_list(key, reading)
+        attention_factor = reading.parameters.get("attention_factor")
+        _check_mscales(reading, attention_factor)
+        factor, ratio = reading.factor, reading.length_ratio
+        if factor is not None and attention_factor is None and abs(factor - ratio) > 1e-6 * ratio:
+            rule = (
+                f"max_position_embeddings/{ORIGINAL_KEY} is {ratio:g}, and transformers 4 and 5 "
+                "disagree which one counts"
+            )
+            raise InputError("factor", factor, f"{rule}: write attention_factor into the config")
+        values = {
+            "short": reading.parameters["short_factor"],
+            "long": reading.parameters["long_factor"],
+            "scale": ratio if ratio > 1 else (factor or 1.0),
+            "attention_factor": attention_factor,
+        }
+        return build_config(cls, values, "the HF config's longrope")
+
+    def to_hf(self, geometry: RopeGeometry) -> dict[str, Any]:
+        """Returns both lists with everything either generation of transformers reads."""
+        return {
+            "rope_type": "longrope",
+            "short_factor": list(self.short),
+            "long_factor": list(self.long),
+            ORIGINAL_KEY: geometry.original_length,
+            "attention_factor": self._resolved_attention_factor(geometry),
+            "factor": self.scale,
+        }
+
+    def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
+        """Returns the factors for `length` tokens; None: for the target length."""
+        window = geometry.original_length
+        is_short = length is not None and length <= window
+        return self._factors(
+            geometry,
+            self.short if is_short else self.long,
+            window if is_short else round(self.scale * window),
+            attention_factor=self._resolved_attention_factor(geometry),
+        )
+
+    def factor_set(self, geometry: RopeGeometry, length: int | None = None) -> FactorSet:
+        """Returns both lists with the window between them."""
+        window = geometry.original_length
+        short = FactorRange(up_to=window, factors=self.factors(geometry, window))
+        return FactorSet(ranges=(short, FactorRange(up_to=None, factors=self.factors(geometry))))
+
+    def _resolved_attention_factor(self, geometry: RopeGeometry) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return longrope_attention_factor(self.scale, geometry.original_length)
+
+
+def longrope_attention_factor(scale: float, original_length: int) -> float:
+    """Returns Microsoft's √(1 + ln s / ln L); 1 without extension."""
+    return 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original_length))
+
+
+def _check_mscales(reading: HfReading, attention_factor: object) -> None:
+    """Raises InputError where vLLM's own keys would give another attention factor."""
+    for key in sorted(_MSCALES & reading.parameters.keys(), reverse=True):
+        if reading.parameters[key] != attention_factor:
+            rule = f"vLLM's word for attention_factor, which is {attention_factor}"
+            raise InputError(key, reading.parameters[key], rule)
+
+
+def _check_list(key: str, reading: HfReading) -> None:
+    values, pairs = reading.parameters[key], reading.geometry.num_pairs
+    is_list = isinstance(values, list | tuple) and not any(
+        isinstance(value, str | bool) for value in values
+    )
+    if not is_list or len(values) != pairs:
+        raise InputError(
+            key, values, f"head_dim {reading.geometry.head_dim} needs a list of {pairs} numbers"
+        )
+
+
+METHODS.register(LongRope.name, LongRope)
