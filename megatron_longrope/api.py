@@ -13,6 +13,8 @@ from megatron_longrope.pipeline.result import RunResult
 from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.runtime import start_runtime
 
+__all__ = ["Progress", "RunResult", "extend_context"]
+
 
 def extend_context(
     model: str | Path,
