@@ -1,4 +1,4 @@
-"""One call that does the whole: model, documents and target length in, run result out."""
+"""One call that extends a model: model, documents and target length in, the run's result out."""
 
 from __future__ import annotations
 
@@ -29,16 +29,24 @@ def extend_context(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Extends `model` (an HF folder) to `target_length` tokens (131072, "128k") and returns where
-    everything is.
+    """Extends `model` to `target_length` tokens and returns where everything is.
 
-    `documents` are text files: the first long ones are kept for search and evaluation, the others
-    are trained on. `recipe` gives the rest, a shipped name or a YAML file. The shipped `extend` is
-    fitted to the model's window: it fine-tunes at a quarter of the target (at twice the window at
-    least), searches beyond without training, and recovers the window. Of any other recipe the last
-    step gets `target_length`. `settings` are dotted overrides, such as
-    {"extension.0.fine_tune.training.steps": 200}. Interrupted, the same call goes on. Raises
-    InputError for bad input.
+    The shipped recipe `extend` is fitted to the model's window: it searches factors for a quarter
+    of the target (at least twice the window) and fine-tunes there, searches again for the target
+    without training, and recovers the window. In any other recipe the last extension step gets
+    `target_length`. After an interruption the same call goes on where it stopped. Raises InputError
+    for bad input.
+
+    Args:
+        model: Folder of a Hugging Face checkpoint.
+        documents: Text files. The first long ones are kept for search and evaluation, the model is
+            trained on the others.
+        target_length: Context length in tokens, such as 131072 or "128k".
+        run_dir: Folder of the run, which is created where it is missing.
+        recipe: Name of a shipped recipe or path of a YAML file, for everything not given here.
+        settings: Overrides of the recipe by dotted keys, such as
+            {"extension.0.fine_tune.training.steps": 200}.
+        progress: Callbacks that are told how far the run is.
     """
     path = recipe_path(str(recipe))
     values = apply_overrides(read_yaml(path), [])
@@ -59,8 +67,11 @@ def extend_context(
 
 
 def _fit(values: dict[str, Any], window: int, target: int) -> None:
-    """Puts the lengths of a fine-tuned step, a second interpolation and a recovery where window and
-    target are."""
+    """Sets the lengths of the recipe `extend` from window and target, in place.
+
+    The recipe has a fine-tuned step, a second search without training, and a recovery. The second
+    one is dropped where the fine-tuned step reaches the target.
+    """
     tuned = min(target, max(2 * window, target // 4))
     first, second = values["extension"]
     first["length"] = first["fine_tune"]["data"]["sequence_length"] = tuned
@@ -72,6 +83,7 @@ def _fit(values: dict[str, Any], window: int, target: int) -> None:
 
 
 def _set(values: Any, keys: Sequence[str], value: Any) -> None:
+    """Sets the value at a path of keys, numbers for entries of lists, making missing groups."""
     for key in keys[:-1]:
         values = values[int(key)] if isinstance(values, list) else values.setdefault(key, {})
     last = keys[-1]

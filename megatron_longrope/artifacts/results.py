@@ -1,5 +1,4 @@
-"""Result files of evaluations: written atomically, read strictly, added up before anything is
-divided."""
+"""The result files of evaluations, and perplexities over the rows in them."""
 
 from __future__ import annotations
 
@@ -15,21 +14,26 @@ from megatron_longrope.errors import InputError
 
 
 class Row(Protocol):
-    """Anything that can be written as one row."""
+    """A measurement that can be written as one row."""
 
-    def to_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as JSON values."""
 
 
 def write_rows(path: Path, rows: Iterable[Row | Mapping[str, Any]], **more: Any) -> None:
-    """Writes {"rows": […], **more} to `path`, atomically; numbers that are not finite become
-    null."""
+    """Writes {"rows": […], **more} to `path`, whole or not at all.
+
+    Numbers that are not finite become null.
+    """
     plain = [dict(row) if isinstance(row, Mapping) else row.to_json() for row in rows]
     write_json_file(path, {"rows": plain, **more})
 
 
 def read_rows(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Returns the rows in `path`; raises InputError where it is no such file or a row lacks a
-    `required` key."""
+    """Returns the rows in `path`.
+
+    Raises InputError where it is no such file, and where a row lacks a `required` key.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -50,11 +54,18 @@ def aggregate(
     *,
     last_quarter: bool = False,
 ) -> dict[tuple[Any, ...], float]:
-    """Returns perplexity exp(Σ nll / Σ tokens) over all documents per value of `by`, in order of
-    appearance.
+    """Returns the perplexity exp(Σ nll / Σ tokens) of each group of rows, in order of appearance.
 
-    `last_quarter` takes the sums over the last quarter of the context. A sum that is not a number
-    (null) gives NaN.
+    Rows with the same values of the keys `by` form a group, over whose documents both sums are
+    taken before they are divided. `last_quarter` takes the predictions in the last quarter of the
+    context alone. A null sum, which was not finite, makes the perplexity NaN.
+
+    >>> rows = [
+    ...     {"method": "yarn", "length": 128, "nll_sum": 200.0, "tokens": 100},
+    ...     {"method": "yarn", "length": 128, "nll_sum": 10.0, "tokens": 5},
+    ... ]
+    >>> aggregate(rows)
+    {('yarn', 128): 7.38905609893065}
     """
     prefix = "last_quarter_" if last_quarter else ""
     sums: dict[tuple[Any, ...], list[float]] = {}

@@ -1,4 +1,4 @@
-"""The rows that evaluations write: what each number is, and how it looks in JSON."""
+"""The rows that evaluations write: their numbers, and their form in JSON."""
 
 from __future__ import annotations
 
@@ -9,32 +9,39 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EvaluationLabels:
-    """Whose numbers these are: the model, the scaling method, and whether its temperature is its
-    own or searched."""
+    """The model and the scaling method that a row was measured with."""
 
     model: str
     method: str
     temperature: str = "own"
+    """Which attention factor the method had: its "own" or the "searched" one."""
 
 
 @dataclass(frozen=True)
 class PerplexityRow:
-    """One document under one method at one length: sums in nats over `tokens` predictions, and the
-    last quarter's."""
+    """The loss of one document under one method at one context length."""
 
     labels: EvaluationLabels
     length: int
+    """Context length in tokens."""
     document: str
+    """Name of the document."""
     tokens: int
+    """Number of predicted tokens."""
     nll_sum: float
+    """Sum of their negative log-likelihoods, in nats."""
     last_quarter_tokens: int
+    """Number of predicted tokens in the last quarter of the context."""
     last_quarter_nll_sum: float
+    """Sum of the negative log-likelihoods of these tokens, in nats."""
     window: int | None = None
+    """Size of the sliding window in tokens; None for the first-token protocol."""
     stride: int | None = None
+    """Tokens between the starts of two windows."""
 
     @property
     def perplexity(self) -> float:
-        """exp(Σ nll / Σ tokens)."""
+        """Perplexity of the document, exp(nll_sum / tokens)."""
         return perplexity_of(self.nll_sum, self.tokens)
 
     @property
@@ -43,7 +50,7 @@ class PerplexityRow:
         return perplexity_of(self.last_quarter_nll_sum, self.last_quarter_tokens)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as plain values; `protocol` is "first-token" or "sliding"."""
+        """Returns the row as JSON values; `protocol` is "first-token" or "sliding"."""
         return {
             "model": self.labels.model,
             "method": self.labels.method,
@@ -64,18 +71,20 @@ class PerplexityRow:
 
 @dataclass(frozen=True)
 class PositionRow:
-    """All documents' predictions of the tokens at positions [bucket_start, bucket_end) of a context
-    of `length`."""
+    """The loss of all documents at positions bucket_start ≤ n < bucket_end of the context."""
 
     labels: EvaluationLabels
     length: int
+    """Context length in tokens."""
     bucket_start: int
     bucket_end: int
     tokens: int
+    """Number of predicted tokens at these positions."""
     nll_sum: float
+    """Sum of their negative log-likelihoods, in nats."""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as plain values."""
+        """Returns the row as JSON values."""
         return {
             "model": self.labels.model,
             "method": self.labels.method,
@@ -91,17 +100,20 @@ class PositionRow:
 
 @dataclass(frozen=True)
 class PasskeyRow:
-    """Exact matches among `trials` documents of one length with the key at one depth (0 first, 1
-    last)."""
+    """The number of passkeys answered exactly, at one context length and depth."""
 
     labels: EvaluationLabels
     length: int
+    """Context length in tokens."""
     depth: float
+    """Place of the passkey in the document, from 0 at its start to 1 at its end."""
     trials: int
+    """Number of documents."""
     correct: int
+    """Number of documents whose passkey was answered exactly."""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as plain values; `accuracy` is correct / trials."""
+        """Returns the row as JSON values; `accuracy` is correct / trials."""
         return {
             "model": self.labels.model,
             "method": self.labels.method,
@@ -114,8 +126,7 @@ class PasskeyRow:
 
 
 def perplexity_of(nll_sum: float, tokens: int) -> float:
-    """Returns exp(nll_sum / tokens); infinite where that leaves the range of a float, NaN for a NaN
-    sum."""
+    """Returns exp(nll_sum / tokens); infinite beyond the range of a float, NaN for a NaN sum."""
     try:
         return math.exp(nll_sum / tokens)
     except OverflowError:

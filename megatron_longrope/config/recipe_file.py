@@ -1,4 +1,4 @@
-"""YAML 1.2 recipes and dotted overrides, read into plain dictionaries."""
+"""Recipes: YAML 1.2 files and dotted overrides, as plain dictionaries."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from megatron_longrope.errors import InputError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML 1.2 file (`2e-5` is a number, `off` a word)."""
+    """Returns the mapping in a YAML 1.2 file; raises InputError where it is none.
+
+    Unlike in YAML 1.1, `2e-5` is a number and `off` a word.
+    """
     if not path.is_file():
         raise InputError("recipe", path, "no such file")
     return parse_yaml(path.read_text(encoding="utf-8"), str(path))
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Returns the mapping in YAML `text`; `source` names it in errors."""
+    """Returns the mapping in YAML `text`; raises InputError that names `source`."""
     try:
         values = _yaml().load(text)
     except MarkedYAMLError as error:
@@ -40,9 +43,13 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns `values` with every `key.sub=value` of `overrides` set; values are read as YAML.
+    """Returns a copy of `values` with every `key.sub=value` of `overrides` set.
 
-    An entry of a list goes by its number, from 0 on: `extension.0.length=4k`.
+    The values are read as YAML. Entries of lists are named by their numbers, from 0 on. Raises
+    InputError for an override that is not of this form or leads through a value.
+
+    >>> apply_overrides({"extension": [{"length": "2k"}]}, ["extension.0.length=4k", "seed=3"])
+    {'extension': [{'length': '4k'}], 'seed': 3}
     """
     result = copy.deepcopy(dict(values))
     for override in overrides:
@@ -61,12 +68,13 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def write_yaml(values: Mapping[str, Any], path: Path) -> None:
-    """Writes `values` as YAML 1.2, whole or not at all."""
+    """Writes `values` to `path` as YAML 1.2, whole or not at all."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         _yaml().dump(dict(values), stream)
 
 
 def _scalar(text: str, override: str) -> Any:
+    """Returns the value of an override; raises InputError where it is not valid YAML."""
     try:
         return _yaml().load(text)
     except YAMLError as error:
@@ -76,18 +84,18 @@ def _scalar(text: str, override: str) -> Any:
 def _group(
     place: dict[str, Any] | list[Any], key: str, override: str
 ) -> dict[str, Any] | list[Any]:
-    """The group of keys or the list at `key`, made where a mapping has none yet."""
-    inner = (
-        place[_index(place, key, override)]
-        if isinstance(place, list)
-        else place.setdefault(key, {})
-    )
+    """Returns the group of keys or the list at `key`, made where a mapping has none yet."""
+    if isinstance(place, list):
+        inner = place[_index(place, key, override)]
+    else:
+        inner = place.setdefault(key, {})
     if not isinstance(inner, dict | list):
         raise InputError("--set", override, f"{key} is a value, not a group of keys")
     return inner
 
 
 def _index(place: list[Any], key: str, override: str) -> int:
+    """Returns the number of an entry of a list; raises InputError where it is none."""
     if not (key.isdecimal() and int(key) < len(place)):
         raise InputError(
             "--set", override, f"{key} is not one of the list's entries, 0 to {len(place) - 1}"
@@ -96,6 +104,7 @@ def _index(place: list[Any], key: str, override: str) -> int:
 
 
 def _yaml() -> YAML:
+    """Returns a reader and writer of YAML 1.2; ruamel.yaml's other one, in C, reads YAML 1.1."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     return yaml
