@@ -194,7 +194,7 @@ class Descent:
         assert evaluation.gradient is not None
         rescale = np.exp(self._logs())
         shaped = self.space.shape(np.clip(rescale, self._lower, self._upper))
-        # ∂loss/∂log λ_i = λ_i · ∂loss/∂λ_i, then summed up over pairs that depend on others
+        # ∂loss/∂log λ_i = λ_i · ∂loss/∂λ_i; pull_back adds the share of pairs that follow another
         by_log = self.space.pull_back(evaluation.gradient.rescale * shaped)
         above, below = rescale > self._upper, rescale < self._lower
         outward = (above & (by_log < 0)) | (below & (by_log > 0))  # a descent step goes against it

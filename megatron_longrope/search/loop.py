@@ -63,10 +63,9 @@ def run_search(
 
     The evaluations in `journal` are told to the searcher, not made again: this is how an
     interrupted search goes on. Then `objective` evaluates what is left of each round, and each
-    evaluation is written down and told as it comes. The best candidate is deterministic: wherever a
-    search is interrupted, it proposes the same candidates afterwards. Raises InputError where the
-    journal holds other candidates than the searcher proposes, LongRopeError where nothing usable
-    was found.
+    evaluation is written down and told as it comes. The result does not depend on interruptions: a
+    resumed search proposes the same candidates. Raises InputError where the journal holds other
+    candidates than the searcher proposes, LongRopeError where nothing usable was found.
 
     Args:
         searcher: A searcher that has not been asked yet.

@@ -110,8 +110,8 @@ class Ramp:
     def _place_of(self, start: Candidate) -> Place | None:
         """Returns the place of the ramp that `start` is or resembles; None where λ does not rise.
 
-        The pairs at which a quarter and three quarters of the rise are done are half the ramp
-        apart, whatever its ends look like: they lie a quarter of it further out on either side.
+        The pairs at which a quarter and three quarters of the rise are done are half a ramp apart,
+        so the ends of the ramp lie a quarter of it beyond them on either side.
         """
         if self._rise <= 1 + _SLIGHTEST:
             return None

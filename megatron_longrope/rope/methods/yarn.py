@@ -77,8 +77,9 @@ class Yarn(RopeMethod):
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns 1/λ_i = (1 − r_i) + r_i/s with the ramp r, whatever the length."""
         low, high = self._correction_range(geometry)
-        # r_i: 0 for pairs up to `low`, 1 from `high` on, linear in i between. The paper's ramp γ is
-        # linear in the number of turns instead; this is its authors' code, and transformers'.
+        # r_i: 0 for pairs up to `low`, 1 from `high` on, linear in i between. The paper's ramp
+        # (section 3.2), γ = 1 − r, is linear in the number of turns; its authors' code and
+        # transformers make it linear in i.
         ramp = (min(max((i - low) / (high - low), 0.0), 1.0) for i in range(geometry.num_pairs))
         return self._factors(
             geometry,

@@ -1,8 +1,8 @@
 """The default searcher: the best place of the ramp, then a gradient descent on λ and t from there.
 
-Both look for different things. The ramp makes large moves that a gradient does not see over the
-ripples between them; the descent then moves each pair on its own. n̂ follows where it is searched,
-and mutants on the grid where they are asked for.
+The ramp makes large moves, over ripples of the loss in which a gradient descent would stop; the
+descent then moves each pair on its own. Other values of n̂ follow where it is searched, and mutants
+on the grid where the settings ask for them.
 """
 
 from __future__ import annotations
