@@ -1,7 +1,11 @@
-"""LongRoPE context extension on megatron-core.
+"""LongRoPE context extension of language models, on megatron-core.
 
 from megatron_longrope import extend_context
-result = extend_context("path/to/hf-model", documents=["a.txt", "b.txt", …], target_length="32k")
+
+result = extend_context(
+    "path/to/hf-model", ["a.txt", "b.txt", "c.txt"], target_length="32k", run_dir="runs/32k"
+)
+print(result.checkpoint)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One call that does the whole: model, documents and target length in, run result out."""
+"""One call that extends a model: model, documents and target length in, the run's result out."""
 
 from __future__ import annotations
 

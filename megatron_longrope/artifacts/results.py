@@ -1,5 +1,4 @@
-"""Result files of evaluations: written atomically, read strictly, added up before anything is
-divided."""
+"""The result files of evaluations, and perplexities over the rows in them."""
 
 from __future__ import annotations
 
