@@ -23,6 +23,7 @@ class WriteMetrics:
         self.file = file
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Writes one row of metrics."""
         if self.file is not None:
             self.file.write(
                 MetricsRow(
@@ -45,6 +46,7 @@ class ReportProgress:
         self._tokens, self._seconds = 0, 0.0
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Shows loss, rate and speed since the last time, where it is time to."""
         self._tokens += report.tokens
         self._seconds += report.seconds
         if report.step % trainer.config.log_every and report.step != trainer.config.steps:
@@ -62,6 +64,7 @@ class SaveCheckpoints:
         self.save = save
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Saves where it is time to."""
         if (
             report.step % trainer.config.checkpoint_every == 0
             or report.step == trainer.config.steps
@@ -106,6 +109,7 @@ class StopOnSignal:
         self._asked = number
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Saves and raises InterruptedRunError where any rank got a signal."""
         # Asked on every rank after every step, or a rank would save while others wait in a step.
         if not any(trainer.model.runtime.gather(self._asked is not None)):
             return

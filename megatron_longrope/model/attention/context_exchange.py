@@ -103,8 +103,8 @@ class _Ring:
     travel and may be overwritten, a single one beside them is enough.
 
     In the backward pass the gradients of rank s's K/V follow the K/V on the same way, one step
-    behind. When rank r passes them on after its step, they are the sum over ranks s, s + 1, … r.
-    After n steps they hold every rank's part and arrive at s, where they belong.
+    behind. When rank r passes them on, they are the sum of the parts of ranks s, s + 1, … r (mod
+    n). After n steps they hold every rank's part and arrive at s, where they belong.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:

@@ -174,7 +174,7 @@ def _forward(
         own, pieces, overwrite
     ):
         if source == rank:
-            # Always the first: it covers every query, so later blocks have something to merge into.
+            # Always the first, and it covers every query: later blocks are merged into it.
             out, sums = _own_blocks(kernel, query, lent, call)
             continue
         assert out is not None

@@ -1,6 +1,6 @@
 """Cross-entropy per token over a vocabulary-parallel output layer, without whole logits.
 
-At 256k tokens and a vocabulary of 128k, logits in float32 are 134 GB. Here they exist one block at
+At 262144 tokens and a vocabulary of 128256, float32 logits are 134 GB. Here they exist one block at
 a time: some tokens × some vocabulary rows of this rank. With hidden state h, output rows w_v and
 label y, logits are z_v = h·w_v, and a token's loss is
 
