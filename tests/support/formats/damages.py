@@ -121,7 +121,7 @@ def _shard(folder: Path, number: int) -> Path:
 
 
 def hf_damages() -> dict[str, Damage]:
-    """Returns damages, by name, to a sharded float32 folder of tests.support.hf_folders.SHAPE."""
+    """Returns damages, by name, to a sharded float32 folder of `hf_folders.SHAPE`."""
     some: dict[str, Damage] = {
         "no config": lambda d: (d / "config.json").unlink(),
         "half a config": lambda d: _cut(d / "config.json", 0.5),
@@ -294,7 +294,7 @@ def _fill(file: Path, byte: bytes) -> None:
 
 
 def megatron_damages() -> dict[str, Damage]:
-    """Returns damages, by name, to an imported checkpoint of tests.support.hf_folders.SHAPE."""
+    """Returns damages, by name, to an imported checkpoint of `hf_folders.SHAPE`."""
     some: dict[str, Damage] = {
         "a tensor less": lambda d: edit_metadata(d, lambda m: m.state_dict_metadata.pop(_FC2)),
         "a tensor more": lambda d: edit_metadata(

@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
 
 from megatron_longrope.model import ModelShape
-from tests.support.hf_folders import random_weights
+from tests.support.formats.hf_folders import random_weights
 
 SHAPE = ModelShape(
     num_layers=2,
