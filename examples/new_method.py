@@ -33,7 +33,7 @@ class Step(RopeMethod):
         pairs, window = range(geometry.num_pairs), geometry.original_length
         angles = [window * geometry.base ** (-2 * i / geometry.head_dim) for i in pairs]
         rescale = tuple(1.0 if a >= 2 * math.pi * self.turns else self.scale for a in angles)
-        return self._factors(geometry, rescale, round(self.scale * window))
+        return self.make_factors(geometry, rescale, round(self.scale * window))
 
 
 METHODS.register(Step.name, Step)  # now it serves wherever a method is named

@@ -108,7 +108,7 @@ class RopeMethod(StrictConfig, ABC):
             settings[ORIGINAL_KEY] = geometry.original_length
         return {"rope_type": self.hf.name, **settings}
 
-    def _factors(
+    def make_factors(
         self,
         geometry: RopeGeometry,
         rescale: tuple[float, ...],

@@ -51,7 +51,7 @@ class Cope(RopeMethod):
         # the published taper w_j; max(…, 1) because m = 1 would divide by 0
         shares = (0.5 * (1 + math.cos(math.pi * j / max(clipped - 1, 1))) for j in range(clipped))
         tapered = (1 / max(share, 1 / self.ceiling) for share in shares)
-        return self._factors(
+        return self.make_factors(
             geometry,
             ((1.0,) * (geometry.num_pairs - clipped) + tuple(tapered)),
             max(geometry.original_length, length or 0),

@@ -50,7 +50,7 @@ class DynamicNtk(RopeMethod):
         else:
             # s = f·n/L − (f − 1), in the order of transformers
             rescale = ntk_rescale(geometry, self.factor * length / window - (self.factor - 1))
-        return self._factors(
+        return self.make_factors(
             geometry,
             rescale,
             length,

@@ -47,7 +47,7 @@ class Llama3(RopeMethod):
 
         k rises from 0 to 1 between `low_freq_factor` and `high_freq_factor` turns in the window.
         """
-        return self._factors(
+        return self.make_factors(
             geometry,
             tuple(self._rescale(i, geometry) for i in range(geometry.num_pairs)),
             round(self.factor * geometry.original_length),

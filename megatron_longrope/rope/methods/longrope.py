@@ -88,7 +88,7 @@ class LongRope(RopeMethod):
         """Returns the factors for inputs of `length` tokens, by default of the target length."""
         window = geometry.original_length
         is_short = length is not None and length <= window
-        return self._factors(
+        return self.make_factors(
             geometry,
             self.short if is_short else self.long,
             window if is_short else round(self.scale * window),

@@ -20,7 +20,7 @@ class NoScaling(RopeMethod):
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns λ = 1 for every pair, whatever the length."""
-        return self._factors(geometry, (1.0,) * geometry.num_pairs, geometry.original_length)
+        return self.make_factors(geometry, (1.0,) * geometry.num_pairs, geometry.original_length)
 
 
 METHODS.register(NoScaling.name, NoScaling)

@@ -31,7 +31,7 @@ class NtkAware(RopeMethod):
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns λ_i = s^(2i/(d−2)), whatever the length."""
-        return self._factors(
+        return self.make_factors(
             geometry,
             ntk_rescale(geometry, self.scale),
             round(self.scale * geometry.original_length),

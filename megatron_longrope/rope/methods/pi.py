@@ -28,7 +28,7 @@ class PositionInterpolation(RopeMethod):
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns λ = s for every pair, whatever the length."""
-        return self._factors(
+        return self.make_factors(
             geometry,
             (float(self.scale),) * geometry.num_pairs,
             round(self.scale * geometry.original_length),

@@ -81,7 +81,7 @@ class Yarn(RopeMethod):
         # (section 3.2), γ = 1 − r, is linear in the number of turns; its authors' code and
         # transformers make it linear in i.
         ramp = (min(max((i - low) / (high - low), 0.0), 1.0) for i in range(geometry.num_pairs))
-        return self._factors(
+        return self.make_factors(
             geometry,
             # 1/((1−r) + r/s), in an order whose every step rounds without decreasing in r
             tuple(self.scale / (self.scale - r * (self.scale - 1.0)) for r in ramp),
