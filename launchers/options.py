@@ -100,7 +100,7 @@ def engine_option(command: CallableT) -> CallableT:
         "--engine",
         type=click.Choice(["auto", "transformer-engine", "flash-attn", "torch"]),
         default="auto",
-        help="Library that computes layers and attention; longrope doctor says which one auto is "
+        help="Library that computes layers and attention; longrope doctor says what auto is "
         "on this machine.",
     )(command)
 

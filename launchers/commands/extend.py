@@ -65,8 +65,9 @@ def command(
     The stages are: search factors, fine-tune under them, search further, recover short inputs,
     measure, export.
 
-    Give either RECIPE, a YAML file or the name of a shipped recipe (demo, progressive), or --model,
-    --text and --target: these fit the recipe `progressive` to the model's window.
+    Give either RECIPE, a YAML file or the name of a shipped recipe (demo, progressive,
+    smollm2-64k), or --model, --text and --target: these fit the recipe `progressive` to the model's
+    window.
 
     Everything is kept in the run directory. Stages that are done are skipped; interrupted, the same
     command goes on where it stopped. At the end the checks are printed, and where the report and

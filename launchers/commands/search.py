@@ -113,8 +113,8 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
     "--attention-factor",
     type=click.Choice(["searched", "fixed", "one"]),
     default="searched",
-    help="Attention factor t (cos and sin times t). searched: together with λ. fixed: "
-    "√(1 + ln s / ln L). one: 1.",
+    help="Attention factor t (cos and sin times t). searched: with λ, from 1 to 1.3 or more. "
+    "fixed: √(1 + ln s / ln L). one: 1.",
 )
 @click.option(
     "--start-tokens",
