@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launchers.extension import named_recipe
-from launchers.slurm import SlurmOptions, slurm_script
+from launchers.jobs.slurm import SlurmOptions, slurm_script
 from megatron_longrope.pipeline.extend import check_recipe
 from megatron_longrope.pipeline.stages.stage import Stage
 

@@ -44,7 +44,15 @@ class Check(FileRecord):
 
     @classmethod
     def of(cls, name: str, text: str, value: float, bound: float, *, met: bool) -> Check:
-        """Returns the check of two numbers, rounded to four decimals for a reader."""
+        """Returns the check of two numbers, rounded to four decimals for a reader.
+
+        Args:
+            name: What is checked, such as `last-quarter`.
+            text: The question, as the report shows it.
+            value: The value measured.
+            bound: The bound that a good extension meets.
+            met: Whether this extension meets it.
+        """
         shown = [round(number, 4) if math.isfinite(number) else None for number in (value, bound)]
         return cls(name=name, text=text, value=shown[0], bound=shown[1], met=met)
 

@@ -33,7 +33,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_longrope.model.attention.context_exchange import ExchangeKind, Pair, exchange_over
-from megatron_longrope.model.attention.context_runs import Run, Runs, cut_keys, cut_runs, runs_of
+from megatron_longrope.model.attention.context_runs import (
+    DocumentRun,
+    Runs,
+    cut_keys,
+    cut_runs,
+    runs_of,
+)
 from megatron_longrope.model.attention.kernels import BlockKernel, kernel_for, merge
 
 TILE_TOKENS = 1024
@@ -282,8 +288,8 @@ def _own_gradients(
 class _Tile(NamedTuple):
     """Some queries of one run, and the keys of the same documents on another rank."""
 
-    run: Run
-    keys: Run
+    run: DocumentRun
+    keys: DocumentRun
     """Where the same documents' keys lie in what the other rank sent."""
     documents: slice
     """Documents of the run."""
@@ -337,7 +343,9 @@ def _by_token(x: Tensor) -> Tensor:
     return x.transpose(0, 1)
 
 
-def _put(whole: Tensor | None, like: Tensor, run: Run, part: Tensor, dtype: torch.dtype) -> Tensor:
+def _put(
+    whole: Tensor | None, like: Tensor, run: DocumentRun, part: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Returns `whole` [tokens, heads, head_dim] with one run's result `part` put in its place.
 
     A run that covers all tokens becomes the whole itself, without a copy.

@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_longrope.model.attention.context_exchange import Pair
 
 
-class Run(NamedTuple):
+class DocumentRun(NamedTuple):
     """Neighbouring documents of equal length: they go through a kernel as one batch."""
 
     rows: slice
@@ -37,7 +37,7 @@ class Run(NamedTuple):
         return documents.transpose(1, 2)
 
 
-Runs = tuple[Run, ...]
+Runs = tuple[DocumentRun, ...]
 
 
 def runs_of(document_lengths: Sequence[int], size: int) -> Runs:
@@ -82,14 +82,16 @@ def cut_keys(own: Pair, runs: Runs, num_pieces: int) -> Iterator[Pair]:
         yield key, value
 
 
-def _parts(runs: Runs, piece: int, num_pieces: int) -> Iterator[tuple[Run, tuple[int, int]]]:
+def _parts(
+    runs: Runs, piece: int, num_pieces: int
+) -> Iterator[tuple[DocumentRun, tuple[int, int]]]:
     """Yields each run with the bounds, within each of its chunks, of what goes into the piece."""
     for run in runs:
         chunk = run.length // 2
         yield run, (chunk * piece // num_pieces, chunk * (piece + 1) // num_pieces)
 
 
-def _part(x: Tensor, run: Run, bounds: tuple[int, int]) -> Tensor:
+def _part(x: Tensor, run: DocumentRun, bounds: tuple[int, int]) -> Tensor:
     chunks: Tensor = x[:, run.rows].unflatten(1, (run.num_documents, 2, run.length // 2))
     return chunks[:, :, :, slice(*bounds)].flatten(1, 3)
 
@@ -97,6 +99,6 @@ def _part(x: Tensor, run: Run, bounds: tuple[int, int]) -> Tensor:
 def _lay_out(lengths_and_counts: Iterator[tuple[int, int]]) -> Runs:
     runs, start = [], 0
     for length, count in lengths_and_counts:
-        runs.append(Run(slice(start, start + length * count), length))
+        runs.append(DocumentRun(slice(start, start + length * count), length))
         start += length * count
     return tuple(runs)
