@@ -53,7 +53,7 @@ class NllTotal:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity exp(Σ nll / Σ tokens); infinite as soon as one of the sums was not a finite number."""
+        """Perplexity exp(Σ nll / Σ tokens), infinite as soon as one sum was not a finite number."""
         return perplexity_of(math.fsum(self.sums), self.tokens)
 
 
