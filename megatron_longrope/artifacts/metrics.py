@@ -21,9 +21,11 @@ from megatron_longrope.atomic import write_text_file
 
 class MetricsRow(FileRecord):
     """One optimizer step of one stage: `loss` in nats per token, `lr` the learning rate, `tokens`
-    trained on so far, `grad_norm` before clipping, `seconds` of this step.
+    trained on so far, `grad_norm` before clipping, `seconds` of this step, `skipped` how many steps
+    so far have left the weights as they were because a gradient was not finite (None: none has).
 
     The loss may be NaN, which the file says as NaN: a diverged run is reported, not hidden.
+    `grad_norm` is not finite in a skipped step.
     """
 
     stage: str
@@ -33,6 +35,7 @@ class MetricsRow(FileRecord):
     tokens: Count | None = None
     grad_norm: float | None = None
     seconds: float | None = None
+    skipped: Count | None = None
 
 
 class MetricsFile:

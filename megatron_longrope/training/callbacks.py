@@ -15,7 +15,7 @@ from megatron_longrope.training.trainer import StepReport, Trainer
 
 class WriteMetrics:
     """Writes every step's loss, rate, tokens, gradient norm and seconds to a metrics file, on the
-    main rank."""
+    main rank, and the number of skipped steps once there are any."""
 
     def __init__(self, file: MetricsFile | None) -> None:
         self.file = file
@@ -31,6 +31,7 @@ class WriteMetrics:
                     tokens=trainer.state.tokens,
                     grad_norm=report.gradient_norm,
                     seconds=report.seconds,
+                    skipped=report.skipped or None,
                 )
             )
 
@@ -49,6 +50,8 @@ class ReportProgress:
             return
         rate = self._tokens / self._seconds
         message = f"loss {report.loss:.4f}  lr {report.learning_rate:.2e}  {rate:,.0f} tokens/s"
+        if report.skipped:
+            message += f"  {report.skipped} without update: gradient not finite"
         self.show(report.step, trainer.config.steps, message)
         self._tokens, self._seconds = 0, 0.0
 

@@ -20,13 +20,18 @@ from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.forward import run_stage, share_of
 from megatron_longrope.model.schedule import run_schedule
 from megatron_longrope.training.config import TrainingConfig
-from megatron_longrope.training.optimizer import set_rates, wrap_for_training
+from megatron_longrope.training.optimizer import set_rates, update_weights, wrap_for_training
+
+MOST_SKIPPED_IN_A_ROW = 5
+"""Updates left out one after another, because a gradient was not finite, at which training
+stops."""
 
 
 @dataclass(frozen=True)
 class StepReport:
     """What one step did. `loss` is nats per predicted token over the global batch, before the
-    update."""
+    update; `skipped` counts the steps so far, this one included, whose update was left out because
+    a gradient was not finite, as the `gradient_norm` of such a step is not."""
 
     step: int
     loss: float
@@ -34,6 +39,7 @@ class StepReport:
     learning_rate: float
     tokens: int
     seconds: float
+    skipped: int = 0
 
 
 @dataclass
@@ -43,6 +49,10 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     batches: dict[str, Any] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
+    """Steps whose update was left out because a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """Of these the last ones, where no step since has updated the weights."""
 
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -53,6 +63,9 @@ class TrainState:
             int(state["tokens"]),
             dict(state["batches"]),
         )
+        # states saved before skipped steps were counted have none
+        self.skipped = int(state.get("skipped", 0))
+        self.skipped_in_a_row = int(state.get("skipped_in_a_row", 0))
 
 
 class Callback(Protocol):
@@ -95,8 +108,12 @@ class Trainer:
         return self.state
 
     def step(self) -> StepReport:
-        """One optimizer step over one global batch. Raises LongRopeError where the loss is not
-        finite."""
+        """One optimizer step over one global batch.
+
+        Where the loss is finite and a gradient is not, the update is left out and counted. Raises
+        LongRopeError where the loss is not finite, where no gradient reaches a weight, and where
+        `MOST_SKIPPED_IN_A_ROW` updates in a row were left out.
+        """
         started = time.perf_counter()
         number = self.state.step + 1
         self._seed(number)
@@ -109,11 +126,23 @@ class Trainer:
                 f"the loss of step {number} is {loss}: nothing was updated; the last checkpoint "
                 "is whole"
             )
-        _, gradient_norm, _ = self.optimizer.step()
-        self.state = TrainState(number, self.state.tokens + tokens, self.batches.state_dict())
-        return StepReport(
-            number, loss, float(gradient_norm or 0.0), rate, tokens, time.perf_counter() - started
+        norm = update_weights(self.optimizer)
+        if norm == 0:
+            raise LongRopeError(_no_gradient(number, tokens, self.config.trainable))
+        is_skipped = not math.isfinite(norm)
+        in_a_row = self.state.skipped_in_a_row + 1 if is_skipped else 0
+        if in_a_row == MOST_SKIPPED_IN_A_ROW:
+            raise LongRopeError(_no_finite_gradient(number, norm))
+        skipped = self.state.skipped + is_skipped
+        self.state = TrainState(
+            number,
+            self.state.tokens + tokens,
+            self.batches.state_dict(),
+            skipped,
+            in_a_row,
         )
+        seconds = time.perf_counter() - started
+        return StepReport(number, loss, norm, rate, tokens, seconds, skipped)
 
     def _forward_backward(self, micro_batches: Sequence[DocumentBatch]) -> tuple[float, int]:
         for chunk in self.chunks:
@@ -147,6 +176,12 @@ def _training_step(
 ) -> tuple[Tensor, Callable[..., Any]]:
     batch = share_of(model, next(batches))
     output = run_stage(model, stage, batch)
+    if not output.requires_grad:
+        # megatron-core's schedules would leave out the backward pass in silence
+        raise LongRopeError(
+            "the loss depends on no weight that is trained: set `trainable` to weights of the "
+            "layers, and freeze none of them by hand"
+        )
     mask = batch.loss_mask.to(output.device)
     return output, functools.partial(_summed_loss, mask)
 
@@ -156,3 +191,23 @@ def _summed_loss(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str
     nats = (losses * mask).sum()
     tokens = mask.sum()
     return nats, tokens.to(torch.int), {"sums": torch.stack([nats.detach(), tokens]).double()}
+
+
+def _no_gradient(step: int, tokens: int, trainable: str) -> str:
+    if tokens == 0:
+        return (
+            f"step {step} has no token to predict: its rows hold documents of a single token; "
+            "pack longer ones"
+        )
+    return (
+        f"the gradient of step {step} is exactly 0: the weights trained (trainable: {trainable}) "
+        "do not move the loss; train others, or check that the model's weights are loaded"
+    )
+
+
+def _no_finite_gradient(step: int, norm: float) -> str:
+    return (
+        f"the gradients of {MOST_SKIPPED_IN_A_ROW} steps up to step {step} are not finite (norm "
+        f"{norm}), their updates were left out: lower learning_rate, or train in float32; the last "
+        "checkpoint is whole"
+    )

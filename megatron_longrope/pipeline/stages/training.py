@@ -162,7 +162,7 @@ def train_model(
     merges the result with what it began with.
 
     Leaves `checkpoints/<name>` (weights without optimizer) and returns steps, tokens and the last
-    loss.
+    loss; also the number of skipped updates where there are any.
     """
     model.set_factors(factors)
     runtime = model.runtime
@@ -209,4 +209,5 @@ def train_model(
     if runtime.is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
     runtime.barrier()
-    return {"steps": state.step, "tokens": state.tokens}
+    skipped = {"skipped": state.skipped} if state.skipped else {}
+    return {"steps": state.step, "tokens": state.tokens, **skipped}
