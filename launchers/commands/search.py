@@ -124,6 +124,24 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of weights."
 )
+@click.option(
+    "--recompute",
+    type=click.Choice(["none", "selective", "full"]),
+    default="none",
+    help="Of gradients: compute attention (selective) or whole layers (full) again in the backward "
+    "pass instead of keeping what they made.",
+)
+@click.option(
+    "--offload",
+    is_flag=True,
+    help="Of --recompute full: keep each layer's input in host memory between the passes.",
+)
+@click.option(
+    "--angle-precision",
+    type=click.Choice(["float64", "hf"]),
+    default="float64",
+    help="hf repeats transformers' float32 angles, and has no gradients.",
+)
 @click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Of the search.")
 @layout_options
 @engine_option
