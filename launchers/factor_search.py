@@ -55,6 +55,9 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
             settings["model_path"],
             runtime,
             dtype=getattr(torch, settings["dtype"]),
+            angle_precision=settings["angle_precision"],
+            recompute=settings["recompute"],
+            offload=settings["offload"],
             backend=BackendSettings(engine=settings["engine"]),
         )
         if loaded.tokenizer_file is None:

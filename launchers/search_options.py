@@ -82,7 +82,12 @@ def check_search_request(out: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(
             "--critical-pair", settings["critical_pair"], "belongs to --space longrope2"
         )
-    build_config(SearcherChoice, searcher_section(settings), "longrope search")
+    if settings["offload"] and settings["recompute"] != "full":
+        raise InputError("--offload", settings["recompute"], "belongs to --recompute full")
+    choice = build_config(SearcherChoice, searcher_section(settings), "longrope search")
+    if settings["angle_precision"] == "hf" and choice.needs_gradients(settings["target"]):
+        rule = f"has no gradients, which searcher {choice.name} needs: float64, or another searcher"
+        raise InputError("--angle-precision", "hf", rule)
 
 
 def _check_out(out: Path) -> None:

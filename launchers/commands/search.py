@@ -128,6 +128,24 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
     default="float32",
     help="Number format of the weights.",
 )
+@click.option(
+    "--recompute",
+    type=click.Choice(["none", "selective", "full"]),
+    default="none",
+    help="For gradients: compute attention (selective) or whole layers (full) again in the "
+    "backward pass instead of keeping what they made.",
+)
+@click.option(
+    "--offload",
+    is_flag=True,
+    help="With --recompute full: keep each layer's input in host memory between the passes.",
+)
+@click.option(
+    "--angle-precision",
+    type=click.Choice(["float64", "hf"]),
+    default="float64",
+    help="hf repeats transformers' float32 angles, and has no gradients.",
+)
 @click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Seed of the search.")
 @layout_options
 @engine_option

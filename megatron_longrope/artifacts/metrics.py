@@ -33,6 +33,11 @@ class MetricsRow(FileRecord):
     """Norm of the gradient before clipping."""
     seconds: float | None = None
     """Wall time of the step."""
+    skipped: Count | None = None
+    """Number of updates skipped so far because a gradient was not finite; None: none.
+
+    In such a step `grad_norm` is not finite.
+    """
 
 
 class MetricsFile:

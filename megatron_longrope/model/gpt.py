@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -44,6 +45,26 @@ class LongRopeGPT(GPTModel):
         if parts[:2] == ["decoder", "layers"]:
             parts[2] = str(self.decoder.layers[int(parts[2])].layer_number - 1)
         return ".".join(parts)
+
+    def _preprocess(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by GPTModel.forward. Returns the decoder's input [seq share, 1, hidden_size]
+        (None where it comes from the pipeline stage before) and what goes with it.
+
+        Recomputation in megatron-core and in Transformer Engine is reentrant: a layer of which no
+        input requires a gradient gets no backward pass, and its weights and angles no gradient.
+        Where the embedding is frozen its output has to require one itself. Input from another
+        stage does already.
+        """
+        decoder_input, *others = super()._preprocess(*args, **kwargs)
+        is_recomputed = self.training and self.config.recompute_granularity is not None
+        if (
+            is_recomputed
+            and decoder_input is not None
+            and torch.is_grad_enabled()
+            and not decoder_input.requires_grad
+        ):
+            decoder_input = decoder_input.detach().requires_grad_()
+        return decoder_input, *others
 
     def _postprocess(
         self, hidden_states: Tensor, *_: Any, labels: Tensor | None = None, **__: Any

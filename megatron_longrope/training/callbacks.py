@@ -16,6 +16,7 @@ from megatron_longrope.training.trainer import StepReport, Trainer
 class WriteMetrics:
     """Writes loss, learning rate, tokens, gradient norm and seconds of each step to a file.
 
+    Once updates were skipped, their number so far too.
     The file is None on every rank but the main one.
     """
 
@@ -34,6 +35,7 @@ class WriteMetrics:
                     tokens=trainer.state.tokens,
                     grad_norm=report.gradient_norm,
                     seconds=report.seconds,
+                    skipped=report.skipped or None,
                 )
             )
 
@@ -53,6 +55,8 @@ class ReportProgress:
             return
         rate = self._tokens / self._seconds
         message = f"loss {report.loss:.4f}  lr {report.learning_rate:.2e}  {rate:,.0f} tokens/s"
+        if report.skipped:
+            message += f"  {report.skipped} without update: gradient not finite"
         self.show(report.step, trainer.config.steps, message)
         self._tokens, self._seconds = 0, 0.0
 

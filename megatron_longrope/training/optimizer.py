@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_longrope.model import LongRopeModel
@@ -77,6 +79,32 @@ def set_rates(optimizer: MegatronOptimizer, config: TrainingConfig, rate: float)
         group["weight_decay"] = config.weight_decay * (
             1.0 if config.decay_norms else group["wd_mult"]
         )
+
+
+@torch.no_grad()
+def update_weights(optimizer: MegatronOptimizer) -> float:
+    """Clips the gradients and updates the weights; returns the gradients' norm before clipping,
+    the same on every rank.
+
+    Where that norm is not a finite number above 0, neither weights nor the optimizer's state
+    change. These are the parts of megatron-core's own `step`, which computes the norm too but does
+    not look at it: clipping by a norm of NaN makes all weights NaN.
+    """
+    optimizer.prepare_grads()  # never finds an overflow: that takes a loss scale, which FP16 has
+    norm = float(optimizer.get_grad_norm())
+    if not math.isfinite(norm) or norm == 0:
+        return norm
+    for part in _parts(optimizer):
+        parameters = part.get_parameters()
+        if parameters and part.config.clip_grad > 0:
+            clip_grad_by_total_norm_fp32(
+                parameters,
+                max_norm=part.config.clip_grad,
+                total_norm=norm,
+                use_decoupled_grad=part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+            )
+    optimizer.step_with_ready_grads()
+    return norm
 
 
 def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:

@@ -20,7 +20,11 @@ from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.forward import run_stage, share_of
 from megatron_longrope.model.schedule import run_schedule
 from megatron_longrope.training.config import TrainingConfig
-from megatron_longrope.training.optimizer import set_rates, wrap_for_training
+from megatron_longrope.training.optimizer import set_rates, update_weights, wrap_for_training
+
+MOST_SKIPPED_IN_A_ROW = 5
+"""Updates left out one after another, because a gradient was not finite, at which training
+stops."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class StepReport:
     tokens: int
     """Number of predicted tokens in the global batch."""
     seconds: float
+    skipped: int = 0
+    """Number of steps so far whose update was left out because a gradient was not finite."""
 
 
 @dataclass
@@ -49,6 +55,10 @@ class TrainState:
     """Number of predicted tokens so far."""
     batches: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The state of the `PackedBatches`."""
+    skipped: int = 0
+    """Steps whose update was left out because a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """Number of such steps since the last one that updated the weights."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as values of JSON."""
@@ -61,6 +71,9 @@ class TrainState:
             int(state["tokens"]),
             dict(state["batches"]),
         )
+        # states saved before skipped steps were counted have none
+        self.skipped = int(state.get("skipped", 0))
+        self.skipped_in_a_row = int(state.get("skipped_in_a_row", 0))
 
 
 class Callback(Protocol):
@@ -107,7 +120,9 @@ class Trainer:
     def step(self) -> StepReport:
         """Does one optimizer step over one global batch.
 
-        Raises LongRopeError where the loss is not finite, before any weight is changed.
+        Where the loss is finite and a gradient is not, the update is left out and counted. Raises
+        LongRopeError where the loss is not finite, where no gradient reaches a weight, and where
+        `MOST_SKIPPED_IN_A_ROW` updates in a row were left out.
         """
         started = time.perf_counter()
         number = self.state.step + 1
@@ -121,11 +136,23 @@ class Trainer:
                 f"the loss of step {number} is {loss}: nothing was updated; the last checkpoint "
                 "is whole"
             )
-        _, gradient_norm, _ = self.optimizer.step()
-        self.state = TrainState(number, self.state.tokens + tokens, self.batches.state_dict())
-        return StepReport(
-            number, loss, float(gradient_norm or 0.0), rate, tokens, time.perf_counter() - started
+        norm = update_weights(self.optimizer)
+        if norm == 0:
+            raise LongRopeError(_no_gradient(number, tokens, self.config.trainable))
+        is_skipped = not math.isfinite(norm)
+        in_a_row = self.state.skipped_in_a_row + 1 if is_skipped else 0
+        if in_a_row == MOST_SKIPPED_IN_A_ROW:
+            raise LongRopeError(_no_finite_gradient(number, norm))
+        skipped = self.state.skipped + is_skipped
+        self.state = TrainState(
+            number,
+            self.state.tokens + tokens,
+            self.batches.state_dict(),
+            skipped,
+            in_a_row,
         )
+        seconds = time.perf_counter() - started
+        return StepReport(number, loss, norm, rate, tokens, seconds, skipped)
 
     def _forward_backward(self, micro_batches: Sequence[DocumentBatch]) -> tuple[float, int]:
         """Fills the gradients; returns the loss and the tokens of the global batch."""
@@ -165,6 +192,12 @@ def _training_step(
 ) -> tuple[Tensor, Callable[..., Any]]:
     batch = share_of(model, next(batches))
     output = run_stage(model, stage, batch)
+    if not output.requires_grad:
+        # megatron-core's schedules would leave out the backward pass in silence
+        raise LongRopeError(
+            "the loss depends on no weight that is trained: set `trainable` to weights of the "
+            "layers, and freeze none of them by hand"
+        )
     mask = batch.loss_mask.to(output.device)
     return output, functools.partial(_summed_loss, mask)
 
@@ -178,3 +211,23 @@ def _summed_loss(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str
     nats = (losses * mask).sum()
     tokens = mask.sum()
     return nats, tokens.to(torch.int), {"sums": torch.stack([nats.detach(), tokens]).double()}
+
+
+def _no_gradient(step: int, tokens: int, trainable: str) -> str:
+    if tokens == 0:
+        return (
+            f"step {step} has no token to predict: its rows hold documents of a single token; "
+            "pack longer ones"
+        )
+    return (
+        f"the gradient of step {step} is exactly 0: the weights trained (trainable: {trainable}) "
+        "do not move the loss; train others, or check that the model's weights are loaded"
+    )
+
+
+def _no_finite_gradient(step: int, norm: float) -> str:
+    return (
+        f"the gradients of {MOST_SKIPPED_IN_A_ROW} steps up to step {step} are not finite (norm "
+        f"{norm}), their updates were left out: lower learning_rate, or train in float32; the last "
+        "checkpoint is whole"
+    )

@@ -169,7 +169,8 @@ def train_model(
 
     An interrupted training goes on from its last checkpoint. At the end the weights are merged with
     those before training, if the stage says so, and saved without optimizer state in
-    `checkpoints/NAME`. All ranks come here together.
+    `checkpoints/NAME`. Where updates were skipped, their number is returned too. All ranks come
+    here together.
     """
     model.set_factors(factors)
     runtime = model.runtime
@@ -217,4 +218,5 @@ def train_model(
     if runtime.is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
     runtime.barrier()
-    return {"steps": state.step, "tokens": state.tokens}
+    skipped = {"skipped": state.skipped} if state.skipped else {}
+    return {"steps": state.step, "tokens": state.tokens, **skipped}
