@@ -133,6 +133,7 @@ def _start(rank: int, world_size: int, port: int, call: Path, on_cuda: bool) -> 
     }
     settings |= {"CUDA_DEVICE_MAX_CONNECTIONS": 1} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
+    _of(call, rank, "stderr").touch()  # a rank may be killed before it gets that far
     if not on_cuda:
         return ForkedProcess(call, rank, environment)
     with _of(call, rank, "stderr").open("wb") as stderr:

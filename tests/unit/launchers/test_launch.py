@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launchers import slurm as slurm_module
+from launchers.jobs import slurm as slurm_module
 from launchers.jobs.job import Job
 from launchers.jobs.slurm import SlurmOptions, slurm_script, time_limit_seconds
 from launchers.jobs.torchrun import TorchrunOptions, torchrun_job

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from launchers.commands.search import command
 from launchers.factor_search import search_config
 from launchers.main import main
-from launchers.search_options import check_request
+from launchers.search_options import check_search_request
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.searching import search_name
 
@@ -69,7 +69,7 @@ def test_journals_are_named_by_searcher_but_the_default_s_by_length_alone() -> N
 
 def test_transformers_angles_serve_searchers_without_gradients(tmp_path: Path) -> None:
     for arguments in (["--searcher", "evolution"], ["--passes", "0"]):
-        check_request(tmp_path, options("--angle-precision", "hf", *arguments))
+        check_search_request(tmp_path, options("--angle-precision", "hf", *arguments))
 
 
 def test_a_ladder_is_of_early_stopping() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_longrope.artifacts.metrics import MetricsRow, read_metrics
 from megatron_longrope.config import build_config
-from megatron_longrope.pipeline.extend import check_recipe, run_stage
+from megatron_longrope.pipeline.extend import check_recipe, run_recipe_stage
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.runtime import Runtime
@@ -42,7 +42,7 @@ def seen_of(folder: Path, runtime: Runtime, settings: dict[str, Any]) -> Seen:
     recipe = build_config(Recipe, {**values, **settings}, "tiny")
     run = folder / "run"
     for stage in check_recipe(recipe, run, world_size=1).stages:
-        run_stage(stage.name, recipe, run, runtime, Progress())
+        run_recipe_stage(stage.name, recipe, run, runtime, Progress())
         if stage.name == TRAINING:
             break
     _, *entries = (run / "journals" / f"{SEARCH}.jsonl").read_text().splitlines()
