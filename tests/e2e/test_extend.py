@@ -131,6 +131,16 @@ def test_a_changed_input_is_named(finished: tuple[Recipe, Path], tmp_path: Path)
         _run(build_config(Recipe, values), copied)
 
 
+def test_another_precision_of_angles_is_another_run(
+    finished: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    recipe, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    values = recipe.model_dump(mode="json") | {"angle_precision": "hf"}
+    with pytest.raises(InputError, match=r"stage search-256.*angle_precision.*null → \"hf\""):
+        _run(build_config(Recipe, values), tmp_path / "run")
+
+
 def test_killed_anywhere_it_ends_with_the_same_bits(
     finished: tuple[Recipe, Path], tmp_path: Path
 ) -> None:
