@@ -97,5 +97,6 @@ def _is_extended(row: PerplexityRow) -> bool:
 
 
 def _within(name: str, text: str, value: float, bound: float) -> Check:
-    """Returns the check that a finite `value` is at most `bound`."""
-    return Check.of(name, text, value, bound, met=math.isfinite(value) and value <= bound)
+    """Returns the check that `value` is at most `bound`; it is missed unless both are finite."""
+    met = math.isfinite(value) and math.isfinite(bound) and value <= bound
+    return Check.of(name, text, value, bound, met=met)

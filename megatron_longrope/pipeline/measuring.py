@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from megatron_longrope.artifacts.results import write_rows
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import TextTokenizer
-from megatron_longrope.evaluation import EvaluationDocument
+from megatron_longrope.evaluation import TASKS, EvaluationDocument
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
 from megatron_longrope.pipeline.recipe import Recipe
@@ -84,7 +84,17 @@ def measure_run(
     if is_main:
         for name, measured in rows.files.items():
             write_rows(directory.evaluation(name), measured)
+        _remove_others(directory, rows.files.keys())
     return {name: len(measured) for name, measured in rows.files.items()}
+
+
+def _remove_others(directory: RunDirectory, measured: Collection[str]) -> None:
+    """Removes rows that an earlier measurement left of tasks which are not in the recipe now.
+
+    The report shows every file in evals/. Files with other names may be a person's own, and stay.
+    """
+    for name in TASKS.keys() - set(measured):
+        directory.evaluation(name).unlink(missing_ok=True)
 
 
 def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:

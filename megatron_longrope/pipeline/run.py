@@ -26,7 +26,7 @@ from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.stages.runner import StageRunner
 from megatron_longrope.presets import model_path
-from megatron_longrope.rope import RopeFactors, RopeGeometry, factors_from_json
+from megatron_longrope.rope import AnglePrecision, RopeFactors, RopeGeometry, factors_from_json
 from megatron_longrope.runtime import Runtime
 from megatron_longrope.search import SearchProgress
 
@@ -157,6 +157,15 @@ class Run:
         """
         factors = self.runner.result(search)["factors"]
         return factors_from_json(factors, search).for_length(length)
+
+
+def angle_inputs(angle_precision: AnglePrecision) -> dict[str, object]:
+    """Returns the precision of angles as an input of a stage; nothing for the default.
+
+    Markers written before it counted as an input do not name it, and mean the default.
+    """
+    default = Recipe.model_fields["angle_precision"].default
+    return {} if angle_precision == default else {"angle_precision": angle_precision}
 
 
 def backend_inputs(backend: BackendSettings) -> dict[str, object]:

@@ -131,6 +131,30 @@ def test_a_changed_input_is_named(finished: tuple[Recipe, Path], tmp_path: Path)
         _run(build_config(Recipe, values), copied)
 
 
+def test_another_precision_of_angles_is_another_run(
+    finished: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    recipe, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    values = recipe.model_dump(mode="json") | {"angle_precision": "hf"}
+    with pytest.raises(InputError, match=r"stage search-256.*angle_precision.*null → \"hf\""):
+        _run(build_config(Recipe, values), tmp_path / "run")
+
+
+def test_rows_of_tasks_no_longer_measured_go(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, run = finished
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    (copied / "stages" / "evaluate.json").unlink()
+    (copied / "evals" / "mine.json").write_text('{"rows": []}')
+    values = recipe.model_dump(mode="json")
+    values["evaluation"]["tasks"] = {}
+    _run(build_config(Recipe, values), copied)
+    left = {path.name for path in (copied / "evals").iterdir()}
+    assert left == {"perplexity.json", "positions.json", "mine.json"}
+    assert "passkeys" not in (copied / "result.json").read_text()
+
+
 def test_killed_anywhere_it_ends_with_the_same_bits(
     finished: tuple[Recipe, Path], tmp_path: Path
 ) -> None:

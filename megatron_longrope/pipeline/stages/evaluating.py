@@ -9,7 +9,7 @@ from megatron_longrope.config import format_length
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.measuring import measure_run
 from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.run import BASE, Run
+from megatron_longrope.pipeline.run import BASE, Run, angle_inputs
 from megatron_longrope.pipeline.stages.combining import RunParts
 from megatron_longrope.pipeline.stages.evaluation_cost import cost_of_measuring
 from megatron_longrope.pipeline.stages.stage import (
@@ -68,6 +68,7 @@ class MeasureModels(Stage):
             "factors": factors_to_json(self.parts.factor_set(run)),
             "checkpoint": self.parts.weights,
             "held_out": run.corpus.held_out_sha256,
+            **angle_inputs(run.recipe.angle_precision),
         }
 
     def work(self, run: Run) -> Mapping[str, object]:

@@ -10,7 +10,7 @@ from megatron_longrope.config import format_length
 from megatron_longrope.evaluation import documents_sha256
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.recipe import SearchConfig
-from megatron_longrope.pipeline.run import Run, backend_inputs, geometry_of
+from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, geometry_of
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     first_search,
@@ -109,6 +109,7 @@ class SearchFactors(Stage):
             "documents": documents_sha256(run.corpus.search[: self.config.num_documents]),
             "checkpoint": self.weights,
             "dtype": recipe.dtype,
+            **angle_inputs(recipe.angle_precision),
             **backend_inputs(recipe.backend.for_scoring()),
         }
 

@@ -14,7 +14,7 @@ from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.recipe import FineTuneConfig, ShortInputs
-from megatron_longrope.pipeline.run import Run, backend_inputs
+from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs
 from megatron_longrope.pipeline.stages.searching import Found
 from megatron_longrope.pipeline.stages.stage import (
     PLACES,
@@ -125,6 +125,7 @@ class TrainWeights(Stage):
             "dtype": recipe.dtype,
             "factors": factors_to_json(self._factors(run)),
             "merge": self.config.merge,
+            **angle_inputs(recipe.angle_precision),
             **backend_inputs(recipe.backend),
         }
 
