@@ -17,6 +17,7 @@ from launchers.options import (
     layout_of,
     layout_options,
 )
+from megatron_longrope.artifacts.rows import AS_IT_IS, UNSCALED
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.rope.methods.uses import closed_form_methods
@@ -32,8 +33,6 @@ if TYPE_CHECKING:  # these import torch, which `--help` does without
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 Values = Mapping[str, Any]
 """A command's parameters by name."""
-AS_IT_IS = "model"
-"""The `--method` that keeps the factors the model came with."""
 
 
 def document_options(function: CallableT) -> CallableT:
@@ -81,8 +80,8 @@ def model_options(function: CallableT) -> CallableT:
             default=(AS_IT_IS,),
             metavar="NAME[:SCALE][,KEY=VALUE…]",
             help=f"{', '.join(closed_form_methods())}, a published factor set, a factors JSON "
-            "file, or model: as it is. Repeatable. Without SCALE: --target/window, else "
-            "length/window.",
+            f"file, or {AS_IT_IS}: as it is. {UNSCALED}: no scaling at all, even where the model "
+            "has its own. Repeatable. Without SCALE: --target/window, else length/window.",
         ),
         click.option(
             "--target", type=LENGTH, metavar="LENGTH", help="Length in tokens that sets the scale."
@@ -170,13 +169,6 @@ def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
     if loaded.tokenizer_file is None:
         raise InputError("--model", loaded.name, "it has no tokenizer.json to encode text with")
     return load_tokenizer(loaded.tokenizer_file)
-
-
-def bos_prefix(tokenizer: TextTokenizer, add_bos: bool) -> list[int]:
-    """Returns what a document of this tokenizer begins with: its BOS, or nothing."""
-    return [
-        token for token in tokenizer.encode_document("", add_bos)[:1] if token == tokenizer.bos_id
-    ]
 
 
 def read_texts(paths: Sequence[str]) -> list[TextDocument]:

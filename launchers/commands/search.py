@@ -59,7 +59,8 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
     "--from-factors",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Fine-tuned factors: search beyond them (second stage).",
+    help="Fine-tuned factors: search beyond them (second stage). Without it a model that arrives "
+    "with scaling of its own is searched beyond that.",
 )
 @click.option(
     "--starts-from",

@@ -13,6 +13,17 @@ from megatron_longrope.artifacts.records import Count, FileRecord, Tokens
 AttentionFactorSource = Literal["own", "searched"]
 """Whose attention factor was in force: the scaling method's own, or the one a search found."""
 
+UNSCALED = "none"
+"""The method of rows without any scaling, whatever the model arrives with."""
+AS_IT_IS = "model"
+"""The method of rows under the factors that the model itself arrives with."""
+
+
+def is_untouched(method: str) -> bool:
+    """Returns whether a method is no change of the model: no scaling, or its own where it arrives
+    with some."""
+    return method in (UNSCALED, AS_IT_IS)
+
 
 def _finite_or_none(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value

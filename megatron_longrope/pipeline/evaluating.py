@@ -12,15 +12,18 @@ from megatron_longrope.evaluation import (
     TASKS,
     EvaluationDocument,
     SlidingWindow,
-    baseline_methods,
     measure_perplexity,
     with_attention_factor,
 )
 from megatron_longrope.evaluation.tasks import TaskInputs
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.searching import PASS_TOKENS, second_interpolation
-from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
+from megatron_longrope.pipeline.searching import (
+    PASS_TOKENS,
+    methods_compared,
+    second_interpolation,
+)
+from megatron_longrope.rope import FactorSet, OwnScaling, RopeFactors
 
 Announce = Callable[[str], None]
 SHORT_TOKENS = 4096
@@ -44,6 +47,8 @@ class Evaluator:
     """Measures one model under many factor sets on the held-out documents."""
 
     model: LongRopeModel
+    own: OwnScaling
+    """The scaling that the model of the run arrived with."""
     name: str
     documents: Sequence[EvaluationDocument]
     tokenizer: TextTokenizer
@@ -53,7 +58,8 @@ class Evaluator:
 
     @property
     def window(self) -> int:
-        return self.model.shape.context_length
+        """Longest input in tokens that the model of the run was made for as it arrived."""
+        return self.own.window
 
     def perplexity(
         self,
@@ -75,11 +81,11 @@ class Evaluator:
         self.rows.add("perplexity", [*measured.rows, *measured.positions])
 
     def inside_own_window(self, length: int) -> None:
-        """Adds the unscaled model's rows over `length` tokens, seen through a sliding window of its
-        own size."""
-        self.model.set_factors(self._unscaled())
+        """Adds the rows of the model as it arrived over `length` tokens, seen through a sliding
+        window of its own size."""
+        self.model.set_factors(self.own.factor_set)
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
-        labels = EvaluationLabels(self.name, "none")
+        labels = EvaluationLabels(self.name, self.own.label)
         documents = self.documents[: self.config.num_documents]
         measured = measure_perplexity(
             self.model, documents, length, labels, sliding=sliding, max_batch_tokens=PASS_TOKENS
@@ -100,18 +106,17 @@ class Evaluator:
         for name, settings in self.config.tasks.items():
             task = TASKS[name]
             documents = self.documents[: self.config.num_documents] if task.needs_documents else ()
-            inputs = TaskInputs(self.model, self.tokenizer, documents, max_batch_tokens=PASS_TOKENS)
+            prefix = self.tokenizer.document_prefix()
+            inputs = TaskInputs(self.model, self.tokenizer, documents, prefix, PASS_TOKENS)
             for length in self.config.task_lengths(name):
                 if up_to is None or length <= up_to:
                     self.announce(f"{name} {self.name} {method} at {length}")
                     self.rows.add(name, task.run(inputs, length, settings, labels))
 
     def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:
-        """Adds every method scaled to `target`, with its own attention factor and, at the target,
-        with the searched one."""
-        methods = baseline_methods(
-            self.model.geometry, target, attention_factor=searched.attention_factor
-        )
+        """Adds what an extension to `target` is compared with, each with its own attention factor
+        and, at the target, with the searched one."""
+        methods = methods_compared(self.own, target, searched.attention_factor)
         for method in methods:
             source = method.attention_factor
             for length in lengths if source == "own" else [target]:
@@ -147,21 +152,27 @@ class Evaluator:
             )
         ]
 
-    def _unscaled(self) -> RopeFactors:
-        return NoScaling().factors(self.model.geometry)
-
 
 def extended_factor_set(
-    steps: Sequence[RopeFactors], recovered: Sequence[tuple[int, RopeFactors]]
+    steps: Sequence[RopeFactors],
+    recovered: Sequence[tuple[int, RopeFactors]],
+    own: OwnScaling | None = None,
 ) -> FactorSet:
     """Returns what serves every input length: recovered sets up to their lengths, then each step's
     up to its own.
 
     `steps` are the last fine-tuned factors and those searched beyond, ascending; the last one
-    serves all that is longer.
+    serves all that is longer. A short set that the model arrived with, in `own`, goes on serving
+    what was not recovered.
     """
     ranges: list[dict[str, Any]] = [
         {"up_to": length, "factors": factors} for length, factors in recovered
+    ]
+    served = max((length for length, _ in recovered), default=0)
+    ranges += [
+        {"up_to": entry.up_to, "factors": entry.factors}
+        for entry in (own.short_ranges if own else ())
+        if entry.up_to is not None and entry.up_to > served
     ]
     ranges += [{"up_to": factors.target_length, "factors": factors} for factors in steps[:-1]]
     ranges.append({"up_to": None, "factors": steps[-1]})

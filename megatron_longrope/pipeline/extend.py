@@ -37,8 +37,8 @@ def check_recipe(recipe: Recipe, run_dir: Path, world_size: int) -> CheckedRun:
     serve.
     """
     source = find_source(recipe, RunDirectory(run_dir))
-    check_layout(recipe, source.shape, world_size)
-    stages = plan(recipe, source.shape)
+    check_layout(recipe, source.shape, source.own, world_size)
+    stages = plan(recipe, source.shape, source.own)
     corpus = load_corpus(recipe.corpus, source.tokenizer, recipe.target_length)
     check_documents(recipe, corpus)
     return CheckedRun(source, corpus, stages)

@@ -16,9 +16,8 @@ from megatron_longrope.pipeline.searching import second_interpolation
 from megatron_longrope.rope import (
     METHODS,
     FactorSet,
-    NoScaling,
+    OwnScaling,
     RopeFactors,
-    RopeGeometry,
     write_factors,
 )
 from megatron_longrope.rope.methods.uses import default_second_interpolations
@@ -41,6 +40,7 @@ class RunModels:
 
 def measure_run(
     models: RunModels,
+    own: OwnScaling,
     load: Callable[[str], LongRopeModel],
     documents: Sequence[EvaluationDocument],
     tokenizer: TextTokenizer,
@@ -55,7 +55,7 @@ def measure_run(
 
     def evaluator(name: str, checkpoint: str) -> Evaluator:
         return Evaluator(
-            load(checkpoint), name, documents, tokenizer, recipe.evaluation, rows, announce
+            load(checkpoint), own, name, documents, tokenizer, recipe.evaluation, rows, announce
         )
 
     _measure_base(evaluator("base", models.base), models, recipe)
@@ -63,7 +63,7 @@ def measure_run(
     if models.control:
         control = evaluator("control", models.control)
         for length in _short_lengths(recipe, control.window):
-            control.perplexity("none", NoScaling().factors(control.model.geometry), length)
+            control.perplexity(own.label, own.factor_set, length)
     if is_main:
         for name, measured in rows.files.items():
             write_rows(directory.evaluation(name), measured)
@@ -71,21 +71,22 @@ def measure_run(
 
 
 def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
-    """The pretrained model: every method scaled to the first target, and itself inside its window.
+    """The model as it arrived: every method scaled to the first target, and itself inside its
+    window.
 
     Other tasks up to the first target only: what it finds beyond its window is seen there.
     """
-    unscaled = NoScaling().factors(evaluator.model.geometry)
+    own = evaluator.own
     target = models.first.target_length
     lengths = [length for length in recipe.evaluation.lengths if length <= target]
     evaluator.baselines(target, sorted({*lengths, target}), models.first)
     for length in recipe.evaluation.lengths:
         if length > target:
-            evaluator.perplexity("none", unscaled, length)
+            evaluator.perplexity(own.label, own.factor_set, length)
     for length in sorted({models.steps[-1].target_length, target}):
         evaluator.announce(f"perplexity base inside its own window over {length}")
         evaluator.inside_own_window(length)
-    evaluator.tasks("none", unscaled, up_to=target)
+    evaluator.tasks(own.label, own.factor_set, up_to=target)
 
 
 def _measure_extended(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
@@ -103,15 +104,18 @@ def _short_lengths(recipe: Recipe, window: int) -> list[int]:
     return [length for length in recipe.evaluation.lengths if length <= window]
 
 
-def write_baselines(models: RunModels, geometry: RopeGeometry, directory: RunDirectory) -> None:
+def write_baselines(models: RunModels, own: OwnScaling, directory: RunDirectory) -> None:
     """Writes the other methods' factors for every length of the run, for reports and for `--method
-    FILE`."""
-    scale = models.first.target_length / geometry.original_length
+    FILE`; on top of the model's own where it arrived scaled."""
+    first = models.first.target_length
+    scale = first / own.geometry.original_length
     for name in default_second_interpolations():
-        write_factors(
-            directory.factors(f"{name}-{models.first.target_length}"),
-            METHODS[name].from_scale(scale).factors(geometry),
+        factors = (
+            METHODS[name].from_scale(scale).factors(own.geometry)
+            if own.tuned is None
+            else second_interpolation(name, own.tuned, first)
         )
+        write_factors(directory.factors(f"{name}-{first}"), factors)
         if models.tuned is not None:
             for step in models.steps[1:]:
                 factors = second_interpolation(name, models.tuned, step.target_length)

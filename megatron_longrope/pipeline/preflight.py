@@ -7,6 +7,7 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.recipe import Recipe, SearchConfig
+from megatron_longrope.rope import OwnScaling
 
 
 def check_documents(recipe: Recipe, corpus: Corpus) -> None:
@@ -30,7 +31,7 @@ def check_documents(recipe: Recipe, corpus: Corpus) -> None:
                 )
 
 
-def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:
+def check_layout(recipe: Recipe, shape: ModelShape, own: OwnScaling, world_size: int) -> None:
     """Raises InputError for a layout that cannot hold the model, its lengths or its batches, and
     for lengths within the window: before hours go into the stages ahead of the one that would."""
     layout = recipe.parallel
@@ -46,7 +47,7 @@ def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:
         if step.fine_tune is not None:
             training = step.fine_tune.training
             layout.check_batch(training.global_batch_size, training.micro_batch_size, data_parallel)
-        if step.length <= shape.context_length:
-            window = format_length(shape.context_length)
+        if step.length <= own.window:
+            window = format_length(own.window)
             rule = f"a target must exceed the model's window of {window} tokens"
             raise InputError("extension.length", format_length(step.length), rule)

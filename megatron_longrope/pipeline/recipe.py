@@ -3,7 +3,7 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import (
@@ -312,26 +312,11 @@ class Recipe(StrictConfig):
 
     @model_validator(mode="after")
     def _searches_fit_their_stages(self) -> Recipe:
-        tunes = any(step.fine_tune is not None for step in self.extension)
-        stages: list[tuple[str, int, SearchConfig, SearchStage]] = [
-            *(
-                (
-                    f"extension.{number}",
-                    step.length,
-                    step.search,
-                    "second" if tunes and step.fine_tune is None else "first",
-                )
-                for number, step in enumerate(self.extension)
-            ),
-            *(
-                (f"recovery.{number}", step.length, step.search, "recovery")
-                for number, step in enumerate(self.recovery)
-            ),
-        ]
-        for place, length, search, stage in stages:
-            mistake = search.mistake(stage, length)
-            if mistake is not None:
-                field, value, rule = mistake
+        for place, length, search, stages in self._searches():
+            found = (search.mistake(stage, length) for stage in stages)
+            mistakes = [mistake for mistake in found if mistake is not None]
+            if len(mistakes) == len(stages):  # whatever the model arrives with
+                field, value, rule = mistakes[0]
                 raise ValueError(f"{place}.{field}: {value} {rule}")
             if self.angle_precision == "hf" and search.searcher.needs_gradients(length):
                 raise ValueError(
@@ -339,6 +324,32 @@ class Recipe(StrictConfig):
                     f"({search.searcher.name}) needs"
                 )
         return self
+
+    def check_searches(self, *, arrives_scaled: bool) -> None:
+        """Raises InputError for a search whose settings have no meaning in its stage.
+
+        On a model that arrives with scaling of its own the first searches build on that, as
+        searches beyond a fine-tuned length do.
+        """
+        for place, length, search, stages in self._searches():
+            stage: SearchStage = "second" if arrives_scaled and "second" in stages else stages[0]
+            mistake = search.mistake(stage, length)
+            if mistake is not None:
+                field, value, rule = mistake
+                raise InputError(f"{place}.{field}", value, rule)
+
+    def _searches(self) -> Iterator[tuple[str, int, SearchConfig, tuple[SearchStage, ...]]]:
+        """Yields place, length and settings of each search, and the stages it may be: which of two
+        it is, the model decides."""
+        tunes = any(step.fine_tune is not None for step in self.extension)
+        for number, step in enumerate(self.extension):
+            builds_on_training = tunes and step.fine_tune is None
+            stages: tuple[SearchStage, ...] = (
+                ("second",) if builds_on_training else ("first", "second")
+            )
+            yield f"extension.{number}", step.length, step.search, stages
+        for number, recovery in enumerate(self.recovery):
+            yield f"recovery.{number}", recovery.length, recovery.search, ("recovery",)
 
     @model_validator(mode="after")
     def _ascending(self) -> Recipe:

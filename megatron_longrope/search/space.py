@@ -105,25 +105,33 @@ class SearchSpace:
 
     @classmethod
     def second_stage(
-        cls, fine_tuned: Sequence[float], scale: float, **choices: Unpack[Choices]
+        cls,
+        fine_tuned: Sequence[float],
+        scale: float,
+        reach: float = 0.0,
+        **choices: Unpack[Choices],
     ) -> SearchSpace:
         """Returns the space above fine-tuned factors: from λ_ft,i to 1.25·scale, `scale` against
         the pretrained window.
 
-        Where a fine-tuned factor exceeds 1.25·scale (published sets do) the upper bound is the
-        largest one.
+        Where a fine-tuned factor exceeds 1.25·scale (published sets do), or a start does, whose
+        largest λ is `reach`, the upper bound is the largest one.
         """
-        upper = max(UPPER_OVER_SCALE * scale, *fine_tuned)
+        upper = max(UPPER_OVER_SCALE * scale, reach, *fine_tuned)
         return cls(tuple(fine_tuned), (upper,) * len(fine_tuned), **choices)
 
     @classmethod
     def recovery(
-        cls, fine_tuned: Sequence[float], upper: float | None = None, **choices: Unpack[Choices]
+        cls,
+        fine_tuned: Sequence[float],
+        upper: float | None = None,
+        lower: float = 1.0,
+        **choices: Unpack[Choices],
     ) -> SearchSpace:
-        """Returns the space of a short-window search: λ from 1.0 to `upper`, by default the largest
-        fine-tuned λ."""
+        """Returns the space of a short-window search: λ from `lower` to `upper`, by default the
+        largest fine-tuned λ."""
         highest = max(fine_tuned) if upper is None else upper
-        return cls((1.0,) * len(fine_tuned), (highest,) * len(fine_tuned), **choices)
+        return cls((lower,) * len(fine_tuned), (highest,) * len(fine_tuned), **choices)
 
     @property
     def num_pairs(self) -> int:

@@ -3,7 +3,7 @@ short inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +14,7 @@ from megatron_longrope.rope import (
     METHODS,
     FactorOrigin,
     FactorSet,
-    NoScaling,
+    OwnScaling,
     RopeFactors,
     RopeGeometry,
     Yarn,
@@ -70,7 +70,10 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
     """
     _refuse_mistakes(config, "first", length)
     scale = length / geometry.original_length
-    choices = _choices(config, scale, geometry, tuned=None)
+    starts = [METHODS[name].from_scale(scale).factors(geometry) for name in config.starts]
+    fixed = longrope_attention_factor_of(scale, geometry)
+    seeds = _candidates(starts)
+    choices = _choices(config, seeds, _grid_from_one(scale, geometry), fixed, fixed)
     num_pairs = geometry.head_dim // 2
     if config.space == "longrope2":
         critical_pair = config.critical_pair or theoretical_critical_pair(
@@ -79,13 +82,48 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
-    starts = [METHODS[name].from_scale(scale).factors(geometry) for name in config.starts]
-    seeds = _with_temperatures(
-        starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)]
-    )
+    seeds = _with_temperatures(seeds, choices["attention_factors"], [fixed])
     return SearchProblem(
         search_name(length, config), length, space, seeds, tuple(baseline_methods(geometry, length))
     )
+
+
+def extension_search(config: SearchConfig, own: OwnScaling, length: int) -> SearchProblem:
+    """Returns the search of a model as it arrives, for `length` tokens beyond its window.
+
+    A model that arrives unscaled gets a first search. One with scaling of its own is a fine-tuned
+    model: the search starts from its factors as they are too, and is compared with them. Raises
+    InputError for settings that have no meaning there.
+    """
+    if own.tuned is None:
+        return first_search(config, own.geometry, length)
+    problem = _search_beyond(config, own.geometry, length, own.tuned, (own.tuned,))
+    return replace(problem, baselines=tuple(methods_compared(own, length)))
+
+
+def methods_compared(
+    own: OwnScaling, length: int, attention_factor: float | None = None
+) -> list[ComparedMethod]:
+    """Returns what an extension of a model to `length` tokens is compared with: `baseline_methods`
+    where it arrives unscaled, else its own factors as they are, and the default second
+    interpolations on top of them.
+
+    With a searched `attention_factor` each method comes a second time, under that.
+    """
+    if own.tuned is None:
+        return baseline_methods(own.geometry, length, attention_factor=attention_factor)
+    methods = [
+        ComparedMethod.fixed(own.label, own.factor_set),
+        *(
+            ComparedMethod.fixed(
+                f"second-{name}", FactorSet.single(second_interpolation(name, own.tuned, length))
+            )
+            for name in default_second_interpolations()
+        ),
+    ]
+    if attention_factor is None:
+        return methods
+    return methods + [method.with_searched(attention_factor) for method in methods]
 
 
 def second_search(
@@ -96,17 +134,35 @@ def second_search(
 
     Raises InputError for settings that have no meaning there, and for factors of another model.
     """
+    return _search_beyond(config, geometry, length, tuned, ())
+
+
+def _search_beyond(
+    config: SearchConfig,
+    geometry: RopeGeometry,
+    length: int,
+    tuned: RopeFactors,
+    as_they_are: tuple[RopeFactors, ...],
+) -> SearchProblem:
+    """Returns the search beyond `tuned`; `as_they_are` are starts that no method is put on."""
     _refuse_mistakes(config, "second", length)
     for name in ("base", "head_dim", "original_length"):
         ours, theirs = getattr(geometry, name), getattr(tuned, name)
         if ours != theirs:
             raise InputError(f"fine-tuned factors: {name}", theirs, f"the model's is {ours}")
     scale = length / geometry.original_length
-    choices = _choices(config, scale, geometry, tuned, above=True)
-    space = SearchSpace.second_stage(tuned.rescale, scale, **choices)
+    inherited = tuned.attention_factor
     starts = [second_interpolation(name, tuned, length) for name in config.starts]
-    sharper = [times * tuned.attention_factor for times in config.sharper_starts]
-    seeds = _with_temperatures(starts, choices["attention_factors"], sharper)
+    sharper = [times * inherited for times in config.sharper_starts]
+    seeds = _candidates([*as_they_are, *starts])
+    # attention over more tokens must be sharper still: at the first 0.01 from λ_ft's own t on
+    above = _reaching(grid(inherited, _SHARPEST * inherited, 0.01), sharper)
+    choices = _choices(
+        config, seeds, above, inherited, longrope_attention_factor_of(scale, geometry)
+    )
+    reach = max(value for seed in seeds for value in seed.rescale)
+    space = SearchSpace.second_stage(tuned.rescale, scale, reach, **choices)
+    seeds = _with_temperatures(seeds, choices["attention_factors"], sharper)
     baselines = [
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
         *(
@@ -121,23 +177,38 @@ def second_search(
 
 def recovery_search(
     config: SearchConfig,
-    geometry: RopeGeometry,
+    own: OwnScaling,
     length: int,
     tuned: RopeFactors,
     upper: float | None,
 ) -> SearchProblem:
-    """Returns the search for short inputs: λ from 1.0 to `upper`, from no scaling and from the
-    tuned factors. Raises InputError for settings that have no meaning there.
+    """Returns the search for short inputs: λ from 1.0 to `upper`, from the tuned factors and from
+    those the model arrived with (no scaling, mostly).
+
+    A temperature that is not searched is the tuned one (`inherited`), or Hugging Face's for the
+    tuned length (`fixed`): a model has one for inputs of all lengths. Raises InputError for
+    settings that have no meaning there.
     """
     _refuse_mistakes(config, "recovery", length)
-    scale = max(1.0, length / geometry.original_length)
-    choices = _choices(config, scale, geometry, tuned)
-    space = SearchSpace.recovery(tuned.rescale, upper, **choices)
-    halfway = tuned.model_copy(update={"rescale": tuple(value**0.5 for value in tuned.rescale)})
-    starts = [tuned, halfway, NoScaling().factors(geometry)]
-    seeds = _with_temperatures(starts, choices["attention_factors"], [tuned.attention_factor])
+    geometry, before = own.geometry, own.for_length(length)
+    pairs = zip(tuned.rescale, before.rescale, strict=True)
+    halfway = tuned.model_copy(update={"rescale": tuple((a * b) ** 0.5 for a, b in pairs)})
+    seeds = _candidates([tuned, halfway, before])
+    from_one = _grid_from_one(max(1.0, length / geometry.original_length), geometry)
+    given = {tuned.attention_factor, before.attention_factor}
+    choices = _choices(
+        config,
+        seeds,
+        tuple(sorted({*from_one, *given})),
+        tuned.attention_factor,
+        longrope_attention_factor_of(tuned.scale, geometry),
+    )
+    every_rescale = (*tuned.rescale, *before.rescale)
+    highest = max(every_rescale) if upper is None else upper
+    space = SearchSpace.recovery(tuned.rescale, highest, min(1.0, *every_rescale), **choices)
+    seeds = _with_temperatures(seeds, choices["attention_factors"], [tuned.attention_factor])
     baselines = (
-        ComparedMethod.fixed("none", FactorSet.single(NoScaling().factors(geometry))),
+        ComparedMethod.fixed(own.label, own.factor_set),
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
     )
     return SearchProblem(search_name(length, config, "recover"), length, space, seeds, baselines)
@@ -174,31 +245,39 @@ def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFa
 
 def _choices(
     config: SearchConfig,
-    scale: float,
-    geometry: RopeGeometry,
-    tuned: RopeFactors | None,
-    above: bool = False,
+    seeds: Sequence[Candidate],
+    searched: tuple[float, ...],
+    inherited: float,
+    fixed: float,
 ) -> Choices:
-    """`above`: temperatures start at the fine-tuned one (at the first 0.01 from there on), since
-    attention over more tokens must be sharper still.
+    """Returns the temperatures and n̂ of a space, in which those of every seed lie.
+
+    Args:
+        config: What is searched, and what stays.
+        seeds: Where the search starts, each with its own temperature.
+        searched: The temperatures of a search, reaching as far as the seeds' in the end.
+        inherited: The temperature of `attention_factor: inherited`.
+        fixed: That of `attention_factor: fixed`.
     """
-    inherited = (
-        tuned.attention_factor
-        if tuned is not None
-        else longrope_attention_factor_of(scale, geometry)
-    )
     temperatures: dict[str, tuple[float, ...]] = {
-        "searched": grid(inherited, _SHARPEST * inherited, 0.01)
-        if above
-        else _grid_from_one(scale, geometry),
+        "searched": _reaching(searched, [seed.attention_factor for seed in seeds]),
         "inherited": (inherited,),
-        "fixed": (longrope_attention_factor_of(scale, geometry),),
+        "fixed": (fixed,),
         "one": (1.0,),
     }
+    paper = PAPER_START_TOKENS if config.search_start_tokens else ()
+    # where λ = 1 for every pair, n̂ says nothing
+    given = {seed.start_tokens for seed in seeds if any(value != 1.0 for value in seed.rescale)}
     return {
         "attention_factors": temperatures[config.attention_factor],
-        "start_tokens": PAPER_START_TOKENS if config.search_start_tokens else (0,),
+        "start_tokens": tuple(sorted({*paper, *given})) or (0,),
     }
+
+
+def _reaching(choices: tuple[float, ...], given: Iterable[float]) -> tuple[float, ...]:
+    """Returns the choices with those of `given` that lie outside them, exactly as they are."""
+    outside = {value for value in given if not choices[0] <= value <= choices[-1]}
+    return tuple(sorted({*choices, *outside}))
 
 
 def _grid_from_one(scale: float, geometry: RopeGeometry) -> tuple[float, ...]:
@@ -212,15 +291,19 @@ def _refuse_mistakes(config: SearchConfig, stage: SearchStage, length: int) -> N
         raise InputError(*mistake)
 
 
-def _with_temperatures(
-    starts: Sequence[RopeFactors], allowed: tuple[float, ...], others: Sequence[float]
-) -> tuple[Candidate, ...]:
-    """Each start with its own temperature and, where that is free, once more with each of
-    `others`."""
-    own = [
+def _candidates(starts: Sequence[RopeFactors]) -> tuple[Candidate, ...]:
+    """Returns λ, n̂ and t of each start."""
+    return tuple(
         Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
         for factors in starts
-    ]
+    )
+
+
+def _with_temperatures(
+    seeds: tuple[Candidate, ...], allowed: tuple[float, ...], others: Sequence[float]
+) -> tuple[Candidate, ...]:
+    """Each seed with its own temperature and, where that is free, once more with each of
+    `others`."""
     if len(allowed) == 1:
-        return tuple(own)
-    return (*own, *(replace(each, attention_factor=other) for other in others for each in own))
+        return seeds
+    return (*seeds, *(replace(each, attention_factor=other) for other in others for each in seeds))

@@ -11,7 +11,7 @@ from megatron_longrope.pipeline.searching import first_search, recovery_search, 
 from megatron_longrope.rope import (
     Yarn,
 )
-from tests.support.factor_sets import GEOMETRY, made_factors
+from tests.support.factor_sets import GEOMETRY, UNSCALED, made_factors
 
 
 def test_searches_start_where_the_method_says() -> None:
@@ -46,7 +46,7 @@ def test_searches_start_where_the_method_says() -> None:
     assert (
         RecoveryStep.model_validate(step.model_dump(mode="json")) == step
     )  # as a run directory keeps it
-    recovery = recovery_search(config, GEOMETRY, 256, tuned, None)
+    recovery = recovery_search(config, UNSCALED, 256, tuned, None)
     assert set(recovery.space.upper) == {max(tuned.rescale)} and set(recovery.space.lower) == {1.0}
 
 
@@ -75,7 +75,7 @@ def test_a_setting_without_a_meaning_in_its_stage_is_refused(
         elif stage == "second":
             second_search(config, GEOMETRY, 8192, tuned)
         else:
-            recovery_search(config, GEOMETRY, 256, tuned, None)
+            recovery_search(config, UNSCALED, 256, tuned, None)
 
 
 def test_fine_tuned_factors_of_another_model_are_refused() -> None:
