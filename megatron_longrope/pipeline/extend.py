@@ -10,7 +10,7 @@ from megatron_longrope.config import write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
 from megatron_longrope.pipeline.plan import plan, stages_before
-from megatron_longrope.pipeline.preflight import check_documents, check_layout
+from megatron_longrope.pipeline.preflight import check_documents, check_export, check_layout
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.result import RunResult
 from megatron_longrope.pipeline.run import Progress, Run, Source, find_source
@@ -38,6 +38,7 @@ def check_recipe(recipe: Recipe, run_dir: Path, world_size: int) -> CheckedRun:
     """
     source = find_source(recipe, RunDirectory(run_dir))
     check_layout(recipe, source.shape, source.own, world_size)
+    check_export(recipe, source.own)
     stages = plan(recipe, source.shape, source.own)
     corpus = load_corpus(recipe.corpus, source.tokenizer, recipe.target_length)
     check_documents(recipe, corpus)

@@ -31,6 +31,25 @@ def check_documents(recipe: Recipe, corpus: Corpus) -> None:
                 )
 
 
+def check_export(recipe: Recipe, own: OwnScaling) -> None:
+    """Raises InputError where Hugging Face's format could not carry what the run will find.
+
+    A model that arrives with a short set keeps it for inputs that are not recovered, under the
+    temperature it has; the format has one temperature for short and long inputs.
+    """
+    recovered = max((step.length for step in recipe.recovery), default=0)
+    keeps_short = any((entry.up_to or 0) > recovered for entry in own.short_ranges)
+    inherits = any(step.search.attention_factor == "inherited" for step in recipe.extension)
+    if recipe.export and keeps_short and not inherits:
+        raise InputError(
+            "export",
+            "true",
+            f"the model arrives with {own.describe()} and one temperature for both, which a search "
+            "may change for long inputs alone: use search.attention_factor=inherited, a recovery "
+            f"up to {format_length(own.geometry.original_length)} tokens or more, or export=false",
+        )
+
+
 def check_layout(recipe: Recipe, shape: ModelShape, own: OwnScaling, world_size: int) -> None:
     """Raises InputError for a layout that cannot hold the model, its lengths or its batches, and
     for lengths within the window: before hours go into the stages ahead of the one that would."""

@@ -144,7 +144,8 @@ def _search_beyond(
     tuned: RopeFactors,
     as_they_are: tuple[RopeFactors, ...],
 ) -> SearchProblem:
-    """Returns the search beyond `tuned`; `as_they_are` are starts that no method is put on."""
+    """Returns the search beyond `tuned`; `as_they_are` are starts that no method is put on, and
+    that are scored once, under their own temperature."""
     _refuse_mistakes(config, "second", length)
     for name in ("base", "head_dim", "original_length"):
         ours, theirs = getattr(geometry, name), getattr(tuned, name)
@@ -154,15 +155,19 @@ def _search_beyond(
     inherited = tuned.attention_factor
     starts = [second_interpolation(name, tuned, length) for name in config.starts]
     sharper = [times * inherited for times in config.sharper_starts]
-    seeds = _candidates([*as_they_are, *starts])
+    as_it_is, seeds = _candidates(as_they_are), _candidates(starts)
     # attention over more tokens must be sharper still: at the first 0.01 from λ_ft's own t on
     above = _reaching(grid(inherited, _SHARPEST * inherited, 0.01), sharper)
     choices = _choices(
-        config, seeds, above, inherited, longrope_attention_factor_of(scale, geometry)
+        config,
+        (*as_it_is, *seeds),
+        above,
+        inherited,
+        longrope_attention_factor_of(scale, geometry),
     )
     reach = max(value for seed in seeds for value in seed.rescale)
     space = SearchSpace.second_stage(tuned.rescale, scale, reach, **choices)
-    seeds = _with_temperatures(seeds, choices["attention_factors"], sharper)
+    seeds = (*as_it_is, *_with_temperatures(seeds, choices["attention_factors"], sharper))
     baselines = [
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
         *(
