@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_longrope.artifacts.run_directory import RunDirectory
-from megatron_longrope.config import write_yaml
+from megatron_longrope.config import format_length, write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
 from megatron_longrope.pipeline.plan import plan, stages_before
@@ -90,6 +90,12 @@ def _begin(
         directory.root.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe.model_dump(mode="json"), directory.config)
     runtime.barrier()
+    own = checked.source.own
+    if own.is_scaled:
+        progress.stage(
+            f"the model arrives with {own.describe()} for {format_length(own.window)}: searches "
+            "build on these factors, and tables compare with them"
+        )
     runner = StageRunner(directory, runtime, progress.stage)
     run = Run(recipe, directory, runtime, progress, runner, checked.source, checked.corpus)
     return run, checked.stages

@@ -125,8 +125,9 @@ class SearchConfig(StrictConfig):
     retrieval_weight: PositiveFloat = 0.5
     attention_factor: Literal["searched", "inherited", "fixed", "one"] = "searched"
     """`searched`: 1.0 to 1.3 or 1.05 times YaRN's, whichever is more, beyond a fine-tuned length
-    1.0 to 1.4 times the fine-tuned one; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln
-    L); `one`: none."""
+    1.0 to 1.4 times the fine-tuned one, and as far as a start's own reaches; `inherited`: the
+    fine-tuned set's; `fixed`: √(1 + ln s / ln L), in a recovery with the s of the extended length;
+    `one`: none."""
     search_start_tokens: bool = False
     starts: tuple[SearchStart, ...] = Field(default_factory=default_search_starts, min_length=1)
     """The methods an extension's search starts from, each with its own temperature and with a
@@ -200,8 +201,9 @@ class FineTuneConfig(StrictConfig):
     short_inputs: ShortInputs = "extended"
     """The factors that pieces within the pretrained window are trained under. `extended`: the
     searched ones, as all (LongRoPE). In rows of their own (LongRoPE2's mixed windows, arXiv
-    2502.20082): `pretrained`, none at all; `unscaled`, λ = 1 with the searched temperature, which
-    Hugging Face's format can carry beside the long set."""
+    2502.20082): `pretrained`, those the model arrived with, mostly none at all; `unscaled`, the
+    same λ, mostly 1, with the searched temperature, which Hugging Face's format can carry beside
+    the long set."""
     merge: float = Field(default=1.0, gt=0, le=1)
     """Of the way from the weights before to the trained ones. Below 1 short inputs lose less
     (WiSE-FT, arXiv 2109.01903); what it costs the long context, if anything, `longrope eval` tells.
