@@ -8,7 +8,7 @@ The demonstration model (window 256) is made to arrive at 512 in four ways: llam
 with two sets, linear. Each is extended to 2048 by the pipeline, searched on three modules of the
 standard library and measured on three others: its own factors as they are, PI, NTK and YaRN on top
 of them, and what the search found. Before that, its own factors by transformers alone and by ours,
-on the same tokens. Interrupted, it goes on. About two minutes a kind on one core.
+on the same tokens. Interrupted, it goes on. Under two minutes a kind on one core.
 """
 
 from __future__ import annotations
