@@ -1,5 +1,4 @@
-"""Models that arrive with RoPE scaling of their own, taken to four times what they arrived with and
-not trained.
+"""Extends models that arrive with RoPE scaling of their own to four times that, without training.
 
     python benchmarks/arrives_scaled.py --out runs/arrives-scaled
     python benchmarks/arrives_scaled.py --out runs/arrives-scaled --kinds yarn,longrope
@@ -79,7 +78,7 @@ def arrive(kind: str, folder: Path) -> Path:
 
 
 def recipe_of(model: Path, search: dict[str, Any] | None = None) -> Recipe:
-    """Returns the extension without training."""
+    """Returns the recipe that extends a model without training."""
     searcher = {"name": "hybrid", "ramp": {"max_rounds": 4}, "descent": {"passes": 6, "checks": 2}}
     values = {
         "name": model.name,
@@ -95,8 +94,7 @@ def recipe_of(model: Path, search: dict[str, Any] | None = None) -> Recipe:
 
 
 def extend(model: Path, run: Path, recipe: Recipe) -> tuple[list[PerplexityRow], Corpus]:
-    """Runs the recipe; returns the rows that measure text from its first token, and the
-    documents."""
+    """Runs the recipe; returns the rows that measure text from its start, and the documents."""
     with start_runtime(recipe.parallel, seed=recipe.seed) as runtime:
         run_recipe(recipe, run, runtime, Progress())
     corpus = check_recipe(recipe, run, 1).corpus
@@ -106,8 +104,7 @@ def extend(model: Path, run: Path, recipe: Recipe) -> tuple[list[PerplexityRow],
 
 @torch.no_grad()
 def by_transformers(model: Path, rows: Iterable[PerplexityRow], corpus: Corpus) -> float:
-    """Returns the perplexity of the rows' stretches of text by transformers' model as it
-    arrives."""
+    """Returns the perplexity of transformers' model, as it arrives, on the text of the rows."""
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -135,7 +132,7 @@ def as_it_arrives(rows: Iterable[PerplexityRow], length: int) -> list[Perplexity
 
 
 def main() -> None:
-    """Prints a line for each kind."""
+    """Extends a model of each kind and prints a line of perplexities for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

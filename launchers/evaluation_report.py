@@ -1,4 +1,4 @@
-"""What evaluations print: progress while they run, and a table of methods by lengths."""
+"""What evaluations print: progress while they run, and tables of methods by lengths."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from megatron_longrope.config import format_length
 from megatron_longrope.evaluation.tasks import TASKS
 
 
-class Progress:
-    """Writes a line on stderr for each finished part of the work: tokens per second and time
-    left."""
+class TokenProgress:
+    """Writes a line on stderr for each finished part of the work, with rate and time left."""
 
     def __init__(self, total_tokens: int, *, shown: bool) -> None:
         self.total_tokens, self.done_tokens = total_tokens, 0
@@ -25,7 +24,7 @@ class Progress:
         self._start = time.monotonic()
 
     def advance(self, tokens: int, what: str) -> None:
-        """Counts `tokens` as done and says so."""
+        """Counts `tokens` as done and prints what was done, tokens per second and time left."""
         self.done_tokens += tokens
         rate = self.done_tokens / max(time.monotonic() - self._start, 1e-9)
         left = (self.total_tokens - self.done_tokens) / rate
@@ -35,7 +34,7 @@ class Progress:
 
 
 def print_tables(rows: Sequence[Row]) -> None:
-    """Prints a table of perplexities where there are some, and one of exact matches per task."""
+    """Prints one table of perplexities, if there are any, and one of exact matches per task."""
     of_kind = EvaluationRows.of(rows)
     if of_kind.perplexity:
         Console().print(_perplexity_table(of_kind.perplexity))
@@ -45,15 +44,15 @@ def print_tables(rows: Sequence[Row]) -> None:
 
 
 def _perplexity_table(rows: Sequence[PerplexityRow]) -> Table:
-    """Perplexity over all documents, with that of the last quarter beside it."""
+    """Returns the table of perplexities over all documents."""
     whole = aggregate(rows, lambda row: (row.method, row.length))
     quarter = aggregate(rows, lambda row: (row.method, row.length), last_quarter=True)
     cells = {key: f"{whole[key]:.4f} ({quarter[key]:.4f})" for key in whole}
-    return _table("Perplexity (in brackets: over the last quarter of the context)", cells)
+    return _table("Perplexity by tokens of context (in brackets: over the last quarter)", cells)
 
 
 def _retrieval_table(task: str, rows: Sequence[RetrievalRow]) -> Table:
-    """The share of exact matches over all depths."""
+    """Returns the table of exact matches of one task, over all depths."""
     counts: dict[tuple[str, int], tuple[int, int]] = {}
     for row in rows:
         correct, trials = counts.get((row.method, row.length), (0, 0))
@@ -66,7 +65,7 @@ def _retrieval_table(task: str, rows: Sequence[RetrievalRow]) -> Table:
 
 
 def _table(title: str, cells: Mapping[tuple[str, int], str]) -> Table:
-    """Methods by lengths in tokens, both in order of appearance."""
+    """Returns a table of methods by lengths in tokens, both in the order of appearance."""
     table, lengths = Table(title=title), list(dict.fromkeys(length for _, length in cells))
     table.add_column("method")
     for length in lengths:

@@ -1,4 +1,4 @@
-"""What `longrope search` does: objective, journal, factors and result of one search."""
+"""What `longrope search` does: one search, its comparison with all baselines, and its result."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ from megatron_longrope.runtime import start_runtime
 
 
 def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] | None:
-    """Runs the search and returns on the main rank what it found and the plot of it. Raises
-    InputError for bad input."""
+    """Runs the search and returns on the main rank what it found, and the path of its plot.
+
+    Raises InputError for bad input.
+    """
     target = settings["target"]
     sources = list(read_text_files(settings["texts"]))
     config = search_config(settings, len(sources))
@@ -106,7 +108,7 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
 
 
 def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
-    """Returns what the options ask for. Raises InputError for options of another searcher."""
+    """Returns the search that the options ask for; raises InputError for bad input."""
     values: dict[str, Any] = {
         "searcher": searcher_section(settings),
         "num_documents": num_documents,
@@ -128,7 +130,7 @@ def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
 
 
 def _tuned_factors(file: Path | None, target: int) -> RopeFactors | None:
-    """Returns the factors a second stage searches beyond; None for a first."""
+    """Returns the fine-tuned factors that a second search goes on from; None for a first search."""
     if file is None:
         return None
     factors = read_factors(file).ranges[-1].factors

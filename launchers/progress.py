@@ -1,4 +1,4 @@
-"""How long work shows itself: a live bar on a terminal, a log line now and then elsewhere."""
+"""Progress of long work: a live line on a terminal, a log line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressLines:
-    """Prints stages and steps on the main rank. On a terminal a step overwrites the one before;
-    elsewhere it is a line of its own, at most one per 15 seconds and always the last of a stage.
+    """Prints stages and steps on stderr, on the main rank alone.
+
+    On a terminal each step overwrites the one before. Elsewhere a step has a line of its own: one
+    in 15 seconds at most, and always the last step of a stage.
     """
 
     def __init__(self, is_main: bool) -> None:
@@ -24,20 +26,22 @@ class ProgressLines:
         self._open_line = False
 
     def stage(self, text: str) -> None:
-        """Says that a stage begins, or that something is under way."""
+        """Prints that a stage begins, with the time since the command started."""
         self._say(f"[{self._elapsed()}] {text}", final=True)
 
     def step(
         self, done: int, total: int | None, message: str, eta_seconds: float | None = None
     ) -> None:
-        """Says how far a stage is."""
+        """Prints how far a stage is: steps done, of how many (None: unknown), and the time left."""
         share = f"{done}/{total}" if total else str(done)
         eta = "" if eta_seconds is None else f"  {_clock(eta_seconds)} left"
         self._say(f"  {share}  {message}{eta}", final=total is not None and done >= total)
 
     def counter(self) -> Callable[[int, int, str], None]:
-        """Returns a `show(done, total, message)` that adds the time left, from the rate since its
-        first call."""
+        """Returns a function `show(done, total, message)` that also prints the time left.
+
+        The time left follows from the rate since its first call.
+        """
         first: list[tuple[float, int]] = []
 
         def show(done: int, total: int, message: str) -> None:
@@ -51,8 +55,7 @@ class ProgressLines:
         return show
 
     def bytes_counter(self) -> Callable[[int, int], None]:
-        """Returns a `show(done, total)` in bytes, with the rate since its first call and the time
-        left."""
+        """Returns a function `show(done, total)` of bytes that also prints rate and time left."""
         first: list[tuple[float, int]] = []
 
         def show(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What `longrope extend --dry-run` prints: every stage with what it reads, leaves and costs."""
+"""The table of `longrope extend --dry-run`: each stage with what it reads, leaves and costs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from megatron_longrope.pipeline.extend import CheckedRun
 from megatron_longrope.pipeline.stages.stage import Cost, Stage
 
 _WIDTH_OF_A_FILE = 180
-"""Columns where the table goes into a file or a pipe, which have no width."""
+"""Columns of the table in a file or a pipe, which have no width of their own."""
 
 
 def print_stages(checked: CheckedRun) -> None:
-    """Prints documents and stages, in order, and what all of them cost."""
+    """Prints the documents, and the stages in order with their cost and the sum of it."""
     click.echo(_documents(checked.corpus))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
     stages = checked.stages
@@ -37,8 +37,17 @@ def print_stages(checked: CheckedRun) -> None:
         table.add_row(*_row(stage))
     width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
     Console(highlight=False, width=width).print(table)
-    click.echo("All at most: searches as if no candidate were stopped early, rows as if full.")
-    click.echo("Checked so far as can be without weights; nothing was run.")
+    click.echo(
+        "weights: the checkpoint a stage loads. tokens: forward through the model; backward: those "
+        "of them that are trained on or searched by gradients. operations: floating-point, in all."
+    )
+    click.echo(
+        "Numbers are upper bounds: as if no candidate were stopped early and every row were full."
+    )
+    click.echo(
+        "Everything that can be checked without weights is in order. Nothing was run; the same "
+        "command without --dry-run runs all stages."
+    )
 
 
 def _row(stage: Stage) -> tuple[str, ...]:
@@ -73,7 +82,7 @@ def _flops(count: float) -> str:
 
 
 def _with_unit(count: float, units: tuple[str, ...]) -> str:
-    """Three digits and the unit they are in, by thousands: `1.25 M`."""
+    """Returns three digits and their unit, by thousands: `1.25 M`."""
     place = 0
     while count >= 999.5 and place < len(units) - 1:
         count, place = count / 1000, place + 1

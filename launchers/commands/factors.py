@@ -1,4 +1,4 @@
-"""`longrope factors list | show | methods`: published factor sets, factor files, methods."""
+"""`longrope factors list | show | methods`: published factor sets, factor files and methods."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from megatron_longrope.rope import (
 )
 
 _MIN_WIDTH = 120
-"""Columns below which names and numbers of the list would be cut short."""
+"""Columns that the list needs so that no name or number is cut short."""
 
 
 @click.group()
 def command() -> None:
-    """List the published rescale factors or the scaling methods, or show a factor set."""
+    """Show published rescale factors, a factors file, or the scaling methods."""
 
 
 @command.command("list")
 @json_option
 def list_command(json_path: Path | None) -> None:
-    """Show every published factor set: model, lengths in tokens, smallest and largest λ, source."""
+    """List all published factor sets, with lengths in tokens, range of λ, and source."""
     rows = [_summary(entry, published_factors(entry.name)) for entry in published_sets()]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("name", "model", "fine-tuned", "target"):
@@ -69,8 +69,10 @@ def list_command(json_path: Path | None) -> None:
 @click.argument("name_or_file")
 @json_option
 def show_command(name_or_file: str, json_path: Path | None) -> None:
-    """Show λ and wavelength in tokens of every pair of NAME_OR_FILE, a published name or a factors
-    JSON file."""
+    """Show λ and wavelength of every rotary pair in one factor set.
+
+    NAME_OR_FILE is the name of a published set or a factors JSON file. Wavelengths are in tokens.
+    """
     ranges = [
         {"up_to": entry.up_to, **_details(entry.factors)}
         for entry in _load_factors(name_or_file).ranges
@@ -85,8 +87,11 @@ def show_command(name_or_file: str, json_path: Path | None) -> None:
 @command.command("methods")
 @json_option
 def methods_command(json_path: Path | None) -> None:
-    """Show every scaling method: its settings for --method, its name in Hugging Face configs, and
-    what it serves as."""
+    """List all scaling methods, with their settings and uses.
+
+    Settings are written --method NAME:SCALE,KEY=VALUE; rope_type is a method's name in Hugging Face
+    configs.
+    """
     rows = [_method_summary(kind) for kind in METHODS.values()]
     table = Table("name", "settings", "rope_type", "serves as", box=box.SIMPLE_HEAD)
     for row in rows:
@@ -98,7 +103,7 @@ def methods_command(json_path: Path | None) -> None:
 
 
 def _method_summary(kind: type[RopeMethod]) -> dict[str, Any]:
-    """Returns what a method says about itself; its scale is the first of its settings."""
+    """Returns what a method says about itself as JSON values."""
     served = {
         "--method": kind.is_closed_form,
         "baseline": kind.is_baseline,
@@ -141,8 +146,7 @@ def _summary(entry: PublishedSet, factors: RopeFactors) -> dict[str, Any]:
 
 
 def _details(factors: RopeFactors) -> dict[str, Any]:
-    """Returns everything about `factors` but λ as they are, and λ pair by pair with wavelengths in
-    tokens."""
+    """Returns factors as JSON values, with λ and the wavelengths in tokens pair by pair."""
     pairs = []
     for pair, rescale in enumerate(factors.rescale):
         wavelength = 2 * math.pi * factors.base ** (2 * pair / factors.head_dim)
@@ -192,6 +196,6 @@ def _print_range(console: Console, name: str, entry: dict[str, Any]) -> None:
 
 
 def _console() -> Console:
-    """A console wide enough for whole rows, also where output goes to a file."""
+    """Returns a console that is wide enough for whole rows, also where output goes to a file."""
     console = Console()
     return console if console.width >= _MIN_WIDTH else Console(width=_MIN_WIDTH)

@@ -1,4 +1,4 @@
-"""`longrope search`: one search of one model at one target length."""
+"""`longrope search`: one search of one model for one target length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launchers.options import (
     layout_options,
     write_json,
 )
-from launchers.search_options import SearchCommand, check_request
+from launchers.search_options import SearchCommand, check_search_request
 from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.summaries import BaselineMargin, SearchSummary
 from megatron_longrope.config import format_length
@@ -37,105 +37,110 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
     multiple=True,
     required=True,
     metavar="FILE …",
-    help="UTF-8, one document per file.",
+    help="Text files in UTF-8, one document per file, each of the target length or longer.",
 )
 @click.option(
     "--target",
     required=True,
     type=LENGTH,
     metavar="LENGTH",
-    help="Length to search for, in tokens.",
+    help="Length in tokens to search for, such as 32k; beyond the model's window.",
 )
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Gets factors/best.json, journals/, result.json and a plot of all searchers run there; "
-    "run again, "
-    "it goes on.",
+    help="Directory that keeps everything: factors/best.json, journals/, result.json and a plot of "
+    "all searchers run in it.",
 )
 @click.option(
     "--from-factors",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Fine-tuned factors: search beyond them (second stage). Without it a model that arrives "
-    "with scaling of its own is searched beyond that.",
+    help="Factors that the model was fine-tuned under, to search beyond them (second search). "
+    "Without it a model that arrives with scaling of its own is searched beyond that.",
 )
 @click.option(
     "--starts-from",
     "starts",
     multiple=True,
     type=NameType(search_starts),
-    help="What the search starts from; may be repeated  "
+    help="Scaling method that the search starts from; may be repeated  "
     f"[default: {', '.join(default_search_starts())}]",
 )
 @click.option(
     "--space",
     type=click.Choice(["longrope", "longrope2"]),
     default="longrope",
-    help="longrope: λ from 1 to 1.25·s. longrope2: from s to 2s above the critical pair, a closed "
-    "form below.",
+    help="Bounds of λ, with s = target / window. longrope: from 1 to 1.25·s. longrope2: from s "
+    "to 2s from the critical pair on, a closed form below it.",
 )
 @click.option(
     "--critical-pair",
     type=click.IntRange(1),
     metavar="N",
-    help="Of longrope2  [default: by theory]",
+    help="For longrope2: number of the critical pair, from 0  [default: by theory]",
 )
 @click.option(
     "--early-stopping/--no-early-stopping",
     default=True,
-    help="Stop scoring candidates that are hopeless after some of the documents.",
+    help="Stop scoring a candidate that is hopeless after some of the documents.",
 )
 @click.option(
     "--ladder",
     multiple=True,
     type=LENGTH,
     metavar="LENGTH",
-    help="Of early stopping: score candidates at "
-    "this shorter length first, and the hopeless there only; may be repeated, ascending.",
+    help="For early stopping: score candidates at this shorter length first, and the hopeless ones "
+    "there only; may be repeated, in ascending order.",
 )
 @click.option(
     "--last-fraction",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     metavar="F",
-    help="Count predictions on this last part of each document only.",
+    help="Count only the predictions on this last part of each document.",
 )
 @click.option(
     "--retrieval-documents",
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Also score the answers of N passkey documents of the target length, at half the text's "
-    "weight.",
+    help="Also score the answers of N generated passkey documents of the target length, with half "
+    "the weight of the text.",
 )
 @click.option(
     "--attention-factor",
     type=click.Choice(["searched", "fixed", "one"]),
     default="searched",
-    help="Attention factor: searched from 1 to 1.3, fixed to √(1 + ln s/ln L), or one.",
+    help="Attention factor t (cos and sin times t). searched: with λ, from 1 to 1.3 or more. "
+    "fixed: √(1 + ln s / ln L). one: 1.",
 )
 @click.option(
     "--start-tokens",
     is_flag=True,
-    help="Search n̂, the start positions left as they were; HF cannot carry it.",
+    help="Also search n̂, the number of first positions that are not rescaled. Hugging Face configs "
+    "cannot carry it.",
 )
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of weights."
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Number format of the weights.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Of the search.")
+@click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Seed of the search.")
 @layout_options
 @engine_option
 @json_option
 def command(out: Path, json_path: Path | None, **settings: Any) -> None:
-    """Search the rescale factors, temperature included, that give the lowest perplexity on the
-    documents.
+    """Search the rescale factors and the attention factor with the lowest perplexity.
 
-    Under torchrun candidates are spread over the copies of the model that fit the processes.
+    At the end it prints the best perplexity on the documents, how much worse every other scaling
+    method is, and what the search cost. Interrupted, the same command goes on from its journal.
+    Under torchrun (longrope launch), candidates are shared among the copies of the model.
     """
-    check_request(out, settings)
+    check_search_request(out, settings)
     from launchers.factor_search import run_factor_search
 
     found = run_factor_search(out, **settings)
@@ -157,7 +162,7 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
 
 
 def _margin_line(row: BaselineMargin) -> str:
-    """A baseline's perplexity and by how much it exceeds the best one's."""
+    """Returns one line: a baseline's perplexity, and by how much it exceeds the best one's."""
     name = f"{row.method} ({row.attention_factor} attention factor)"
     if row.perplexity is None or row.ratio is None:
         return f"  {name:<42} no finite perplexity"

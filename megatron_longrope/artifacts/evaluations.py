@@ -1,5 +1,4 @@
-"""Candidates of a search and what they came to: the values that searchers, objectives and journals
-hand to one another."""
+"""Candidates and evaluations: what searchers, objectives and journals hand to one another."""
 
 from __future__ import annotations
 
@@ -16,10 +15,12 @@ from megatron_longrope.errors import InputError
 
 @dataclass(frozen=True)
 class Candidate:
-    """One point of the search: λ per pair, n̂ in tokens and the attention factor t (q·k is
-    multiplied by t²).
+    """One point of a search space: λ of each pair, n̂ in tokens, and the attention factor t.
 
     Raises InputError where a number is not finite, λ or t is not positive, or n̂ is negative.
+
+    >>> Candidate((1.0, 4.0), attention_factor=1.1).to_json()
+    {'rescale': [1.0, 4.0], 'start_tokens': 0, 'attention_factor': 1.1}
     """
 
     rescale: tuple[float, ...]
@@ -42,7 +43,7 @@ class Candidate:
             raise InputError("start_tokens", self.start_tokens, "must be 0 tokens or more")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values; `from_json` gives back an equal candidate, bit for bit."""
+        """Returns JSON values; `from_json` makes the same candidate of them, bit for bit."""
         return {
             "rescale": list(self.rescale),
             "start_tokens": self.start_tokens,
@@ -57,33 +58,40 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """Derivatives of the loss (nats per token): by λ, float64 `[num_pairs]`, and by the attention
-    factor."""
+    """Derivatives of the loss in nats per token by λ and by the attention factor."""
 
     rescale: NDArray[np.float64]
+    """∂loss/∂λ_i of each pair, float64 [num_pairs]."""
     attention_factor: float
+    """∂loss/∂t."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Negative log-likelihood (nats) and predicted tokens of each document that was scored, in
-    document order.
+    """The losses of one candidate on the documents that were scored, in document order.
 
-    `completed` is False where scoring was stopped before the last document, and for a sample of the
-    documents. Sums and counts are kept apart so that they can be added up over documents and ranks
-    and divided once.
+    Sums and counts are kept apart so that they can be added up over documents and ranks and divided
+    once: a mean of means would weight the tokens of short documents more.
+
+    >>> evaluation = Evaluation(nll_sums=(200.0, 10.0), token_counts=(100, 5))
+    >>> evaluation.loss, round(evaluation.perplexity, 3)
+    (2.0, 7.389)
     """
 
     nll_sums: tuple[float, ...]
+    """Negative log-likelihood of each document, in nats."""
     token_counts: tuple[int, ...]
+    """Number of predicted tokens of each document."""
     completed: bool = True
+    """False where scoring was stopped before the last document, and for a sample of documents."""
     gradient: Gradient | None = field(default=None, compare=False)
+    """The derivatives of the loss, where a backward pass was made."""
     cost_tokens: int = -1
-    """Tokens that went through the model for this; by default as many as were predicted."""
+    """Tokens that went through the model; by default as many as were predicted."""
     sample: tuple[int, ...] | None = None
-    """The documents scored, where these were asked for alone; None: from the first one on."""
+    """Numbers of the documents scored where only these were asked for; None: from the first on."""
     rungs: tuple[float, ...] = ()
-    """Nats per token on shorter contexts, scored first: for early stopping, no part of the loss."""
+    """Nats per token at shorter lengths, for early stopping; they are no part of the loss."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nll_sums", tuple(float(value) for value in self.nll_sums))
@@ -101,17 +109,17 @@ class Evaluation:
 
     @property
     def tokens(self) -> int:
-        """Predicted tokens over all documents."""
+        """Number of predicted tokens over all documents."""
         return sum(self.token_counts)
 
     @property
     def loss(self) -> float:
-        """Nats per token, Σ nll / Σ tokens; NaN where nothing was scored."""
+        """Nats per token, Σ nll / Σ tokens; NaN where nothing or no finite sum was scored."""
         return math.fsum(self.nll_sums) / self.tokens if self._sums_are_finite else math.nan
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that overflows."""
+        """Perplexity exp(loss); infinite where that exceeds the range of a float."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -119,12 +127,11 @@ class Evaluation:
 
     @property
     def usable(self) -> bool:
-        """Whether this may be compared with others: completed, and finite."""
+        """Whether the loss may be compared with others: scoring was completed and it is finite."""
         return self.completed and math.isfinite(self.loss)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns strict JSON values (NaN and infinities as words); `from_json` gives back the same
-        numbers."""
+        """Returns strict JSON values, which `from_json` reads; NaN and infinities become words."""
         gradient = self.gradient and {
             "rescale": [_number_to_json(value) for value in self.gradient.rescale.tolist()],
             "attention_factor": _number_to_json(self.gradient.attention_factor),
@@ -165,13 +172,15 @@ class Evaluation:
 
 
 def _number_to_json(value: float) -> float | str:
+    """Returns `value`, or a word such as "nan" for what JSON has no number for."""
     return float(value) if math.isfinite(value) else repr(float(value))
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a candidate came about: its generation (0 is the initial population) and `seed`,
-    `mutant`, `crossover`…"""
+    """The round and the step of a search that a candidate came from."""
 
     generation: int
+    """Number of the round; 0 is the initial population."""
     origin: str
+    """One word for the step, such as `seed`, `mutant` or `crossover`."""

@@ -20,8 +20,10 @@ AS_IT_IS = "model"
 
 
 def is_untouched(method: str) -> bool:
-    """Returns whether a method is no change of the model: no scaling, or its own where it arrives
-    with some."""
+    """Returns whether rows of this method measure the model as it arrived.
+
+    It is named `none` where the model arrives unscaled, and `model` under scaling of its own.
+    """
     return method in (UNSCALED, AS_IT_IS)
 
 
@@ -85,7 +87,7 @@ class PerplexityRow(EvaluationRow):
 
     @property
     def perplexity(self) -> float:
-        """exp(Σ nll / Σ tokens)."""
+        """Perplexity of the document, exp(nll_sum / tokens)."""
         return perplexity_of(self.nll_sum, self.tokens)
 
     @property

@@ -1,4 +1,4 @@
-"""`result.json`, of a run and of one search: what was found, in numbers."""
+"""The schemas of `result.json`, which a run and a single search leave."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from megatron_longrope.artifacts.stages import StageRecord
 
 
 class ModelFacts(FileRecord):
-    """The model of a run; everything but its name may be missing."""
+    """The model of a run; results of older versions have its name alone."""
 
     name: str
     parameters: Count | None = None
     original_length: Tokens | None = None
     """The pretrained window in tokens, which λ counts from."""
     window: Tokens | None = None
-    """Longest input in tokens that the model was made for as it arrived; more than
-    `original_length` where it arrived scaled. Missing in files of before."""
+    """Longest input in tokens that the model was made for as it arrived, which is more than
+    `original_length` where it arrived scaled. None in older files."""
     scaling: str | None = None
-    """The scaling it arrived with; None: none."""
+    """The scaling that the model arrived with, in a few words; None where it was unscaled."""
     num_layers: Tokens | None = None
     hidden_size: Tokens | None = None
     num_heads: Tokens | None = None
@@ -33,18 +33,32 @@ class ModelFacts(FileRecord):
 
 
 class Check(FileRecord):
-    """A question any extension should answer: what was measured, the bound a good one meets, and
-    whether this one did. None stands for a number that was not finite."""
+    """One of the checks at the end of a run: a question that every extension should answer.
+
+    None stands for a number that was not finite.
+    """
 
     name: str
     text: str
+    """The question, as the report shows it."""
     value: float | str | None
+    """The value measured."""
     bound: float | str | None
+    """The bound that a good extension meets."""
     met: bool
+    """Whether this extension meets it."""
 
     @classmethod
     def of(cls, name: str, text: str, value: float, bound: float, *, met: bool) -> Check:
-        """Returns the check of two numbers, rounded to four decimals for a reader."""
+        """Returns the check of two numbers, rounded to four decimals for a reader.
+
+        Args:
+            name: What is checked, such as `last-quarter`.
+            text: The question, as the report shows it.
+            value: The value measured.
+            bound: The bound that a good extension meets.
+            met: Whether this extension meets it.
+        """
         shown = [round(number, 4) if math.isfinite(number) else None for number in (value, bound)]
         return cls(name=name, text=text, value=shown[0], bound=shown[1], met=met)
 
@@ -57,10 +71,11 @@ class HeldOut(FileRecord):
 
 
 class RunSummary(FileRecord):
-    """`result.json` of a run. `checkpoint` is a folder of the run directory."""
+    """The `result.json` of a run."""
 
     format: Literal[1]
     checkpoint: str | None = None
+    """Folder of the final checkpoint, relative to the run directory."""
     model: ModelFacts | None = None
     target_length: Tokens | None = None
     stages: tuple[StageRecord, ...] = ()
@@ -68,7 +83,7 @@ class RunSummary(FileRecord):
     held_out: HeldOut | None = None
     environment: dict[str, str | int | float | None] = Field(default_factory=dict)
     summary: dict[str, float | str | None] = Field(default_factory=dict)
-    """The value of each check by its text."""
+    """The values of the checks by their texts."""
 
 
 class BaselineMargin(FileRecord):
@@ -84,57 +99,64 @@ class BaselineMargin(FileRecord):
     """Files of before call it `temperature`."""
     perplexity: float | None
     ratio: float | None
+    """The baseline's perplexity over that of the best candidate."""
     low: float | None
+    """Lower end of the ratio's 95 % interval."""
     high: float | None
+    """Upper end of the ratio's 95 % interval."""
 
 
 class SearchSummary(SearchCost):
-    """`result.json` of `longrope search`: what the search that ran last found and what it cost.
+    """The `result.json` of `longrope search`: what the latest search found and what it cost.
 
-    What has a default is missing in results of older versions.
+    Fields with a default are missing in results of older versions.
     """
 
     perplexity: float
+    """Perplexity of the best candidate on the search's documents."""
     stopped_early: Count
+    """Number of candidates whose scoring was stopped early."""
     forward_equivalents: float | None = None
-    """The operations it took, over those of one evaluation of all documents."""
+    """The operations of the search over those of one forward pass over all documents."""
     recovered: Count = 0
-    """Evaluations taken from the journal of an interrupted run."""
+    """Number of evaluations taken from the journal of an interrupted run."""
     target_length: Tokens
     journal: str | None = None
-    """Its journal's name; without one it is that of the default searcher."""
+    """Name of the search's journal; None means the one of the default searcher, `search-LENGTH`."""
     baselines: tuple[BaselineMargin, ...]
     baselines_cost: SearchCost | None = None
-    """Beyond the search's own evaluations."""
+    """Cost of evaluating the baselines, which `tokens` and the other costs do not include."""
     factors: str | None = None
-    """The file of the best factors."""
+    """Path of the file with the best factors."""
 
     @property
     def journal_name(self) -> str:
-        """Name of its journal: `journals/NAME.jsonl`."""
+        """Name of the search's journal, NAME in `journals/NAME.jsonl`."""
         return self.journal or f"search-{self.target_length}"
 
     @property
     def best_baseline(self) -> BaselineMargin | None:
-        """The baseline of lowest perplexity; None where none has one."""
+        """The baseline of lowest perplexity; None where no baseline has a finite one."""
         finite = [(row.perplexity, row) for row in self.baselines if row.perplexity is not None]
         return min(finite, key=lambda item: item[0])[1] if finite else None
 
 
 class _AnySummary(FileRecord):
-    """What one asks a `result.json` of either kind: a search's has baselines."""
+    """The fields that tell a `result.json` of a search, which has baselines, from that of a run."""
 
     baselines: Any = None
     checkpoint: str | None = None
 
 
 def read_summary(path: Path) -> RunSummary | SearchSummary:
-    """Returns a `result.json`, of a run or of one search; raises InputError where it is damaged."""
+    """Returns a `result.json` of a run or of a search; raises InputError where it is damaged."""
     is_search = read_record(path, _AnySummary).baselines is not None
     return read_record(path, SearchSummary) if is_search else read_record(path, RunSummary)
 
 
 def named_checkpoint(path: Path) -> str | None:
-    """Returns the `checkpoint` that a `result.json` names, None where it names none; raises
-    InputError where it is damaged."""
+    """Returns the `checkpoint` that a `result.json` names, None where it names none.
+
+    Raises InputError where the file is damaged.
+    """
     return read_record(path, _AnySummary).checkpoint

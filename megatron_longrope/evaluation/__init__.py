@@ -1,6 +1,7 @@
 """Evaluation tasks, the search objective, and the methods every table compares.
 
-Names are imported when first asked for: the tasks' registry is read where torch is not wanted.
+Each name is imported when it is first used, so that a command line can list the tasks without
+importing torch.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from megatron_longrope.evaluation.documents import Tokens as Tokens
     from megatron_longrope.evaluation.documents import check_documents as check_documents
     from megatron_longrope.evaluation.documents import documents_sha256 as documents_sha256
-    from megatron_longrope.evaluation.objective import ObjectivePart as ObjectivePart
     from megatron_longrope.evaluation.objective import PerplexityObjective as PerplexityObjective
     from megatron_longrope.evaluation.objective import factors_of as factors_of
+    from megatron_longrope.evaluation.objective_parts import ObjectivePart as ObjectivePart
     from megatron_longrope.evaluation.perplexity import (
         PerplexityMeasurement as PerplexityMeasurement,
     )
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "ComparedMethod": "baselines",
     "EvaluationDocument": "documents",
-    "ObjectivePart": "objective",
+    "ObjectivePart": "objective_parts",
     "PerplexityMeasurement": "perplexity",
     "PerplexityObjective": "objective",
     "SlidingWindow": "sliding_window",

@@ -1,4 +1,4 @@
-"""Everything about a run that can be refused before a model's weights are loaded."""
+"""Checks of a run that need no weights, so that it is refused before hours of work."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from megatron_longrope.pipeline.recipe import Recipe, SearchConfig
 from megatron_longrope.rope import OwnScaling
 
 
-def check_documents(recipe: Recipe, corpus: Corpus) -> None:
-    """Raises InputError where a search takes more of its documents than they hold.
+def check_search_documents(recipe: Recipe, corpus: Corpus) -> None:
+    """Raises InputError where a search takes more tokens of a document than it holds.
 
-    That the documents reach the target length is checked where they are read.
+    `load_corpus` has checked that each document reaches the target length.
     """
     steps: list[tuple[str, SearchConfig, int]] = [
         *((f"extension.{n}", s.search, s.length) for n, s in enumerate(recipe.extension)),
@@ -35,7 +35,7 @@ def check_export(recipe: Recipe, own: OwnScaling) -> None:
     """Raises InputError where Hugging Face's format could not carry what the run will find.
 
     A model that arrives with a short set keeps it for inputs that are not recovered, under the
-    temperature it has; the format has one temperature for short and long inputs.
+    attention factor it has. The format has one attention factor for short and long inputs.
     """
     recovered = max((step.length for step in recipe.recovery), default=0)
     keeps_short = any((entry.up_to or 0) > recovered for entry in own.short_ranges)
@@ -51,8 +51,11 @@ def check_export(recipe: Recipe, own: OwnScaling) -> None:
 
 
 def check_layout(recipe: Recipe, shape: ModelShape, own: OwnScaling, world_size: int) -> None:
-    """Raises InputError for a layout that cannot hold the model, its lengths or its batches, and
-    for lengths within the window: before hours go into the stages ahead of the one that would."""
+    """Raises InputError for a layout that does not fit the model, its lengths or its batches.
+
+    Lengths that do not exceed the window that the model arrives with are refused as well, before
+    hours go into the stages ahead of the one that would fail.
+    """
     layout = recipe.parallel
     data_parallel = layout.data_parallel(world_size)
     layout.check_model(

@@ -1,8 +1,9 @@
-"""What a model arrives with: its own rotary scaling, and the window that was made for.
+"""The rotary scaling that a model arrives with, and the window which that scaling is made for.
 
 Llama 3.1, Phi-3 or Qwen2.5 with YaRN come with factors of their own, and so does a checkpoint that
-was fine-tuned or searched here. Such a model is a fine-tuned model, whatever it is extended by:
-its factors are λ_ft, and λ = 1 would be another model. Whoever has to know asks here.
+was fine-tuned or searched here. Such a model is a fine-tuned model, whichever method extends it:
+its factors are λ_ft of the second search (arXiv 2402.13753), and with λ = 1 it would be another
+model.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class OwnScaling:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> OwnScaling:
-        """Returns what a HF model config (`config.json` as a dictionary) says of its scaling.
+        """Returns the scaling that a Hugging Face model config says, `config.json` as a dictionary.
 
         Raises InputError for dynamic NTK, whose factors follow the input length: there is no set
         of factors to build on.
@@ -51,12 +52,12 @@ class OwnScaling:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether the model arrives with factors of its own: some λ or temperature is not 1."""
+        """Whether the model arrives with factors of its own: a λ or attention factor is not 1."""
         return not all(entry.factors.is_identity for entry in self.factor_set.ranges)
 
     @property
     def geometry(self) -> RopeGeometry:
-        """Base, head size and pretrained window, which λ counts from."""
+        """Geometry of the model: base, head size and the pretrained window, which λ counts from."""
         return self.factor_set.geometry
 
     @property
@@ -66,21 +67,25 @@ class OwnScaling:
 
     @property
     def tuned(self) -> RopeFactors | None:
-        """λ_ft: the factors of its longest inputs, made for the whole window; None where the model
-        arrives unscaled."""
+        """The fine-tuned factors λ_ft, made for the whole window; None if the model is unscaled.
+
+        They are those of the longest inputs.
+        """
         if not self.is_scaled:
             return None
         return self.factor_set.ranges[-1].factors.model_copy(update={"target_length": self.window})
 
     @property
     def short_ranges(self) -> tuple[FactorRange, ...]:
-        """Ranges with factors of their own below the longest one, such as LongRoPE's short set;
-        none where the model arrives unscaled."""
+        """Ranges of shorter inputs with factors of their own, such as LongRoPE's short set.
+
+        There are none where the model arrives unscaled.
+        """
         return self.factor_set.ranges[:-1] if self.is_scaled else ()
 
     @property
     def label(self) -> str:
-        """What tables call the model left as it is: `none` (no scaling) or `model` (its own)."""
+        """Name in tables of the model left as it is: `none` (no scaling) or `model` (its own)."""
         return AS_IT_IS if self.is_scaled else UNSCALED
 
     def for_length(self, length: int) -> RopeFactors:
@@ -88,8 +93,7 @@ class OwnScaling:
         return self.factor_set.for_length(length)
 
     def up_to_window(self, factors: RopeFactors) -> FactorSet:
-        """Returns the set that uses the model's own factors up to its window and `factors`
-        beyond."""
+        """Returns the model's own factors up to its window, and `factors` beyond."""
         short = (
             entry
             for entry in self.short_ranges

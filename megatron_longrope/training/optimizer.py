@@ -1,4 +1,4 @@
-"""megatron-core's data parallelism and distributed optimizer around a model's chunks."""
+"""Data parallelism and the distributed optimizer of megatron-core, around a model's chunks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from megatron_longrope.model import LongRopeModel
 from megatron_longrope.training.config import TrainingConfig
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
-"""The optimizer's checkpoint format: loadable under any layout."""
+"""The format of the optimizer's state in checkpoints, one that loads under any layout.
+
+Each weight's state is whole in it. Where no format is named megatron-core takes a deprecated one.
+"""
 
 
 def wrap_for_training(
     model: LongRopeModel, config: TrainingConfig
 ) -> tuple[list[DistributedDataParallel], MegatronOptimizer]:
-    """Returns the chunks wrapped for data parallelism, and their one optimizer with its state in
-    place."""
+    """Returns the chunks wrapped for data parallelism, and one optimizer for all of them."""
+    # First, because both the wrapper and the optimizer look at requires_grad when they are made.
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(config.trainable == "all" or is_attention(name))
     groups = model.runtime.groups
@@ -42,6 +45,8 @@ def wrap_for_training(
         use_gloo_process_groups=False,
         pg_collection=groups,
     )
+    # The schedules call it after the last backward pass. With calculate_per_token_loss it divides
+    # the summed gradients by the tokens of all ranks; without it nothing would.
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.grad_scale_func = optimizer.scale_loss
     _initialize_torch_adam(optimizer)
@@ -49,17 +54,23 @@ def wrap_for_training(
 
 
 def is_attention(parameter: str) -> bool:
-    """Returns whether a parameter is attention's own, projections and the norms of queries and
-    keys.
+    """Returns whether a parameter is one of attention's: its projections, norms of q and k.
 
-    The norm before it is not, though Transformer Engine keeps that one in its projection.
+    The norm before attention is not, although Transformer Engine has it in the projection.
+
+    >>> is_attention("decoder.layers.0.self_attention.linear_qkv.weight")
+    True
+    >>> is_attention("decoder.layers.0.self_attention.linear_qkv.layer_norm_weight")
+    False
     """
     return ".self_attention." in parameter and not parameter.endswith(".layer_norm_weight")
 
 
 def set_rates(optimizer: MegatronOptimizer, config: TrainingConfig, rate: float) -> None:
-    """Sets the learning rate, and the weight decay that is meant: megatron-core's groups for norms
-    carry a multiplier of 0 but the full decay, and leave the product to its own scheduler.
+    """Sets the learning rate and the weight decay of every parameter group.
+
+    megatron-core gives its group of norms and biases the full weight decay beside a multiplier
+    `wd_mult` of 0. The product is taken by megatron-core's scheduler, which is not used here.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -69,11 +80,11 @@ def set_rates(optimizer: MegatronOptimizer, config: TrainingConfig, rate: float)
 
 
 def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Loads a state; where torch's Adam is at work, gives each parameter a step counter of its own
-    again.
+    """Loads the optimizer's state from a checkpoint.
 
-    megatron-core hands every parameter the same counter tensor, which Adam would then advance once
-    per parameter.
+    megatron-core gives every parameter the same tensor as its step counter. torch's Adam advances a
+    counter in place, and would advance that one once per parameter in every step: so each
+    parameter gets a copy of its own.
     """
     optimizer.load_state_dict(state)
     for part in _parts(optimizer):
@@ -98,10 +109,11 @@ def _optimizer_config(model: LongRopeModel, config: TrainingConfig) -> Optimizer
 
 
 def _initialize_torch_adam(optimizer: MegatronOptimizer) -> None:
-    """Gives torch's Adam the state it makes at its first step.
+    """Gives torch's Adam the state that it would make at its first step.
 
-    Where neither Transformer Engine nor Apex is installed megatron-core falls back to torch's Adam,
-    but saves and loads it as if its state existed from the start and held no `step`.
+    Where neither Transformer Engine nor Apex is installed, megatron-core falls back to torch's
+    Adam. But it saves and loads it as it does theirs: as if the state existed before the first
+    step, and had no `step` per parameter.
     """
     for part in _parts(optimizer):
         if not isinstance(part.optimizer, torch.optim.Optimizer) or not type(
@@ -119,8 +131,11 @@ def _initialize_torch_adam(optimizer: MegatronOptimizer) -> None:
 
 
 def _keeping_step(part: Any) -> Any:
-    """Returns the part's loader of one parameter's state, told that `step` stays as load_state_dict
-    has set it."""
+    """Returns the part's loader of one parameter's state, changed so that `step` is kept.
+
+    megatron-core's loader expects a value for every entry of the state and finds none for `step`.
+    The entry that load_state_dict has set before is handed to it.
+    """
     load = part._set_main_param_and_optimizer_states
 
     def load_keeping_step(
@@ -134,4 +149,5 @@ def _keeping_step(part: Any) -> Any:
 
 
 def _parts(optimizer: Any) -> Iterator[Any]:
+    """Yields the optimizers that a chained one is made of, or the one itself."""
     yield from getattr(optimizer, "chained_optimizers", [optimizer])

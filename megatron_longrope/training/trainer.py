@@ -1,4 +1,4 @@
-"""The training loop: a step is a function of the weights, the optimizer and the step's number."""
+"""The training loop: each step depends on weights, optimizer state and the step's number alone."""
 
 from __future__ import annotations
 
@@ -25,29 +25,37 @@ from megatron_longrope.training.optimizer import set_rates, wrap_for_training
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. `loss` is nats per predicted token over the global batch, before the
-    update."""
+    """The result of one optimizer step."""
 
     step: int
+    """Number of the step, from 1."""
     loss: float
+    """Nats per predicted token over the global batch, before the update."""
     gradient_norm: float
+    """Norm of the gradient before it is clipped."""
     learning_rate: float
     tokens: int
+    """Number of predicted tokens in the global batch."""
     seconds: float
 
 
 @dataclass
 class TrainState:
-    """What must survive a kill beside weights and optimizer."""
+    """What a training needs to continue, beside weights and optimizer."""
 
     step: int = 0
+    """Number of steps done."""
     tokens: int = 0
+    """Number of predicted tokens so far."""
     batches: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The state of the `PackedBatches`."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the state as values of JSON."""
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` returned."""
         self.step, self.tokens, self.batches = (
             int(state["step"]),
             int(state["tokens"]),
@@ -56,17 +64,19 @@ class TrainState:
 
 
 class Callback(Protocol):
-    """Called after each step, on every rank, in the order given; may raise InterruptedRunError to
-    stop."""
+    """Something that is called after each step, on every rank."""
 
-    def after_step(self, trainer: Trainer, report: StepReport) -> None: ...
+    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Takes the step's report; raises InterruptedRunError to stop the training."""
+        ...
 
 
 class Trainer:
     """Trains one model on packed rows under the factors in force.
 
-    Random state needs no saving: the seeds of a step are derived from the config's seed and the
-    step's number. Raises InputError where the layout cannot share out the config's rows.
+    Random state needs no saving: each step is seeded from the config's seed and its own number.
+    Callbacks are called in the order given. Raises InputError where the layout cannot share out
+    the rows of a global batch.
     """
 
     def __init__(
@@ -95,8 +105,10 @@ class Trainer:
         return self.state
 
     def step(self) -> StepReport:
-        """One optimizer step over one global batch. Raises LongRopeError where the loss is not
-        finite."""
+        """Does one optimizer step over one global batch.
+
+        Raises LongRopeError where the loss is not finite, before any weight is changed.
+        """
         started = time.perf_counter()
         number = self.state.step + 1
         self._seed(number)
@@ -116,6 +128,7 @@ class Trainer:
         )
 
     def _forward_backward(self, micro_batches: Sequence[DocumentBatch]) -> tuple[float, int]:
+        """Fills the gradients; returns the loss and the tokens of the global batch."""
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -123,11 +136,16 @@ class Trainer:
         return self._global_loss(run_schedule(self.model, step, micro_batches, chunks=self.chunks))
 
     def _global_loss(self, logs: list[dict[str, Tensor]]) -> tuple[float, int]:
-        """Sums nats and tokens over micro-batches and ranks separately, and divides once."""
+        """Returns nats per token and tokens of the global batch, on every rank.
+
+        Nats and tokens are summed over micro-batches and ranks separately and divided once. A mean
+        of means would be wrong: micro-batches differ in the number of tokens.
+        """
         sums = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
         for log in logs:
             sums += log["sums"]
         groups = self.model.runtime.groups
+        # Only the last pipeline stage has logs. Its tensor-parallel ranks all have the same ones.
         dist.all_reduce(sums, group=groups.dp_cp)
         last_stage = dist.get_process_group_ranks(groups.pp)[-1]
         dist.broadcast(sums, src=last_stage, group=groups.pp)
@@ -152,7 +170,11 @@ def _training_step(
 
 
 def _summed_loss(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The three values megatron-core needs to divide gradients by the tokens of all ranks, once."""
+    """Returns the summed loss, the number of its tokens, and both again for `_global_loss`.
+
+    With these three values megatron-core divides the gradients once, by the tokens of all ranks; a
+    local mean would be scaled by the context-parallel size instead (schedule.py).
+    """
     nats = (losses * mask).sum()
     tokens = mask.sum()
     return nats, tokens.to(torch.int), {"sums": torch.stack([nats.detach(), tokens]).double()}

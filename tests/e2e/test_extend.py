@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from megatron_longrope.config import build_config, write_yaml
 from megatron_longrope.errors import InputError
-from megatron_longrope.pipeline.extend import check_recipe, run_recipe, run_stage
+from megatron_longrope.pipeline.extend import check_recipe, run_recipe, run_recipe_stage
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.runtime import start_runtime
@@ -179,8 +179,8 @@ def test_each_stage_alone_gives_what_the_whole_run_gives(
         with start_runtime(recipe.parallel, threads=1) as runtime:
             if name == "search-512-evolution":
                 with pytest.raises(InputError, match="not complete"):
-                    run_stage("extended", recipe, run, runtime, Progress())
-            run_stage(name, recipe, run, runtime, Progress())
+                    run_recipe_stage("extended", recipe, run, runtime, Progress())
+            run_recipe_stage(name, recipe, run, runtime, Progress())
     for file in ("factors/extended.json", "evals/perplexity.json", "evals/passkey.json"):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
     results = [_result(folder) for folder in (run, whole)]
@@ -192,7 +192,7 @@ def test_each_stage_alone_gives_what_the_whole_run_gives(
         start_runtime(recipe.parallel, threads=1) as runtime,
         pytest.raises(InputError, match=r"stage .*fine-tune-256.*changed since the run began"),
     ):
-        run_stage("evaluate", build_config(Recipe, values), run, runtime, Progress())
+        run_recipe_stage("evaluate", build_config(Recipe, values), run, runtime, Progress())
 
 
 def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> None:

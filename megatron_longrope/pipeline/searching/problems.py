@@ -1,5 +1,7 @@
-"""The three searches of the method: for a first length, for a further one on the tuned model, for
-short inputs."""
+"""The three searches of the method: a first length, a further length, and short inputs.
+
+Each has a space of candidates, seeds to start from, and baselines to be compared with.
+"""
 
 from __future__ import annotations
 
@@ -35,38 +37,46 @@ from megatron_longrope.search import (
 from megatron_longrope.search.space import Choices
 
 _SHARPEST = 1.4
-"""Times the fine-tuned temperature, in a second search."""
+"""The highest attention factor of a second search, over the fine-tuned one."""
 _ABOVE_YARN = 1.05
-"""Times YaRN's own temperature at least, where a first search's temperatures end: from 13 times the
-window on it is more than 1.3, and a bound that the best candidates lean on is no bound to search
-in."""
+"""The highest attention factor of a first search, over YaRN's, where that exceeds the usual 1.3.
+
+From 13 times the window on, YaRN's own 0.1·ln s + 1 is close to 1.3 or above it (arXiv 2309.00071),
+and the best candidates would all lie on the bound."""
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """Where a search runs, where it starts, and what its result is compared with."""
+    """One search: its space, its starts, and what its result is compared with."""
 
     name: str
+    """The name of its journal and of its factors."""
     length: int
+    """Tokens to search for."""
     space: SearchSpace
     seeds: tuple[Candidate, ...]
+    """The candidates that are scored first."""
     baselines: tuple[ComparedMethod, ...]
-    """Each with its own temperature."""
+    """Other methods, each with its own attention factor."""
 
 
 def search_name(
     length: int, config: SearchConfig, kind: Literal["search", "recover"] = "search"
 ) -> str:
-    """Returns what journal and factors are called: `search-4096` of the default searcher,
-    `search-4096-evolution` of another, so that several may search in one directory.
+    """Returns the name of a search's journal and factors, such as `search-4096`.
+
+    Searchers other than the default one add their names, as in `search-4096-evolution`, so that
+    several may search in one directory.
     """
     searcher = config.searcher.name
     return f"{kind}-{length}" if searcher == DEFAULT_SEARCHER else f"{kind}-{length}-{searcher}"
 
 
 def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
-    """Returns the search of a pretrained model for `length` tokens: from its `starts`, λ up to
-    1.25·s. Raises InputError for settings that have no meaning there.
+    """Returns the search of a pretrained model for `length` tokens, with λ from 1 to 1.25·s.
+
+    It starts from the scaling methods in `starts`. Raises InputError for settings that have no
+    meaning in a first search.
     """
     _refuse_mistakes(config, "first", length)
     scale = length / geometry.original_length
@@ -104,11 +114,11 @@ def extension_search(config: SearchConfig, own: OwnScaling, length: int) -> Sear
 def methods_compared(
     own: OwnScaling, length: int, attention_factor: float | None = None
 ) -> list[ComparedMethod]:
-    """Returns what an extension of a model to `length` tokens is compared with: `baseline_methods`
-    where it arrives unscaled, else its own factors as they are, and the default second
-    interpolations on top of them.
+    """Returns the methods that an extension of a model to `length` tokens is compared with.
 
-    With a searched `attention_factor` each method comes a second time, under that.
+    They are `baseline_methods` where the model arrives unscaled; else its own factors as they are,
+    and the default second interpolations on top of them. With a searched `attention_factor` each
+    method comes a second time, under that.
     """
     if own.tuned is None:
         return baseline_methods(own.geometry, length, attention_factor=attention_factor)
@@ -129,10 +139,10 @@ def methods_compared(
 def second_search(
     config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors
 ) -> SearchProblem:
-    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, from λ_ft
-    times its `starts`.
+    """Returns the search of a fine-tuned model for a further length, with λ_i ≥ λ_ft,i.
 
-    Raises InputError for settings that have no meaning there, and for factors of another model.
+    It starts from λ_ft times the scaling methods in `starts`. Raises InputError for settings that
+    have no meaning in a second search, and for factors of another model.
     """
     return _search_beyond(config, geometry, length, tuned, ())
 
@@ -144,8 +154,11 @@ def _search_beyond(
     tuned: RopeFactors,
     as_they_are: tuple[RopeFactors, ...],
 ) -> SearchProblem:
-    """Returns the search beyond `tuned`; `as_they_are` are starts that no method is put on, and
-    that are scored once, under their own temperature."""
+    """Returns the search beyond the factors `tuned`, compared with methods on top of them.
+
+    `as_they_are` are further starts, which no method is put on and which are scored once, under
+    their own attention factor.
+    """
     _refuse_mistakes(config, "second", length)
     for name in ("base", "head_dim", "original_length"):
         ours, theirs = getattr(geometry, name), getattr(tuned, name)
@@ -156,7 +169,7 @@ def _search_beyond(
     starts = [second_interpolation(name, tuned, length) for name in config.starts]
     sharper = [times * inherited for times in config.sharper_starts]
     as_it_is, seeds = _candidates(as_they_are), _candidates(starts)
-    # attention over more tokens must be sharper still: at the first 0.01 from λ_ft's own t on
+    # attention over more tokens must be sharper still: from λ_ft's own t on in steps of 0.01
     above = _reaching(grid(inherited, _SHARPEST * inherited, 0.01), sharper)
     choices = _choices(
         config,
@@ -187,15 +200,23 @@ def recovery_search(
     tuned: RopeFactors,
     upper: float | None,
 ) -> SearchProblem:
-    """Returns the search for short inputs: λ from 1.0 to `upper`, from the tuned factors and from
-    those the model arrived with (no scaling, mostly).
+    """Returns the search of an extended model for short inputs, with λ from 1.0 to `upper`.
 
-    A temperature that is not searched is the tuned one (`inherited`), or Hugging Face's for the
-    tuned length (`fixed`): a model has one for inputs of all lengths. Raises InputError for
-    settings that have no meaning there.
+    It starts from the tuned factors, from those the model arrived with (mostly no scaling), and
+    from halfway between them. An attention factor that is not searched is the tuned one
+    (`inherited`), or Hugging Face's for the tuned length (`fixed`): a model has one for inputs of
+    all lengths. Raises InputError for settings that have no meaning in a recovery.
+
+    Args:
+        config: The settings of the search.
+        own: The scaling that the model arrived with.
+        length: Tokens of the longest input that the factors serve.
+        tuned: The factors that the model was fine-tuned under.
+        upper: The highest λ; None: as high as in the tuned factors and in those it arrived with.
     """
     _refuse_mistakes(config, "recovery", length)
     geometry, before = own.geometry, own.for_length(length)
+    # halfway on a log scale: √(λ_tuned · λ_before), which is √λ_tuned where there was no scaling
     pairs = zip(tuned.rescale, before.rescale, strict=True)
     halfway = tuned.model_copy(update={"rescale": tuple((a * b) ** 0.5 for a, b in pairs)})
     seeds = _candidates([tuned, halfway, before])
@@ -220,16 +241,16 @@ def recovery_search(
 
 
 def longrope_attention_factor_of(scale: float, geometry: RopeGeometry) -> float:
-    """Returns √(1 + ln s / ln L), Microsoft's and Hugging Face's fixed temperature."""
+    """Returns √(1 + ln s / ln L), the fixed attention factor of Microsoft and Hugging Face."""
     return longrope_attention_factor(scale, geometry.original_length)
 
 
 def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFactors:
-    """Returns λ_ft times the method's own factors for length / fine-tuned length, and t_ft times
-    its attention factor.
+    """Returns a scaling method on top of fine-tuned factors, for inputs of `length` tokens.
 
-    YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost
-    nothing (on the demonstration model perplexity 90 against 32).
+    λ is λ_ft times the method's own λ for the scale length / fine-tuned length, and t is t_ft times
+    its attention factor. YaRN's ramp stays at the pretrained window: at the fine-tuned length it
+    would interpolate almost nothing (on the demonstration model perplexity 90 against 32).
     """
     inner = RopeGeometry(
         base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length
@@ -255,14 +276,14 @@ def _choices(
     inherited: float,
     fixed: float,
 ) -> Choices:
-    """Returns the temperatures and n̂ of a space, in which those of every seed lie.
+    """Returns the attention factors and the n̂ that candidates may have, those of the seeds too.
 
     Args:
-        config: What is searched, and what stays.
-        seeds: Where the search starts, each with its own temperature.
-        searched: The temperatures of a search, reaching as far as the seeds' in the end.
-        inherited: The temperature of `attention_factor: inherited`.
-        fixed: That of `attention_factor: fixed`.
+        config: The settings of the search, which say what is searched and what stays.
+        seeds: The candidates that the search starts from, each with its own attention factor.
+        searched: The attention factors of `searched`, to be widened as far as those of the seeds.
+        inherited: The attention factor of `inherited`.
+        fixed: The attention factor of `fixed`.
     """
     temperatures: dict[str, tuple[float, ...]] = {
         "searched": _reaching(searched, [seed.attention_factor for seed in seeds]),
@@ -297,7 +318,7 @@ def _refuse_mistakes(config: SearchConfig, stage: SearchStage, length: int) -> N
 
 
 def _candidates(starts: Sequence[RopeFactors]) -> tuple[Candidate, ...]:
-    """Returns λ, n̂ and t of each start."""
+    """Returns λ, n̂ and the attention factor of each start."""
     return tuple(
         Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
         for factors in starts
@@ -307,8 +328,10 @@ def _candidates(starts: Sequence[RopeFactors]) -> tuple[Candidate, ...]:
 def _with_temperatures(
     seeds: tuple[Candidate, ...], allowed: tuple[float, ...], others: Sequence[float]
 ) -> tuple[Candidate, ...]:
-    """Each seed with its own temperature and, where that is free, once more with each of
-    `others`."""
+    """Returns each seed with its own attention factor and once more with each of `others`.
+
+    Where only one attention factor is allowed, each seed is there once.
+    """
     if len(allowed) == 1:
         return seeds
     return (*seeds, *(replace(each, attention_factor=other) for other in others for each in seeds))

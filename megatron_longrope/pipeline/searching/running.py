@@ -1,4 +1,4 @@
-"""Running a search in a run directory: from its journal, on all ranks, to factors written down."""
+"""Runs a search in a run directory on all ranks, from its journal to a factors file."""
 
 from __future__ import annotations
 
@@ -37,8 +37,19 @@ def search_factors(
     documents_sha256: str,
     show: Show | None = None,
 ) -> tuple[RopeFactors, SearchOutcome]:
-    """Runs a search to its end, from its journal where there is one, and writes the best factors
-    down."""
+    """Runs a search to its end and returns the best factors, and what the search did.
+
+    It goes on from its journal where there is one. The factors are written to `factors/NAME.json`
+    under the name of the search. All ranks come here together.
+
+    Args:
+        problem: Space, seeds and length of the search.
+        objective: What scores candidates.
+        config: The searcher, its seed, and early stopping.
+        directory: The run directory.
+        documents_sha256: Identifies the documents searched on.
+        show: Is called with the progress of the search.
+    """
     runtime, geometry = objective.model.runtime, objective.model.geometry
     task = SearchTask(
         length=problem.length,
@@ -71,8 +82,10 @@ def search_factors(
 def shared_journal(
     runtime: Runtime, path: Path, identity: dict[str, Any], judged_by: dict[str, Any]
 ) -> Iterator[Record]:
-    """Opens a journal on all ranks: the file on the main one, what it held on the others. Raises
-    InputError on all."""
+    """Opens a journal on all ranks: the file on the main one, a copy of its entries on the others.
+
+    Raises InputError on all ranks where the file is damaged or of another search.
+    """
     opened: list[Journal] = []
 
     def entries() -> Any:
@@ -85,6 +98,7 @@ def shared_journal(
         opened.append(Journal.open(path, identity, judged_by))
         return opened[0].entries
 
+    # `opened` is filled on the main rank alone; the others keep what follows in memory
     found = on_main(runtime, entries)
     if not opened:
         yield MemoryJournal(found)

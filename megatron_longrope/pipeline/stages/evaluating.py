@@ -1,4 +1,4 @@
-"""The stage that measures: the pretrained model, the extended one and the control."""
+"""The stage that measures the pretrained model, the extended one and the control."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class MeasureModels(Stage):
 
     @property
     def does(self) -> str:
-        """Names the lengths."""
+        """What the stage does, with tasks and lengths."""
         lengths = ", ".join(format_length(length) for length in self.config.lengths)
         tasks = " and ".join(["perplexity", *self.config.tasks])
         return f"measure {tasks} before and after, at {lengths}"
 
     @property
     def checkpoint(self) -> str:
-        """The extended weights; the pretrained ones and the control's are loaded as well."""
+        """The extended weights; those of the base and of the control are loaded as well."""
         return self.parts.weights
 
     @property
@@ -73,7 +73,7 @@ class MeasureModels(Stage):
         }
 
     def work(self, run: Run) -> Mapping[str, object]:
-        """Measures all there is; returns how many rows of each kind were written."""
+        """Measures all models; returns the number of rows in each file."""
         return measure_run(
             self.parts.models(run),
             self.own,

@@ -1,4 +1,4 @@
-"""Stages that search rescale factors: a first length, a further one, and short inputs."""
+"""Stages that search rescale factors: for a first length, a further one, and short inputs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ from megatron_longrope.rope import OwnScaling, RopeFactors, Yarn, factors_to_jso
 
 @dataclass(frozen=True)
 class Found:
-    """The search stage that found factors, and for which length."""
+    """Factors that a search stage finds."""
 
     search: str
+    """Name of the stage."""
     length: int
+    """The length in tokens that it searches for."""
 
     def factors(self, run: Run) -> RopeFactors:
-        """Returns the factors; raises InputError unless that stage is complete."""
+        """Returns the factors; raises InputError unless the stage is complete."""
         return run.found(self.search, self.length)
 
 
@@ -51,30 +53,30 @@ class SearchFactors(Stage):
     config: SearchConfig
     length: int
     weights: str
-    """The checkpoint searched on."""
+    """Name of the checkpoint that is searched on."""
     num_documents: int
-    """At most so many are searched on, for the cost."""
+    """Most documents that are searched on, for the cost."""
     shape: ModelShape
     own: OwnScaling
     """The scaling that the model of the run arrived with."""
 
     @abstractmethod
     def problem(self, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns where the search runs and starts; `tuned` are the factors it builds on."""
+        """Returns space and starts of the search; `tuned` are the factors that it builds on."""
 
     @property
     def builds_on(self) -> Found | None:
-        """The factors this search starts from; None where it starts from none."""
+        """The factors that this search builds on; None for a first search."""
         return None
 
     @property
     def found(self) -> Found:
-        """What others name this search's factors by."""
+        """The reference by which other stages name this search's factors."""
         return Found(self.name, self.length)
 
     @property
     def checkpoint(self) -> str:
-        """The checkpoint searched on."""
+        """The checkpoint that is searched on."""
         return self.weights
 
     @property
@@ -100,7 +102,7 @@ class SearchFactors(Stage):
         return most_of_a_search(problem, self.config, self.num_documents, self.shape)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns settings, space, documents, weights and precision of the search."""
+        """Returns the settings, space, documents, weights and precision of the search."""
         recipe = run.recipe
         return {
             "search": self.config.model_dump(mode="json"),
@@ -113,7 +115,7 @@ class SearchFactors(Stage):
         }
 
     def work(self, run: Run) -> dict[str, object]:
-        """Searches to the end; returns the factors, what they cost and their perplexity."""
+        """Searches to the end; returns the factors, their cost and their perplexity."""
         documents = run.corpus.search[: self.config.num_documents]
         problem = self._problem_of(run)
         model = run.load(self.weights)
@@ -145,37 +147,36 @@ class FirstSearch(SearchFactors):
 
     @property
     def does(self) -> str:
-        """Names searcher and length, and what the search builds on where that is something."""
+        """What the stage does, with length, searcher and the scaling that it builds on."""
         beyond = f", beyond the model's own {self.own.describe()}" if self.own.is_scaled else ""
         length = format_length(self.length)
         return f"search factors for {length}{beyond} ({self.config.searcher.name})"
 
     def problem(self, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns the search from the methods in the settings, on top of the model's own scaling
-        where it arrives with some."""
+        """Returns the search from the methods in the settings, on top of the model's scaling."""
         return extension_search(self.config, self.own, self.length)
 
 
 @dataclass(frozen=True)
 class SecondSearch(SearchFactors):
-    """The search of a fine-tuned model for a further length, without more training."""
+    """The search of a fine-tuned model for a further length, which no training follows."""
 
     tuned: Found
 
     @property
     def does(self) -> str:
-        """Names searcher and length."""
+        """What the stage does, with length and searcher."""
         return (
             f"search further factors for {format_length(self.length)} ({self.config.searcher.name})"
         )
 
     @property
     def builds_on(self) -> Found:
-        """The factors the model was fine-tuned under."""
+        """The factors that the model was fine-tuned under."""
         return self.tuned
 
     def problem(self, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns the search from the fine-tuned factors on."""
+        """Returns the search that starts from the fine-tuned factors."""
         assert tuned is not None
         return second_search(self.config, geometry_of(self.shape), self.length, tuned)
 
@@ -189,7 +190,7 @@ class RecoverySearch(SearchFactors):
 
     @property
     def does(self) -> str:
-        """Names searcher and length."""
+        """What the stage does, with length and searcher."""
         return f"search factors for inputs up to {format_length(self.length)}" + (
             f" ({self.config.searcher.name})"
         )
@@ -200,6 +201,6 @@ class RecoverySearch(SearchFactors):
         return self.tuned
 
     def problem(self, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns the search between the factors before and the extended model's."""
+        """Returns the search between the factors the model arrived with and the extended ones."""
         assert tuned is not None
         return recovery_search(self.config, self.own, self.length, tuned, self.upper)

@@ -1,4 +1,4 @@
-"""Stages that train: under searched factors, and a control at the pretrained window."""
+"""The stage that trains: under searched factors, or a control at the pretrained window."""
 
 from __future__ import annotations
 
@@ -45,18 +45,22 @@ from megatron_longrope.training import (
 )
 
 ShowSteps = Callable[[int, int, str], None]
+"""Is called with steps done, steps in all, and a message."""
 
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One training stage of a run: which model, on which rows, where it keeps its state."""
+    """One training: its settings, its rows, and where it keeps its state."""
 
     name: str
     config: TrainingConfig
     data: Path
+    """The dataset of packed rows, without suffix."""
     directory: RunDirectory
     hf_files: Path | None
+    """The folder of config and tokenizer that checkpoints take along; None where there is none."""
     merge: float = 1.0
+    """How far the weights go from those before training to those after it; 1: all the way."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ class TrainWeights(Stage):
     kind = "train"
     config: FineTuneConfig
     start: str
-    """The checkpoint trained from."""
+    """Name of the checkpoint that training starts from."""
     factors: Found | None
-    """The searched factors trained under; None: those the start has, as a control does."""
+    """The searched factors to train under; None, for a control: those of the start."""
     pieces: str
     """Name of the stage that packed the rows."""
     shape: ModelShape
@@ -77,7 +81,7 @@ class TrainWeights(Stage):
 
     @property
     def does(self) -> str:
-        """Names steps, batch and length."""
+        """What the stage does, with factors, steps, batch and length."""
         training, length = self.config.training, format_length(self.config.data.sequence_length)
         under = (
             f"under the factors for {format_length(self.factors.length)}"
@@ -89,25 +93,25 @@ class TrainWeights(Stage):
 
     @property
     def checkpoint(self) -> str:
-        """The checkpoint trained from."""
+        """The checkpoint that training starts from."""
         return self.start
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The checkpoint, the rows and the factors."""
+        """The checkpoint, the rows and the searched factors."""
         factors = (factors_path(self.factors.search),) if self.factors else ()
         return (checkpoint_path(self.start), str(PLACES.data(self.name)), *factors)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The trained checkpoint, and a line per step."""
+        """The trained checkpoint, and the metrics of each step."""
         return (checkpoint_path(self.name), str(PLACES.metrics))
 
     @property
     def cost(self) -> Cost:
-        """Full rows in every step, a backward pass counted as two forward ones.
+        """The most that training can cost, a backward pass counted as two forward ones.
 
-        Rows are counted whole, though attention does not reach over the pieces in them.
+        Attention is counted over whole rows, though it does not reach from one piece to another.
         """
         training, length = self.config.training, self.config.data.sequence_length
         tokens = training.steps * training.global_batch_size * length
@@ -115,7 +119,7 @@ class TrainWeights(Stage):
         return Cost(tokens=tokens, backward_tokens=tokens, flops=flops)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns settings, rows, start, factors and precision."""
+        """Returns the settings, rows, start, factors and precision of the training."""
         recipe = run.recipe
         return {
             "training": self.config.training.model_dump(mode="json"),
@@ -128,7 +132,7 @@ class TrainWeights(Stage):
         }
 
     def work(self, run: Run) -> dict[str, object]:
-        """Trains to the end; returns steps and tokens."""
+        """Trains to the end; returns the numbers of steps and tokens."""
         model = run.load(self.start, "training")
         training = TrainingStage(
             self.name,
@@ -147,8 +151,12 @@ class TrainWeights(Stage):
 
 
 def training_factors(factors: RopeFactors, short_inputs: ShortInputs, own: OwnScaling) -> FactorSet:
-    """Returns what each row is trained under: by the longest piece in it, as inputs are served
-    later. `own` is what the model arrived with, which rows within its window may stay under."""
+    """Returns the factors by input length that rows are trained under.
+
+    The longest piece of a row decides, just as the length of an input decides later. For pieces
+    within the window that the model arrived with, `short_inputs` says which factors they have: it
+    may leave them under the model's `own`.
+    """
     if short_inputs == "extended":
         return extended_factor_set([factors], [], own)
     *short, beyond = own.up_to_window(factors).ranges
@@ -161,11 +169,11 @@ def training_factors(factors: RopeFactors, short_inputs: ShortInputs, own: OwnSc
 def train_model(
     stage: TrainingStage, model: LongRopeModel, factors: FactorSet | RopeFactors, show: ShowSteps
 ) -> dict[str, object]:
-    """Trains `model` to the end of its stage, from its last checkpoint where there is one, and
-    merges the result with what it began with.
+    """Trains `model` to the end, and returns the numbers of steps and tokens.
 
-    Leaves `checkpoints/<name>` (weights without optimizer) and returns steps, tokens and the last
-    loss.
+    An interrupted training goes on from its last checkpoint. At the end the weights are merged with
+    those before training, if the stage says so, and saved without optimizer state in
+    `checkpoints/NAME`. All ranks come here together.
     """
     model.set_factors(factors)
     runtime = model.runtime
@@ -186,6 +194,7 @@ def train_model(
         save_training(trainer, unfinished, stage.hf_files)
 
     trainer = Trainer(model, batches, stage.config)
+    # before resuming: the merge remembers the weights that training starts from
     merge = WeightMerge(model, stage.merge)
     resume_training(trainer, unfinished)
     metrics = (

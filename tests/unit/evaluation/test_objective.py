@@ -20,7 +20,7 @@ from megatron_longrope.evaluation import (
     baseline_methods,
     factors_of,
 )
-from megatron_longrope.evaluation.objective import _part_scales
+from megatron_longrope.evaluation.objective_parts import part_scales
 from megatron_longrope.model import LongRopeModel, score_documents
 from megatron_longrope.rope import FactorOrigin, RopeGeometry, Yarn
 from megatron_longrope.runtime import Runtime
@@ -125,7 +125,7 @@ def test_scales_make_the_loss_the_weighted_mean_of_the_parts(
         ObjectivePart.last_part([np.zeros(length, dtype=np.int64)], weight=w)
         for w, length, _ in parts
     ]
-    scales = _part_scales(tuple(built))
+    scales = part_scales(tuple(built))
     counts = [length - 1 for _, length, _ in parts]
     sums = [
         scale * loss * count

@@ -1,5 +1,4 @@
-"""A run on a model that arrives with two LongRoPE sets: all is built on them and compared with
-them."""
+"""A run on a model that arrives with two LongRoPE sets builds on them and compares with them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The demonstration's searches go on where they were begun before: their journals' headers are as
-they were."""
+"""The demonstration's searches go on from older journals: the headers are as they were."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Generated documents begin as the tokenizer begins documents: in training, in a search, when
-measured."""
+"""Generated documents begin as the tokenizer begins documents, wherever they are used."""
 
 from __future__ import annotations
 

@@ -1,0 +1,103 @@
+"""The parts of a search objective: documents, which predictions count, and weights in the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_longrope.data.passkey import PasskeyDocument
+from megatron_longrope.errors import InputError
+from megatron_longrope.evaluation.documents import Tokens
+
+Counted = NDArray[np.bool_]
+"""Marks [tokens − 1] of the predictions of one document that count."""
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectivePart:
+    """Documents of one kind, which of their predictions count, and their weight in the loss.
+
+    Raises InputError for an empty part, for a mask that has another size or marks nothing, and for
+    a weight that is not above 0.
+    """
+
+    documents: tuple[Tokens, ...]
+    counted: tuple[Counted, ...]
+    """One mask [tokens − 1] per document; entry i is of the prediction of token i + 1."""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.documents or len(self.counted) != len(self.documents):
+            raise InputError(
+                "objective documents",
+                len(self.documents),
+                f"one or more, got {len(self.counted)} masks",
+            )
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise InputError("objective weight", self.weight, "must be finite and above 0")
+        for index, (tokens, mask) in enumerate(zip(self.documents, self.counted, strict=True)):
+            if len(tokens) < 2 or mask.shape != (len(tokens) - 1,) or not mask.any():
+                rule = f"needs 1 counted prediction or more, marked by [{len(tokens) - 1}] booleans"
+                raise InputError(
+                    f"objective documents[{index}]",
+                    f"{len(tokens)} tokens, mask {mask.shape}",
+                    rule,
+                )
+
+    @classmethod
+    def last_part(
+        cls, documents: Sequence[Tokens], fraction: float = 1.0, weight: float = 1.0
+    ) -> ObjectivePart:
+        """Returns a part that counts the predictions on the last `fraction` of each document.
+
+        A fraction of 1 counts all predictions.
+        """
+        if not 0 < fraction <= 1:
+            raise InputError("last_fraction", fraction, "must be above 0 and at most 1")
+        masks = []
+        for tokens in documents:
+            first = len(tokens) - max(1, round(fraction * len(tokens)))
+            masks.append(np.arange(1, len(tokens)) >= first)
+        return cls(tuple(documents), tuple(masks), weight)
+
+    @classmethod
+    def answers(cls, documents: Sequence[PasskeyDocument], weight: float = 1.0) -> ObjectivePart:
+        """Returns a part that counts the answer tokens of retrieval documents only."""
+        masks = tuple(
+            np.arange(1, len(document.tokens)) >= document.answer_start for document in documents
+        )
+        return cls(tuple(document.tokens for document in documents), masks, weight)
+
+
+def as_parts(
+    documents: Sequence[Tokens] | Sequence[ObjectivePart], last_fraction: float
+) -> tuple[ObjectivePart, ...]:
+    """Returns the parts given, or one part of all documents; raises InputError for a mixture."""
+    parts = [item for item in documents if isinstance(item, ObjectivePart)]
+    if not parts:
+        return (ObjectivePart.last_part([np.asarray(item) for item in documents], last_fraction),)
+    if len(parts) != len(documents):
+        raise InputError(
+            "objective documents", len(documents), "either documents or parts, not both"
+        )
+    if last_fraction != 1:
+        raise InputError("last_fraction", last_fraction, "with parts, each says itself what counts")
+    return tuple(parts)
+
+
+def part_scales(parts: Sequence[ObjectivePart]) -> tuple[float, ...]:
+    """Returns the constants c_p that make the loss over all tokens the weighted mean of the parts.
+
+    Σ_p c_p·nll_p / Σ_p tokens_p = Σ_p w_p·(nll_p / tokens_p) / Σ_p w_p; c is exactly 1 for a single
+    part.
+    """
+    counts = [sum(int(mask.sum()) for mask in part.counted) for part in parts]
+    weights = math.fsum(part.weight for part in parts)
+    return tuple(
+        part.weight / weights * (sum(counts) / count)
+        for part, count in zip(parts, counts, strict=True)
+    )
