@@ -3,10 +3,14 @@
     python benchmarks/real_model_search.py --out runs/smollm2-16k \\
         --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
 
+    python benchmarks/real_model_search.py … --arrives-with-yarn 2 --length 24k --ramp-rounds 1
+
 The search starts from YaRN, with its own attention factor and with √(1 + ln s / ln L). It runs the
 default searcher's ramp and, with `--passes`, its descent, on one long file of the standard library.
-Then the best factors found and YaRN's are scored on another file. After an interruption the same
-command goes on. A forward pass over 16k tokens takes two to four minutes on a CPU core.
+Then the best factors found and YaRN's are scored on another file. With `--arrives-with-yarn FACTOR`
+the model's config says YaRN first, as that of a model which arrives scaled: the search goes beyond
+those factors, which are scored as well, as they are and with YaRN on top. After an interruption the
+same command goes on. A forward pass over 16k tokens takes two to four minutes on a CPU core.
 """
 
 from __future__ import annotations
@@ -27,16 +31,17 @@ from megatron_longrope.evaluation import (
     check_documents,
     documents_sha256,
 )
+from megatron_longrope.pipeline.margins import candidate_of
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import (
-    first_search,
+    extension_search,
+    methods_compared,
     search_cost,
     search_factors,
     search_objective,
 )
-from megatron_longrope.rope import Yarn
 from megatron_longrope.runtime import start_runtime
-from megatron_longrope.search import Candidate, SearchProgress
+from megatron_longrope.search import SearchProgress
 
 
 def main() -> None:
@@ -48,7 +53,11 @@ def main() -> None:
     parser.add_argument("--length", default="16k")
     parser.add_argument("--ramp-rounds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=0)
+    parser.add_argument("--arrives-with-yarn", type=float, metavar="FACTOR")
     options = parser.parse_args()
+    folder = options.model
+    if options.arrives_with_yarn is not None:
+        folder = _with_yarn(folder, options.out / "model", options.arrives_with_yarn)
     length = parse_length(options.length)
     searcher = {
         "name": "hybrid",
@@ -60,13 +69,13 @@ def main() -> None:
         {"num_documents": 1, "starts": ["yarn"], "searcher": searcher}
     )
     with start_runtime(timeout_seconds=24 * 3600) as runtime:
-        model = load_model(options.model, runtime).model
-        tokenizer = load_tokenizer(options.model)
+        loaded = load_model(folder, runtime)
+        model, tokenizer = loaded.model, load_tokenizer(folder)
         parts = split()
         search, held_out = (
             _longest(tokenizer, part, length) for part in (parts.search, parts.evaluation)
         )
-        problem = first_search(config, model.geometry, length)
+        problem = extension_search(config, loaded.own, length)
         objective = search_objective(model, [search], tokenizer, config, length)
         directory = RunDirectory(options.out)
         factors, outcome = search_factors(
@@ -75,10 +84,11 @@ def main() -> None:
         judge = PerplexityObjective(
             model, [held_out.prefix(length)], target_length=length, max_batch_tokens=length
         )
-        yarn = Yarn(scale=length / model.geometry.original_length).factors(model.geometry)
-        names = {
-            "longrope": outcome.best,
-            "yarn": Candidate(yarn.rescale, 0, yarn.attention_factor),
+        others = {method.name: method for method in methods_compared(loaded.own, length)}
+        names = {"longrope": outcome.best} | {
+            name: candidate_of(others[name].factors_at(length).for_length(length))
+            for name in ("model", "second-yarn", "yarn")
+            if name in others
         }
         found = {name: judge([candidate])[0].perplexity for name, candidate in names.items()}
         cost = search_cost(outcome.entries, model.shape, length)
@@ -94,6 +104,26 @@ def main() -> None:
         "attention_factor": factors.attention_factor,
     }
     print(json.dumps(row, indent=1))
+
+
+def _with_yarn(source: Path, folder: Path, factor: float) -> Path:
+    """Returns a copy of a Hugging Face folder, weights linked, whose config says YaRN."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        place = folder / file.name
+        if file.name != "config.json" and not place.exists():
+            place.symlink_to(file.resolve())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    window = config["max_position_embeddings"]
+    own = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": window}
+    base = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
+    config |= {
+        "rope_scaling": own,
+        "rope_parameters": own | {"rope_theta": base},
+        "max_position_embeddings": round(factor * window),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return folder
 
 
 def _longest(

@@ -23,7 +23,7 @@ from megatron_longrope.model.checkpoints.checkpoint import (
 )
 from megatron_longrope.model.checkpoints.megatron_lm import is_megatron_lm
 from megatron_longrope.model.engine.settings import BackendSettings, Purpose, Recompute
-from megatron_longrope.rope import AnglePrecision, FactorSet, factor_set_from_hf
+from megatron_longrope.rope import AnglePrecision, FactorSet, OwnScaling
 from megatron_longrope.runtime import Runtime
 
 FolderKind = Literal["hf", "megatron"]
@@ -42,6 +42,8 @@ class LoadedModel:
     """Name of the folder the model was loaded from."""
     hf_files: Path | None
     """Folder with config.json and tokenizer files, needed to save the model again; may be None."""
+    own: OwnScaling
+    """The factors that the model arrived with, whichever are in force later."""
 
 
 def load_model(
@@ -74,7 +76,7 @@ def load_model(
     if kind == "hf":
         opened = open_hf_folder(folder)
         shape, _ = check_folder(opened)
-        factor_set = factor_set_from_hf(with_rope_said(opened.config))
+        factor_set = OwnScaling.from_hf(with_rope_said(opened.config)).factor_set
         files = folder
     else:
         description = read_description(folder)
@@ -101,6 +103,7 @@ def load_model(
         tokenizer if tokenizer.is_file() else None,
         Path(path).resolve().name,
         files if files.is_dir() else None,
+        OwnScaling(factor_set),
     )
 
 
@@ -108,7 +111,7 @@ def model_factors(path: Path | str) -> FactorSet:
     """Returns the rescale factors of the model in `path` without reading its weights."""
     kind, folder = find_model(path)
     if kind == "hf":
-        return factor_set_from_hf(with_rope_said(open_hf_folder(folder).config))
+        return OwnScaling.from_hf(with_rope_said(open_hf_folder(folder).config)).factor_set
     return read_description(folder).factor_set
 
 

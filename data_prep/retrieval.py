@@ -73,6 +73,8 @@ def retrieval_documents(
 ) -> list[TokenDocument]:
     """Returns `count` documents of random lengths, each ended by the tokenizer's end token.
 
+    Each begins as the tokenizer begins documents: with a BOS where it adds one by itself.
+
     Key–value lists have 1 to 4 questions; passkeys lie at a uniform depth in their filler. Document
     i depends on (seed, i) alone. Raises InputError for lengths too short for a question.
 
@@ -106,22 +108,28 @@ def _document(
     mix: RetrievalMix,
 ) -> TokenDocument:
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    prefix = tokenizer.document_prefix()
     random = np.random.default_rng([seed, number])
     length = int(random.integers(min_length, max_length + 1)) - len(end)
     inner_seed, kind = int(random.integers(2**62)), random.random()
     if kind < mix.key_value_share:
         name = "key-value"
         num_questions = int(random.integers(1, 1 + min(4, max(1, length // _TOKENS_PER_QUESTION))))
-        tokens = key_value_document(tokenizer, length, inner_seed, num_questions).tokens
+        tokens = key_value_document(
+            tokenizer, length, inner_seed, num_questions, prefix=prefix
+        ).tokens
     elif kind < mix.key_value_share + mix.copy_share:
-        name, tokens = "copy", _copy(tokenizer, length, random)
+        copies = _copy(tokenizer, length - len(prefix), random)
+        name, tokens = "copy", np.concatenate((np.array(prefix, dtype=np.int64), copies))
     else:
         name, filler = "passkey", fillers[0]
         if len(fillers) > 1 and random.random() < mix.text_filler_share:
             filler = fillers[int(random.integers(1, len(fillers)))]
         depth = float(random.random())
         num_digits = int(random.integers(_SHORTEST_KEY, mix.longest_key + 1))
-        tokens = passkey_document(tokenizer, length, depth, inner_seed, filler, num_digits).tokens
+        tokens = passkey_document(
+            tokenizer, length, depth, inner_seed, filler, num_digits, prefix
+        ).tokens
     return TokenDocument.generated(
         f"{name}-{seed}-{number}", np.concatenate((tokens, np.array(end, dtype=np.int64)))
     )

@@ -17,6 +17,7 @@ from launchers.options import (
     layout_of,
     layout_options,
 )
+from megatron_longrope.artifacts.rows import AS_IT_IS, UNSCALED
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.rope.methods.uses import closed_form_methods
@@ -32,8 +33,6 @@ if TYPE_CHECKING:  # these import torch, which `--help` does without
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 Values = Mapping[str, Any]
 """The parameters of a command, by name."""
-AS_IT_IS = "model"
-"""The `--method` that keeps the factors that the model came with."""
 
 
 def document_options(function: CallableT) -> CallableT:
@@ -83,9 +82,10 @@ def model_options(function: CallableT) -> CallableT:
             default=(AS_IT_IS,),
             metavar="NAME[:SCALE][,KEY=VALUE…]",
             help=f"Factors to measure under: {', '.join(closed_form_methods())}, the name of a "
-            "published set (longrope factors list), a factors JSON file, or model: those the model "
-            "has. May be repeated. SCALE is by default --target over the window, else each length "
-            "over the window.",
+            f"published set (longrope factors list), a factors JSON file, or {AS_IT_IS}: those the "
+            f"model has. {UNSCALED}: no scaling at all, even where the model has its own. May be "
+            "repeated. SCALE is by default --target over the window, else each length over the "
+            "window.",
         ),
         click.option(
             "--target",
@@ -178,13 +178,6 @@ def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
     if loaded.tokenizer_file is None:
         raise InputError("--model", loaded.name, "it has no tokenizer.json to encode text with")
     return load_tokenizer(loaded.tokenizer_file)
-
-
-def bos_prefix(tokenizer: TextTokenizer, add_bos: bool) -> list[int]:
-    """Returns the token ids that documents of this tokenizer begin with: a BOS, or nothing."""
-    return [
-        token for token in tokenizer.encode_document("", add_bos)[:1] if token == tokenizer.bos_id
-    ]
 
 
 def read_texts(paths: Sequence[str]) -> list[TextDocument]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.load_any import load_model
+from checkpoints_tools.load_any import LoadedModel, load_model, model_factors
 from data_prep.documents import tokenize
 from data_prep.readers import read_text_files
 from launchers.extension import search_lines
@@ -21,20 +21,19 @@ from megatron_longrope.config import build_config, format_length
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, check_documents, documents_sha256
-from megatron_longrope.model import LongRopeModel
 from megatron_longrope.model.engine.settings import BackendSettings
 from megatron_longrope.pipeline.margins import baseline_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
-    first_search,
+    extension_search,
     search_cost,
     search_factors,
     search_objective,
     second_search,
 )
 from megatron_longrope.report import write_convergence_plot
-from megatron_longrope.rope import RopeFactors, read_factors, write_factors
+from megatron_longrope.rope import OwnScaling, RopeFactors, read_factors, write_factors
 from megatron_longrope.runtime import start_runtime
 
 
@@ -46,8 +45,10 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
     target = settings["target"]
     sources = list(read_text_files(settings["texts"]))
     config = search_config(settings, len(sources))
+    own = OwnScaling(model_factors(settings["model_path"]))
     tuned = _tuned_factors(settings["from_factors"], target)
-    mistake = config.mistake("first" if tuned is None else "second", target)
+    builds_on_factors = tuned is not None or own.is_scaled
+    mistake = config.mistake("second" if builds_on_factors else "first", target)
     if mistake is not None:
         raise InputError(*mistake)
     with start_runtime(layout_of(settings), timeout_seconds=24 * 3600) as runtime:
@@ -71,9 +72,14 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
             EvaluationDocument(text.name, text.tokens) for text in tokenize(sources, tokenizer)
         ]
         check_documents(documents, [target])
-        problem = _problem(config, loaded.model, target, tuned)
+        problem = _problem(config, loaded, target, tuned)
         directory = RunDirectory(out)
         lines = ProgressLines(runtime.is_main)
+        if own.is_scaled and tuned is None:
+            lines.stage(
+                f"{loaded.name} arrives with {own.describe()} for {format_length(own.window)}: "
+                "a second-stage search from these factors (--from-factors FILE takes others)"
+            )
         objective = search_objective(loaded.model, documents, tokenizer, config, target)
         sha256 = documents_sha256(documents)
         factors, outcome = search_factors(
@@ -138,12 +144,14 @@ def _tuned_factors(file: Path | None, target: int) -> RopeFactors | None:
 
 
 def _problem(
-    config: SearchConfig, model: LongRopeModel, target: int, tuned: RopeFactors | None
+    config: SearchConfig, loaded: LoadedModel, target: int, tuned: RopeFactors | None
 ) -> SearchProblem:
-    window = model.shape.context_length
+    """Returns the search beyond the factors given, else beyond what the model arrives with."""
+    model = loaded.model
+    window = loaded.own.window if tuned is None else model.shape.context_length
     if target <= window:
         rule = f"a target must exceed the model's window of {format_length(window)} tokens"
         raise InputError("--target", format_length(target), rule)
     if tuned is None:
-        return first_search(config, model.geometry, target)
+        return extension_search(config, loaded.own, target)
     return second_search(config, model.geometry, target, tuned)

@@ -17,12 +17,12 @@ from megatron_longrope.artifacts.rows import EvaluationLabels, PerplexityRow
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.evaluation import (
     EvaluationDocument,
-    baseline_methods,
     check_documents,
     measure_perplexity,
 )
 from megatron_longrope.model.checkpoints.checkpoint import is_checkpoint
 from megatron_longrope.pipeline.main_rank import on_main
+from megatron_longrope.pipeline.searching import methods_compared
 from megatron_longrope.runtime import Runtime, start_runtime
 
 
@@ -40,9 +40,7 @@ def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> No
         longest = max(texts, key=lambda text: len(text.tokens))
         documents = [EvaluationDocument(longest.name, longest.tokens)]
         check_documents(documents, [length])
-        methods = baseline_methods(
-            loaded.model.geometry, max(length, loaded.model.shape.context_length)
-        )
+        methods = methods_compared(loaded.own, max(length, loaded.own.window))
         progress = TokenProgress(length * len(methods), shown=runtime.is_main)
         rows: list[PerplexityRow] = []
         for method in methods:

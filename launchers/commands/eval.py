@@ -9,7 +9,6 @@ import click
 
 from launchers.evaluation_inputs import (
     Values,
-    bos_prefix,
     check_evaluation_request,
     document_options,
     encoded_documents,
@@ -109,7 +108,7 @@ def _inputs(
         tokenizer = tokenizer_of(loaded) if loaded.tokenizer_file else None
     else:
         tokenizer = tokenizer_of(loaded)
-    prefix = bos_prefix(tokenizer, values["add_bos"]) if tokenizer else []
+    prefix = tokenizer.document_prefix(values["add_bos"]) if tokenizer else ()
     return TaskInputs(loaded.model, tokenizer, documents, prefix, values["batch_tokens"])
 
 

@@ -58,7 +58,8 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
     "--from-factors",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Factors that the model was fine-tuned under, to search beyond them (second search).",
+    help="Factors that the model was fine-tuned under, to search beyond them (second search). "
+    "Without it a model that arrives with scaling of its own is searched beyond that.",
 )
 @click.option(
     "--starts-from",

@@ -13,6 +13,19 @@ from megatron_longrope.artifacts.records import Count, FileRecord, Tokens
 AttentionFactorSource = Literal["own", "searched"]
 """Whose attention factor was in force: the scaling method's own, or the one a search found."""
 
+UNSCALED = "none"
+"""The method of rows without any scaling, whatever the model arrives with."""
+AS_IT_IS = "model"
+"""The method of rows under the factors that the model itself arrives with."""
+
+
+def is_untouched(method: str) -> bool:
+    """Returns whether rows of this method measure the model as it arrived.
+
+    It is named `none` where the model arrives unscaled, and `model` under scaling of its own.
+    """
+    return method in (UNSCALED, AS_IT_IS)
+
 
 def _finite_or_none(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value

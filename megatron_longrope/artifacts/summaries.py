@@ -20,6 +20,12 @@ class ModelFacts(FileRecord):
     name: str
     parameters: Count | None = None
     original_length: Tokens | None = None
+    """The pretrained window in tokens, which λ counts from."""
+    window: Tokens | None = None
+    """Longest input in tokens that the model was made for as it arrived, which is more than
+    `original_length` where it arrived scaled. None in older files."""
+    scaling: str | None = None
+    """The scaling that the model arrived with, in a few words; None where it was unscaled."""
     num_layers: Tokens | None = None
     hidden_size: Tokens | None = None
     num_heads: Tokens | None = None

@@ -62,6 +62,15 @@ class TextTokenizer:
         """Returns one whole document as `encode_documents` does, [tokens] int64."""
         return self.encode_documents([text], add_bos)[0]
 
+    def document_prefix(self, add_bos: bool = False) -> tuple[int, ...]:
+        """Returns the ids that every document of this tokenizer begins with: its BOS, or nothing.
+
+        Generated documents, which are put together from ids, begin with them too. There is a BOS
+        where the tokenizer adds one by itself or `add_bos` asks for one, and nowhere else.
+        """
+        begins = self.encode_document("", add_bos)[:1]
+        return tuple(int(token) for token in begins if token == self.bos_id)
+
     def decode(self, ids: np.ndarray) -> str:
         """Returns the text of token ids [tokens], special tokens included."""
         return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from megatron_longrope.artifacts.results import EvaluationRows, aggregate
-from megatron_longrope.artifacts.rows import PerplexityRow
+from megatron_longrope.artifacts.rows import PerplexityRow, is_untouched
 from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.config import format_length
 from megatron_longrope.evaluation.tasks import TASKS
@@ -81,14 +81,18 @@ def _short_inputs(rows: Sequence[PerplexityRow], window: int) -> list[Check]:
     for length in sorted({row.length for row in rows if row.length <= window}):
         at_length = [row for row in rows if row.length == length]
         ours = _one(row for row in at_length if _is_extended(row))
-        unscaled = aggregate(
-            (row for row in at_length if (row.method, row.attention_factor) == ("none", "own")),
+        untouched = aggregate(
+            (
+                row
+                for row in at_length
+                if is_untouched(row.method) and row.attention_factor == "own"
+            ),
             lambda row: row.model,
         )
         for other in ("base", "control"):
-            if ours is not None and other in unscaled:
+            if ours is not None and other in untouched:
                 text = f"perplexity at {format_length(length)}; bound: 1.02 × the {other} model's"
-                checks.append(_within("short-inputs", text, ours, SHORT_RATIO * unscaled[other]))
+                checks.append(_within("short-inputs", text, ours, SHORT_RATIO * untouched[other]))
     return checks
 
 

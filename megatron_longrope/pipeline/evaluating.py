@@ -12,15 +12,18 @@ from megatron_longrope.evaluation import (
     TASKS,
     EvaluationDocument,
     SlidingWindow,
-    baseline_methods,
     measure_perplexity,
     with_attention_factor,
 )
 from megatron_longrope.evaluation.tasks import TaskInputs
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.searching import PASS_TOKENS, second_interpolation
-from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
+from megatron_longrope.pipeline.searching import (
+    PASS_TOKENS,
+    methods_compared,
+    second_interpolation,
+)
+from megatron_longrope.rope import FactorSet, OwnScaling, RopeFactors
 
 Announce = Callable[[str], None]
 SHORT_TOKENS = 4096
@@ -44,6 +47,8 @@ class Evaluator:
     """Measures one model under many factor sets on the held-out documents."""
 
     model: LongRopeModel
+    own: OwnScaling
+    """The scaling that the model of the run arrived with."""
     name: str
     documents: Sequence[EvaluationDocument]
     tokenizer: TextTokenizer
@@ -53,7 +58,8 @@ class Evaluator:
 
     @property
     def window(self) -> int:
-        return self.model.shape.context_length
+        """Longest input in tokens that the model of the run was made for as it arrived."""
+        return self.own.window
 
     def perplexity(
         self,
@@ -75,13 +81,13 @@ class Evaluator:
         self.rows.add("perplexity", [*measured.rows, *measured.positions])
 
     def inside_own_window(self, length: int) -> None:
-        """Adds rows of the unscaled model that reads `length` tokens through its own window.
+        """Adds rows of the model as it arrived that reads `length` tokens through its own window.
 
         The window slides over the document, so that the model never leaves its trained range.
         """
-        self.model.set_factors(self._unscaled())
+        self.model.set_factors(self.own.factor_set)
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
-        labels = EvaluationLabels(self.name, "none")
+        labels = EvaluationLabels(self.name, self.own.label)
         documents = self.documents[: self.config.num_documents]
         measured = measure_perplexity(
             self.model, documents, length, labels, sliding=sliding, max_batch_tokens=PASS_TOKENS
@@ -101,20 +107,19 @@ class Evaluator:
         for name, settings in self.config.tasks.items():
             task = TASKS[name]
             documents = self.documents[: self.config.num_documents] if task.needs_documents else ()
-            inputs = TaskInputs(self.model, self.tokenizer, documents, max_batch_tokens=PASS_TOKENS)
+            prefix = self.tokenizer.document_prefix()
+            inputs = TaskInputs(self.model, self.tokenizer, documents, prefix, PASS_TOKENS)
             for length in self.config.task_lengths(name):
                 if up_to is None or length <= up_to:
                     self.announce(f"{name} {self.name} {method} at {length}")
                     self.rows.add(name, task.run(inputs, length, settings, labels))
 
     def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:
-        """Adds the rows of every baseline scaled to `target`, and of the searched factors.
+        """Adds the rows of all that an extension to `target` is compared with.
 
-        Baselines have their own attention factor and, at the target, the searched one as well.
+        The methods have their own attention factor and, at the target, the `searched` one as well.
         """
-        methods = baseline_methods(
-            self.model.geometry, target, attention_factor=searched.attention_factor
-        )
+        methods = methods_compared(self.own, target, searched.attention_factor)
         for method in methods:
             source = method.attention_factor
             for length in lengths if source == "own" else [target]:
@@ -153,21 +158,27 @@ class Evaluator:
             )
         ]
 
-    def _unscaled(self) -> RopeFactors:
-        return NoScaling().factors(self.model.geometry)
-
 
 def extended_factor_set(
-    steps: Sequence[RopeFactors], recovered: Sequence[tuple[int, RopeFactors]]
+    steps: Sequence[RopeFactors],
+    recovered: Sequence[tuple[int, RopeFactors]],
+    own: OwnScaling | None = None,
 ) -> FactorSet:
     """Returns the factor set of the extended model, which serves every input length.
 
     `recovered` holds (length, factors) for short inputs up to that length. `steps` are the last
     fine-tuned factors and those searched beyond them, ascending in length: each serves inputs up to
-    its own length, and the last one everything longer as well.
+    its own length, and the last one everything longer as well. A short set that the model arrived
+    with, in `own`, goes on serving the lengths that were not recovered.
     """
     ranges: list[dict[str, Any]] = [
         {"up_to": length, "factors": factors} for length, factors in recovered
+    ]
+    served = max((length for length, _ in recovered), default=0)
+    ranges += [
+        {"up_to": entry.up_to, "factors": entry.factors}
+        for entry in (own.short_ranges if own else ())
+        if entry.up_to is not None and entry.up_to > served
     ]
     ranges += [{"up_to": factors.target_length, "factors": factors} for factors in steps[:-1]]
     ranges.append({"up_to": None, "factors": steps[-1]})

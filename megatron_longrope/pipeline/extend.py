@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_longrope.artifacts.run_directory import RunDirectory
-from megatron_longrope.config import write_yaml
+from megatron_longrope.config import format_length, write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
 from megatron_longrope.pipeline.plan import plan, stages_before
-from megatron_longrope.pipeline.preflight import check_layout, check_search_documents
+from megatron_longrope.pipeline.preflight import (
+    check_export,
+    check_layout,
+    check_search_documents,
+)
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.result import RunResult
 from megatron_longrope.pipeline.run import Progress, Run, Source, find_source
@@ -37,8 +41,9 @@ def check_recipe(recipe: Recipe, run_dir: Path, world_size: int) -> CheckedRun:
     that does not fit `world_size` processes or the model, and documents that are too few or short.
     """
     source = find_source(recipe, RunDirectory(run_dir))
-    check_layout(recipe, source.shape, world_size)
-    stages = plan(recipe, source.shape)
+    check_layout(recipe, source.shape, source.own, world_size)
+    check_export(recipe, source.own)
+    stages = plan(recipe, source.shape, source.own)
     corpus = load_corpus(recipe.corpus, source.tokenizer, recipe.target_length)
     check_search_documents(recipe, corpus)
     return CheckedRun(source, corpus, stages)
@@ -97,6 +102,12 @@ def _begin(
         directory.root.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe.model_dump(mode="json"), directory.config)
     runtime.barrier()
+    own = checked.source.own
+    if own.is_scaled:
+        progress.stage(
+            f"the model arrives with {own.describe()} for {format_length(own.window)}: searches "
+            "build on these factors, and tables compare with them"
+        )
     runner = StageRunner(directory, runtime, progress.stage)
     run = Run(recipe, directory, runtime, progress, runner, checked.source, checked.corpus)
     return run, checked.stages

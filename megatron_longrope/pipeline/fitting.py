@@ -10,9 +10,11 @@ from typing import Any
 from checkpoints_tools.hf.folder import read_config
 from data_prep.readers import find_text_files
 from megatron_longrope.config import apply_settings, build_config, format_length, read_yaml
-from megatron_longrope.model import ModelShape
+from megatron_longrope.errors import InputError
+from megatron_longrope.model.architectures import with_rope_said
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.presets import model_path, recipe_path
+from megatron_longrope.rope import OwnScaling
 
 PROGRESSIVE = "progressive"
 """The shipped recipe whose lengths are fitted to a model's window."""
@@ -42,8 +44,8 @@ def recipe_for(
     path = recipe_path(str(recipe))
     values = read_yaml(path)
     if str(recipe) == PROGRESSIVE:
-        window = ModelShape.from_hf(read_config(model_path(str(model)))).context_length
-        values = fit_to_window(values, window, target_length)
+        own = OwnScaling.from_hf(with_rope_said(read_config(model_path(str(model)))))
+        values = fit_to_window(values, own.window, target_length)
     else:
         values["extension"][-1]["length"] = target_length
     values |= {
@@ -59,8 +61,12 @@ def fit_to_window(values: Mapping[str, Any], window: int, target: int) -> dict[s
 
     The model is fine-tuned at a quarter of the target, but at twice the window at least and at the
     target at most. Where the target is longer still, it is searched without further training. Short
-    inputs are recovered up to the window.
+    inputs are recovered up to the window: the one that the model arrives with, scaling of its own
+    included. Raises InputError for a target that does not exceed the window.
     """
+    if target <= window:
+        rule = f"must exceed the {format_length(window)} tokens that the model arrives with"
+        raise InputError("target_length", format_length(target), rule)
     fitted = copy.deepcopy(dict(values))
     tuned = min(target, max(2 * window, target // 4))
     first, second = fitted["extension"]

@@ -16,9 +16,8 @@ from megatron_longrope.pipeline.searching import second_interpolation
 from megatron_longrope.rope import (
     METHODS,
     FactorSet,
-    NoScaling,
+    OwnScaling,
     RopeFactors,
-    RopeGeometry,
     write_factors,
 )
 from megatron_longrope.rope.methods.uses import default_second_interpolations
@@ -46,6 +45,7 @@ class RunModels:
 
 def measure_run(
     models: RunModels,
+    own: OwnScaling,
     load: Callable[[str], LongRopeModel],
     documents: Sequence[EvaluationDocument],
     tokenizer: TextTokenizer,
@@ -72,7 +72,7 @@ def measure_run(
 
     def evaluator(name: str, checkpoint: str) -> Evaluator:
         return Evaluator(
-            load(checkpoint), name, documents, tokenizer, recipe.evaluation, rows, announce
+            load(checkpoint), own, name, documents, tokenizer, recipe.evaluation, rows, announce
         )
 
     _measure_base(evaluator("base", models.base), models, recipe)
@@ -80,7 +80,7 @@ def measure_run(
     if models.control:
         control = evaluator("control", models.control)
         for length in _short_lengths(recipe, control.window):
-            control.perplexity("none", NoScaling().factors(control.model.geometry), length)
+            control.perplexity(own.label, own.factor_set, length)
     if is_main:
         for name, measured in rows.files.items():
             write_rows(directory.evaluation(name), measured)
@@ -98,23 +98,23 @@ def _remove_others(directory: RunDirectory, measured: Collection[str]) -> None:
 
 
 def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
-    """Measures the pretrained model: every method scaled to the first target, and no method.
+    """Measures the model as it arrived: every method scaled to the first target, and no change.
 
     It also reads long documents through its own window, as the reference for the last quarter.
     Further tasks go up to the first target only, which suffices to show what it finds beyond its
     window.
     """
-    unscaled = NoScaling().factors(evaluator.model.geometry)
+    own = evaluator.own
     target = models.first.target_length
     lengths = [length for length in recipe.evaluation.lengths if length <= target]
     evaluator.baselines(target, sorted({*lengths, target}), models.first)
     for length in recipe.evaluation.lengths:
         if length > target:
-            evaluator.perplexity("none", unscaled, length)
+            evaluator.perplexity(own.label, own.factor_set, length)
     for length in sorted({models.steps[-1].target_length, target}):
         evaluator.announce(f"perplexity base inside its own window over {length}")
         evaluator.inside_own_window(length)
-    evaluator.tasks("none", unscaled, up_to=target)
+    evaluator.tasks(own.label, own.factor_set, up_to=target)
 
 
 def _measure_extended(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
@@ -132,17 +132,21 @@ def _short_lengths(recipe: Recipe, window: int) -> list[int]:
     return [length for length in recipe.evaluation.lengths if length <= window]
 
 
-def write_baselines(models: RunModels, geometry: RopeGeometry, directory: RunDirectory) -> None:
+def write_baselines(models: RunModels, own: OwnScaling, directory: RunDirectory) -> None:
     """Writes the factors of other methods for every length of the run.
 
-    The report shows them beside the searched ones, and `--method FILE` takes them.
+    The report shows them beside the searched ones, and `--method FILE` takes them. Where the model
+    arrived scaled, the methods are on top of its own factors.
     """
-    scale = models.first.target_length / geometry.original_length
+    first = models.first.target_length
+    scale = first / own.geometry.original_length
     for name in default_second_interpolations():
-        write_factors(
-            directory.factors(f"{name}-{models.first.target_length}"),
-            METHODS[name].from_scale(scale).factors(geometry),
+        factors = (
+            METHODS[name].from_scale(scale).factors(own.geometry)
+            if own.tuned is None
+            else second_interpolation(name, own.tuned, first)
         )
+        write_factors(directory.factors(f"{name}-{first}"), factors)
         if models.tuned is not None:
             for step in models.steps[1:]:
                 factors = second_interpolation(name, models.tuned, step.target_length)

@@ -25,24 +25,27 @@ from megatron_longrope.pipeline.stages.searching import (
 )
 from megatron_longrope.pipeline.stages.stage import Stage
 from megatron_longrope.pipeline.stages.training import TrainWeights
+from megatron_longrope.rope import OwnScaling
 
 _CONTROL = "control"
 
 
-def plan(recipe: Recipe, shape: ModelShape) -> tuple[Stage, ...]:
+def plan(recipe: Recipe, shape: ModelShape, own: OwnScaling) -> tuple[Stage, ...]:
     """Returns the stages of a run of `recipe` on a model of this shape, in the order they are done.
 
-    First every length that is trained is searched on the pretrained model; then the lengths are
+    First every length that is trained is searched on the model as it arrives; then the lengths are
     trained one after the other. Longer lengths and short inputs are searched on the weights that
-    were trained last.
+    were trained last. Where the model arrives with scaling of its own, `own`, the first searches
+    build on that. Raises InputError for a search whose settings have no meaning there.
     """
-    planner = _Planner(recipe, shape)
+    recipe.check_searches(arrives_scaled=own.is_scaled)
+    planner = _Planner(recipe, shape, own)
     first = planner.first_searches()
     trained = list(planner.training(first))
     parts, later = planner.later_searches(first)
     last: list[Stage] = [
         CombineFactors("extended", parts),
-        MeasureModels("evaluate", parts, recipe.evaluation, shape),
+        MeasureModels("evaluate", parts, recipe.evaluation, shape, own),
         *([ExportModel("export", parts)] if recipe.export else []),
         WriteResult("report", parts, recipe.export),
     ]
@@ -67,6 +70,7 @@ class _Planner:
 
     recipe: Recipe
     shape: ModelShape
+    own: OwnScaling
 
     @property
     def _trained(self) -> list[tuple[ExtensionStep, FineTuneConfig]]:
@@ -88,8 +92,7 @@ class _Planner:
             name = _trained_name(step)
             yield from self._train(name, config, start, search.found, max_piece=None)
             if config.control:
-                window = self.shape.context_length
-                yield from self._train(_CONTROL, config, BASE, None, max_piece=window)
+                yield from self._train(_CONTROL, config, BASE, None, max_piece=self.own.window)
             start = name
 
     def later_searches(
@@ -111,6 +114,7 @@ class _Planner:
                 self._weights,
                 self._num_documents(step.search.num_documents),
                 self.shape,
+                self.own,
                 tuned or steps[-1],
                 step.upper,
             )
@@ -135,6 +139,7 @@ class _Planner:
             BASE,
             self._num_documents(step.search.num_documents),
             self.shape,
+            self.own,
         )
 
     def _second(self, step: ExtensionStep, tuned: Found) -> SearchFactors:
@@ -145,6 +150,7 @@ class _Planner:
             self._weights,
             self._num_documents(step.search.num_documents),
             self.shape,
+            self.own,
             tuned,
         )
 
@@ -157,7 +163,7 @@ class _Planner:
         max_piece: int | None,
     ) -> tuple[Stage, Stage]:
         rows = PackRows(f"data-{name}", config, name, max_piece)
-        return rows, TrainWeights(name, config, start, factors, rows.name, self.shape)
+        return rows, TrainWeights(name, config, start, factors, rows.name, self.shape, self.own)
 
     def _num_documents(self, wanted: int) -> int:
         return min(wanted, _most_search_documents(self.recipe.corpus) or wanted)

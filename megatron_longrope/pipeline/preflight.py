@@ -7,6 +7,7 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.recipe import Recipe, SearchConfig
+from megatron_longrope.rope import OwnScaling
 
 
 def check_search_documents(recipe: Recipe, corpus: Corpus) -> None:
@@ -30,10 +31,30 @@ def check_search_documents(recipe: Recipe, corpus: Corpus) -> None:
                 )
 
 
-def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:
+def check_export(recipe: Recipe, own: OwnScaling) -> None:
+    """Raises InputError where Hugging Face's format could not carry what the run will find.
+
+    A model that arrives with a short set keeps it for inputs that are not recovered, under the
+    attention factor it has. The format has one attention factor for short and long inputs.
+    """
+    recovered = max((step.length for step in recipe.recovery), default=0)
+    keeps_short = any((entry.up_to or 0) > recovered for entry in own.short_ranges)
+    inherits = any(step.search.attention_factor == "inherited" for step in recipe.extension)
+    if recipe.export and keeps_short and not inherits:
+        raise InputError(
+            "export",
+            "true",
+            f"the model arrives with {own.describe()} and one temperature for both, which a search "
+            "may change for long inputs alone: use search.attention_factor=inherited, a recovery "
+            f"up to {format_length(own.geometry.original_length)} tokens or more, or export=false",
+        )
+
+
+def check_layout(recipe: Recipe, shape: ModelShape, own: OwnScaling, world_size: int) -> None:
     """Raises InputError for a layout that does not fit the model, its lengths or its batches.
 
-    Lengths that do not exceed the model's window are refused as well.
+    Lengths that do not exceed the window that the model arrives with are refused as well, before
+    hours go into the stages ahead of the one that would fail.
     """
     layout = recipe.parallel
     data_parallel = layout.data_parallel(world_size)
@@ -48,7 +69,7 @@ def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:
         if step.fine_tune is not None:
             training = step.fine_tune.training
             layout.check_batch(training.global_batch_size, training.micro_batch_size, data_parallel)
-        if step.length <= shape.context_length:
-            window = format_length(shape.context_length)
+        if step.length <= own.window:
+            window = format_length(own.window)
             rule = f"a target must exceed the model's window of {window} tokens"
             raise InputError("extension.length", format_length(step.length), rule)

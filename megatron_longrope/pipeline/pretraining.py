@@ -106,11 +106,10 @@ def train_from_recipe(
     tokenizer = load_tokenizer(loaded.tokenizer_file)
     data = directory.data("train")
     data_inputs = recipe.model_dump(mode="json", include={"data", "standard_library", "documents"})
-    shape = loaded.model.shape
     made = stages.run(
         "data",
         data_inputs,
-        lambda: on_main(runtime, lambda: _build_data(recipe, tokenizer, data, shape)),
+        lambda: on_main(runtime, lambda: _build_data(recipe, tokenizer, data, loaded.own.window)),
     )
     stage = TrainingStage("train", recipe.training, data, directory, loaded.hf_files)
     inputs = {
@@ -141,11 +140,11 @@ def _initialize(recipe: TrainRecipe, folder: Path) -> dict[str, object]:
 
 
 def _build_data(
-    recipe: TrainRecipe, tokenizer: TextTokenizer, prefix: Path, shape: ModelShape
+    recipe: TrainRecipe, tokenizer: TextTokenizer, prefix: Path, window: int
 ) -> dict[str, object]:
     documents = tokenize(_documents(recipe), tokenizer)
     manifest = build_training_set(
-        prefix, documents, tokenizer, recipe.data, window=shape.context_length, seed=recipe.seed
+        prefix, documents, tokenizer, recipe.data, window=window, seed=recipe.seed
     )
     return {"tokens": manifest.counts.tokens, "rows": manifest.counts.rows}
 

@@ -5,7 +5,7 @@ The classes here are the schema of a recipe's YAML file: their fields are its ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import (
@@ -133,8 +133,9 @@ class SearchConfig(StrictConfig):
     retrieval_weight: PositiveFloat = 0.5
     attention_factor: Literal["searched", "inherited", "fixed", "one"] = "searched"
     """Which attention factors candidates may have. `searched`: from 1.0 to 1.3 or to 1.05 times
-    YaRN's, whichever is more; beyond a fine-tuned length, from 1.0 to 1.4 times the fine-tuned one.
-    `inherited`: that of the fine-tuned factors. `fixed`: √(1 + ln s / ln L). `one`: 1."""
+    YaRN's, whichever is more; beyond a fine-tuned length, from 1.0 to 1.4 times the fine-tuned one;
+    in both cases as far as those of the starts. `inherited`: that of the fine-tuned factors.
+    `fixed`: √(1 + ln s / ln L), in a recovery with the s of the extended length. `one`: 1."""
     search_start_tokens: bool = False
     """Whether n̂ is searched; otherwise it is 0."""
     starts: tuple[SearchStart, ...] = Field(default_factory=default_search_starts, min_length=1)
@@ -211,8 +212,9 @@ class FineTuneConfig(StrictConfig):
     short_inputs: ShortInputs = "extended"
     """The factors that pieces within the pretrained window are trained under. `extended`: the
     searched ones, as all (LongRoPE). In rows of their own (LongRoPE2's mixed windows, arXiv
-    2502.20082): `pretrained`, none at all; `unscaled`, λ = 1 with the searched temperature, which
-    Hugging Face's format can carry beside the long set."""
+    2502.20082): `pretrained`, those the model arrived with, mostly none at all; `unscaled`, the
+    same λ, mostly 1, with the searched temperature, which Hugging Face's format can carry beside
+    the long set."""
     merge: float = Field(default=1.0, gt=0, le=1)
     """Of the way from the weights before to the trained ones. Below 1 short inputs lose less
     (WiSE-FT, arXiv 2109.01903); what it costs the long context, if anything, `longrope eval` tells.
@@ -323,26 +325,11 @@ class Recipe(StrictConfig):
 
     @model_validator(mode="after")
     def _searches_fit_their_stages(self) -> Recipe:
-        tunes = any(step.fine_tune is not None for step in self.extension)
-        stages: list[tuple[str, int, SearchConfig, SearchStage]] = [
-            *(
-                (
-                    f"extension.{number}",
-                    step.length,
-                    step.search,
-                    "second" if tunes and step.fine_tune is None else "first",
-                )
-                for number, step in enumerate(self.extension)
-            ),
-            *(
-                (f"recovery.{number}", step.length, step.search, "recovery")
-                for number, step in enumerate(self.recovery)
-            ),
-        ]
-        for place, length, search, stage in stages:
-            mistake = search.mistake(stage, length)
-            if mistake is not None:
-                field, value, rule = mistake
+        for place, length, search, stages in self._searches():
+            found = (search.mistake(stage, length) for stage in stages)
+            mistakes = [mistake for mistake in found if mistake is not None]
+            if len(mistakes) == len(stages):  # whatever the model arrives with
+                field, value, rule = mistakes[0]
                 raise ValueError(f"{place}.{field}: {value} {rule}")
             if self.angle_precision == "hf" and search.searcher.needs_gradients(length):
                 raise ValueError(
@@ -350,6 +337,34 @@ class Recipe(StrictConfig):
                     f"({search.searcher.name}) needs"
                 )
         return self
+
+    def check_searches(self, *, arrives_scaled: bool) -> None:
+        """Raises InputError for a search whose settings have no meaning in its stage.
+
+        On a model that arrives with scaling of its own the first searches build on that, as
+        searches beyond a fine-tuned length do.
+        """
+        for place, length, search, stages in self._searches():
+            stage: SearchStage = "second" if arrives_scaled and "second" in stages else stages[0]
+            mistake = search.mistake(stage, length)
+            if mistake is not None:
+                field, value, rule = mistake
+                raise InputError(f"{place}.{field}", value, rule)
+
+    def _searches(self) -> Iterator[tuple[str, int, SearchConfig, tuple[SearchStage, ...]]]:
+        """Yields place, length, settings and possible stages of each search.
+
+        Where there are two stages, it depends on the model which of them the search is.
+        """
+        tunes = any(step.fine_tune is not None for step in self.extension)
+        for number, step in enumerate(self.extension):
+            builds_on_training = tunes and step.fine_tune is None
+            stages: tuple[SearchStage, ...] = (
+                ("second",) if builds_on_training else ("first", "second")
+            )
+            yield f"extension.{number}", step.length, step.search, stages
+        for number, recovery in enumerate(self.recovery):
+            yield f"recovery.{number}", recovery.length, recovery.search, ("recovery",)
 
     @model_validator(mode="after")
     def _ascending(self) -> Recipe:

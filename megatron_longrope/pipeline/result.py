@@ -15,11 +15,11 @@ from megatron_longrope.artifacts.results import read_evaluations
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.artifacts.stages import StageRecord
 from megatron_longrope.artifacts.summaries import HeldOut, ModelFacts, RunSummary
-from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.measuring import RunModels
 from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.run import Source
 from megatron_longrope.rope import FactorSet
 
 
@@ -58,7 +58,7 @@ def write_result(
     directory: RunDirectory,
     models: RunModels,
     corpus: Corpus,
-    shape: ModelShape,
+    source: Source,
     stages: list[StageRecord],
 ) -> None:
     """Writes result.json from the rows in evals/.
@@ -72,7 +72,8 @@ def write_result(
         stages: What each stage took, and whether it was skipped.
     """
     rows = read_evaluations(directory.evaluations)
-    checks = run_checks(rows, recipe.evaluation.tasks, models, shape.context_length)
+    shape, own = source.shape, source.own
+    checks = run_checks(rows, recipe.evaluation.tasks, models, own.window)
     held_out = corpus.held_out[: recipe.evaluation.num_documents]
     summary = RunSummary(
         format=1,
@@ -81,6 +82,8 @@ def write_result(
             name=recipe.model,
             parameters=shape.num_parameters,
             original_length=shape.context_length,
+            window=own.window,
+            scaling=own.describe() if own.is_scaled else None,
             num_layers=shape.num_layers,
             hidden_size=shape.hidden_size,
             num_heads=shape.num_heads,

@@ -16,6 +16,7 @@ from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, ModelShape
+from megatron_longrope.model.architectures import with_rope_said
 from megatron_longrope.model.checkpoints.checkpoint import (
     hf_folder,
     is_checkpoint,
@@ -26,7 +27,13 @@ from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.stages.runner import StageRunner
 from megatron_longrope.presets import model_path
-from megatron_longrope.rope import AnglePrecision, RopeFactors, RopeGeometry, factors_from_json
+from megatron_longrope.rope import (
+    AnglePrecision,
+    OwnScaling,
+    RopeFactors,
+    RopeGeometry,
+    factors_from_json,
+)
 from megatron_longrope.runtime import Runtime
 from megatron_longrope.search import SearchProgress
 
@@ -61,6 +68,7 @@ class Source:
     """The model that a run starts from, without its weights."""
 
     shape: ModelShape
+    own: OwnScaling
     files: Path
     """The folder with its config and tokenizer."""
 
@@ -85,10 +93,13 @@ def find_source(recipe: Recipe, directory: RunDirectory) -> Source:
     """
     imported = directory.checkpoint(BASE)
     if is_checkpoint(imported):
-        return Source(read_description(imported).shape, hf_folder(imported))
+        description = read_description(imported)
+        own = OwnScaling(description.factor_set)
+        return Source(description.shape, own, hf_folder(imported))
     source = hf_source(recipe)
-    shape, _ = check_folder(open_hf_folder(source))
-    return Source(shape, source)
+    folder = open_hf_folder(source)
+    shape, _ = check_folder(folder)
+    return Source(shape, OwnScaling.from_hf(with_rope_said(folder.config)), source)
 
 
 def hf_source(recipe: Recipe) -> Path:
@@ -119,6 +130,11 @@ class Run:
     def shape(self) -> ModelShape:
         """Sizes of the model."""
         return self.source.shape
+
+    @property
+    def own(self) -> OwnScaling:
+        """The scaling that the model arrived with."""
+        return self.source.own
 
     @property
     def geometry(self) -> RopeGeometry:

@@ -159,7 +159,7 @@ def best_so_far(values: Iterable[tuple[float, bool]]) -> list[float]:
 
 
 _MODELS = ("base", "extended", "control")
-_METHODS = ("none", "pi", "ntk", "dynamic-ntk", "yarn", "llama3", "longrope")
+_METHODS = ("none", "model", "pi", "ntk", "dynamic-ntk", "yarn", "llama3", "longrope")
 
 
 def model_order(model: str) -> tuple[int, str]:

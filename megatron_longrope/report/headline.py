@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megatron_longrope.artifacts.rows import is_untouched
 from megatron_longrope.artifacts.stages import StageRecord
 from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.report.aggregate import (
@@ -37,7 +38,7 @@ def tiles(
     checks = run.result.checks if run.result else ()
     stages = run.result.stages if run.result else ()
     found = [
-        _window_tile(window, target),
+        _window_tile(window, target, _scaling(run)),
         _perplexity_tile(grid),
         _short_tile(grid, window),
         *(_retrieval_tile(task, grids) for task, grids in retrieval.items()),
@@ -63,13 +64,20 @@ def duration(seconds: float) -> str:
     )
 
 
-def _window_tile(window: int | None, target: int | None) -> Tile | None:
+def _scaling(run: RunFiles) -> str | None:
+    """Returns the scaling that the model arrived with; None where it was unscaled."""
+    return run.result.model.scaling if run.result and run.result.model else None
+
+
+def _window_tile(window: int | None, target: int | None, scaling: str | None) -> Tile | None:
     if not window or not target:
         return None
     return Tile(
         "Context window",
         f"{short_length(window)} → {short_length(target)}",
-        f"{target / window:g}× the original",
+        f"{target / window:g}× the original"
+        if scaling is None
+        else f"{target / window:g}× what it arrived with ({scaling})",
     )
 
 
@@ -154,7 +162,7 @@ def _main(grid: PerplexityGrid, model: str) -> Series | None:
 
 
 def _untouched(grid: PerplexityGrid) -> Series | None:
-    return next((s for s in grid.of_group("base") if method_family(s.method) == "none"), None)
+    return next((s for s in grid.of_group("base") if is_untouched(method_family(s.method))), None)
 
 
 def _accuracy(grid: RetrievalGrid, length: int) -> float | None:

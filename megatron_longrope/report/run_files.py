@@ -39,9 +39,11 @@ class RunFiles:
 
     @property
     def original_length(self) -> int | None:
-        """The pretrained window in tokens, from the result or else from the factors."""
-        if self.result and self.result.model and self.result.model.original_length:
-            return self.result.model.original_length
+        """The window in tokens that the model arrived with, from the result or else the factors."""
+        if self.result and self.result.model:
+            window = self.result.model.window or self.result.model.original_length
+            if window:
+                return window
         return next((factors.geometry.original_length for factors in self.factors.values()), None)
 
     @property

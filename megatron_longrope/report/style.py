@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from megatron_longrope.artifacts.rows import is_untouched
 from megatron_longrope.config import format_length
 from megatron_longrope.report.aggregate import Series, method_family
 
@@ -33,6 +34,7 @@ class Look:
 # its own as well.
 LOOKS = {
     "none": Look("No change", "m-none", "#7c8594", "#98a2b3", "s"),
+    "model": Look("As it is", "m-model", "#4d4d7f", "#a5a5e0", "s"),
     "pi": Look("PI", "m-pi", "#56b4e9", "#6cc3f4", "v"),
     "ntk": Look("NTK-aware", "m-ntk", "#009e73", "#24c598", "^"),
     "dynamic-ntk": Look("Dynamic NTK", "m-dynamic", "#cc79a7", "#e195c0", "P"),
@@ -81,8 +83,8 @@ def searcher_look(searcher: str) -> Look:
 
 
 def series_look(series: Series) -> Look:
-    """Returns the look of a curve: that of its method, or of the control where it is unscaled."""
-    if series.model == "control" and method_family(series.method) == "none":
+    """Returns the look of a curve: that of its method, or of the control where it is untouched."""
+    if series.model == "control" and is_untouched(method_family(series.method)):
         return CONTROL
     return method_look(series.method)
 

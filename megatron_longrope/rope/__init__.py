@@ -42,6 +42,7 @@ from megatron_longrope.rope.methods import (
     Yarn,
 )
 from megatron_longrope.rope.methods.longrope import longrope_attention_factor
+from megatron_longrope.rope.own_scaling import OwnScaling
 from megatron_longrope.rope.published import (
     PublishedSet,
     find_factors,
@@ -72,6 +73,7 @@ __all__ = [
     "LongRope",
     "NoScaling",
     "NtkAware",
+    "OwnScaling",
     "PositionInterpolation",
     "PublishedSet",
     "RopeFactors",

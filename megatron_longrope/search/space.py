@@ -117,26 +117,35 @@ class SearchSpace:
 
     @classmethod
     def second_stage(
-        cls, fine_tuned: Sequence[float], scale: float, **choices: Unpack[Choices]
+        cls,
+        fine_tuned: Sequence[float],
+        scale: float,
+        reach: float = 0.0,
+        **choices: Unpack[Choices],
     ) -> SearchSpace:
         """Returns the space of a further extension: λ_i from the fine-tuned λ_ft,i to 1.25·`scale`.
 
         `scale` is the target length over the pretrained window. Where a fine-tuned factor exceeds
-        1.25·`scale`, as in some published sets, the largest of them is the upper bound.
+        1.25·`scale`, as in some published sets, or a start does, whose largest λ is `reach`, the
+        largest of them is the upper bound.
         """
-        upper = max(UPPER_OVER_SCALE * scale, *fine_tuned)
+        upper = max(UPPER_OVER_SCALE * scale, reach, *fine_tuned)
         return cls(tuple(fine_tuned), (upper,) * len(fine_tuned), **choices)
 
     @classmethod
     def recovery(
-        cls, fine_tuned: Sequence[float], upper: float | None = None, **choices: Unpack[Choices]
+        cls,
+        fine_tuned: Sequence[float],
+        upper: float | None = None,
+        lower: float = 1.0,
+        **choices: Unpack[Choices],
     ) -> SearchSpace:
-        """Returns the space of a recovery for short inputs: every λ from 1 to `upper`.
+        """Returns the space of a recovery for short inputs: every λ from `lower` to `upper`.
 
         The default of `upper` is the largest fine-tuned λ.
         """
         highest = max(fine_tuned) if upper is None else upper
-        return cls((1.0,) * len(fine_tuned), (highest,) * len(fine_tuned), **choices)
+        return cls((lower,) * len(fine_tuned), (highest,) * len(fine_tuned), **choices)
 
     @property
     def num_pairs(self) -> int:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from megatron_longrope.rope import (
     FactorOrigin,
+    NoScaling,
+    OwnScaling,
     RopeFactors,
     RopeGeometry,
 )
 
 GEOMETRY = RopeGeometry(base=10000.0, head_dim=64, original_length=256)
+
+UNSCALED = OwnScaling(NoScaling().factor_set(GEOMETRY))
 
 
 def made_factors(target: int, temperature: float = 1.1, growth: float = 1.0) -> RopeFactors:

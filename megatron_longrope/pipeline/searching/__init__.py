@@ -4,8 +4,10 @@ from megatron_longrope.pipeline.searching.cost import search_cost
 from megatron_longrope.pipeline.searching.objective import PASS_TOKENS, judged_on, search_objective
 from megatron_longrope.pipeline.searching.problems import (
     SearchProblem,
+    extension_search,
     first_search,
     longrope_attention_factor_of,
+    methods_compared,
     recovery_search,
     search_name,
     second_interpolation,
@@ -17,9 +19,11 @@ __all__ = [
     "PASS_TOKENS",
     "SearchProblem",
     "Show",
+    "extension_search",
     "first_search",
     "judged_on",
     "longrope_attention_factor_of",
+    "methods_compared",
     "recovery_search",
     "search_cost",
     "search_factors",

@@ -52,7 +52,7 @@ def search_objective(
         stretches = _stretches(chosen, other, config.windows_per_document)
         parts.append(ObjectivePart.last_part(stretches, config.last_fraction, weight))
     if config.retrieval_documents:
-        filler = classic_filler(tokenizer)
+        filler, prefix = classic_filler(tokenizer), tokenizer.document_prefix()
         keys = [
             passkey_document(
                 tokenizer,
@@ -60,6 +60,7 @@ def search_objective(
                 number / config.retrieval_documents,
                 config.seed * 1000 + number,
                 filler,
+                prefix=prefix,
             )
             for number in range(config.retrieval_documents)
         ]

@@ -5,7 +5,7 @@ Each has a space of candidates, seeds to start from, and baselines to be compare
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +16,7 @@ from megatron_longrope.rope import (
     METHODS,
     FactorOrigin,
     FactorSet,
-    NoScaling,
+    OwnScaling,
     RopeFactors,
     RopeGeometry,
     Yarn,
@@ -80,7 +80,10 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
     """
     _refuse_mistakes(config, "first", length)
     scale = length / geometry.original_length
-    choices = _choices(config, scale, geometry, tuned=None)
+    starts = [METHODS[name].from_scale(scale).factors(geometry) for name in config.starts]
+    fixed = longrope_attention_factor_of(scale, geometry)
+    seeds = _candidates(starts)
+    choices = _choices(config, seeds, _grid_from_one(scale, geometry), fixed, fixed)
     num_pairs = geometry.head_dim // 2
     if config.space == "longrope2":
         critical_pair = config.critical_pair or theoretical_critical_pair(
@@ -89,13 +92,48 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
         space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
-    starts = [METHODS[name].from_scale(scale).factors(geometry) for name in config.starts]
-    seeds = _with_temperatures(
-        starts, choices["attention_factors"], [longrope_attention_factor_of(scale, geometry)]
-    )
+    seeds = _with_temperatures(seeds, choices["attention_factors"], [fixed])
     return SearchProblem(
         search_name(length, config), length, space, seeds, tuple(baseline_methods(geometry, length))
     )
+
+
+def extension_search(config: SearchConfig, own: OwnScaling, length: int) -> SearchProblem:
+    """Returns the search of a model as it arrives, for `length` tokens beyond its window.
+
+    A model that arrives unscaled gets a first search. One with scaling of its own is a fine-tuned
+    model: the search starts from its factors as they are too, and is compared with them. Raises
+    InputError for settings that have no meaning there.
+    """
+    if own.tuned is None:
+        return first_search(config, own.geometry, length)
+    problem = _search_beyond(config, own.geometry, length, own.tuned, (own.tuned,))
+    return replace(problem, baselines=tuple(methods_compared(own, length)))
+
+
+def methods_compared(
+    own: OwnScaling, length: int, attention_factor: float | None = None
+) -> list[ComparedMethod]:
+    """Returns the methods that an extension of a model to `length` tokens is compared with.
+
+    They are `baseline_methods` where the model arrives unscaled; else its own factors as they are,
+    and the default second interpolations on top of them. With a searched `attention_factor` each
+    method comes a second time, under that.
+    """
+    if own.tuned is None:
+        return baseline_methods(own.geometry, length, attention_factor=attention_factor)
+    methods = [
+        ComparedMethod.fixed(own.label, own.factor_set),
+        *(
+            ComparedMethod.fixed(
+                f"second-{name}", FactorSet.single(second_interpolation(name, own.tuned, length))
+            )
+            for name in default_second_interpolations()
+        ),
+    ]
+    if attention_factor is None:
+        return methods
+    return methods + [method.with_searched(attention_factor) for method in methods]
 
 
 def second_search(
@@ -106,17 +144,43 @@ def second_search(
     It starts from λ_ft times the scaling methods in `starts`. Raises InputError for settings that
     have no meaning in a second search, and for factors of another model.
     """
+    return _search_beyond(config, geometry, length, tuned, ())
+
+
+def _search_beyond(
+    config: SearchConfig,
+    geometry: RopeGeometry,
+    length: int,
+    tuned: RopeFactors,
+    as_they_are: tuple[RopeFactors, ...],
+) -> SearchProblem:
+    """Returns the search beyond the factors `tuned`, compared with methods on top of them.
+
+    `as_they_are` are further starts, which no method is put on and which are scored once, under
+    their own attention factor.
+    """
     _refuse_mistakes(config, "second", length)
     for name in ("base", "head_dim", "original_length"):
         ours, theirs = getattr(geometry, name), getattr(tuned, name)
         if ours != theirs:
             raise InputError(f"fine-tuned factors: {name}", theirs, f"the model's is {ours}")
     scale = length / geometry.original_length
-    choices = _choices(config, scale, geometry, tuned, above=True)
-    space = SearchSpace.second_stage(tuned.rescale, scale, **choices)
+    inherited = tuned.attention_factor
     starts = [second_interpolation(name, tuned, length) for name in config.starts]
-    sharper = [times * tuned.attention_factor for times in config.sharper_starts]
-    seeds = _with_temperatures(starts, choices["attention_factors"], sharper)
+    sharper = [times * inherited for times in config.sharper_starts]
+    as_it_is, seeds = _candidates(as_they_are), _candidates(starts)
+    # attention over more tokens must be sharper still: from λ_ft's own t on in steps of 0.01
+    above = _reaching(grid(inherited, _SHARPEST * inherited, 0.01), sharper)
+    choices = _choices(
+        config,
+        (*as_it_is, *seeds),
+        above,
+        inherited,
+        longrope_attention_factor_of(scale, geometry),
+    )
+    reach = max(value for seed in seeds for value in seed.rescale)
+    space = SearchSpace.second_stage(tuned.rescale, scale, reach, **choices)
+    seeds = (*as_it_is, *_with_temperatures(seeds, choices["attention_factors"], sharper))
     baselines = [
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
         *(
@@ -131,33 +195,46 @@ def second_search(
 
 def recovery_search(
     config: SearchConfig,
-    geometry: RopeGeometry,
+    own: OwnScaling,
     length: int,
     tuned: RopeFactors,
     upper: float | None,
 ) -> SearchProblem:
     """Returns the search of an extended model for short inputs, with λ from 1.0 to `upper`.
 
-    It starts from the tuned factors, from none, and from halfway between them. Raises InputError
-    for settings that have no meaning in a recovery.
+    It starts from the tuned factors, from those the model arrived with (mostly no scaling), and
+    from halfway between them. An attention factor that is not searched is the tuned one
+    (`inherited`), or Hugging Face's for the tuned length (`fixed`): a model has one for inputs of
+    all lengths. Raises InputError for settings that have no meaning in a recovery.
 
     Args:
         config: The settings of the search.
-        geometry: The model's base, head_dim and window.
+        own: The scaling that the model arrived with.
         length: Tokens of the longest input that the factors serve.
         tuned: The factors that the model was fine-tuned under.
-        upper: The highest λ; None: as high as in the tuned factors.
+        upper: The highest λ; None: as high as in the tuned factors and in those it arrived with.
     """
     _refuse_mistakes(config, "recovery", length)
-    scale = max(1.0, length / geometry.original_length)
-    choices = _choices(config, scale, geometry, tuned)
-    space = SearchSpace.recovery(tuned.rescale, upper, **choices)
-    # halfway on a log scale: √λ lies between no scaling, λ = 1, and the tuned λ
-    halfway = tuned.model_copy(update={"rescale": tuple(value**0.5 for value in tuned.rescale)})
-    starts = [tuned, halfway, NoScaling().factors(geometry)]
-    seeds = _with_temperatures(starts, choices["attention_factors"], [tuned.attention_factor])
+    geometry, before = own.geometry, own.for_length(length)
+    # halfway on a log scale: √(λ_tuned · λ_before), which is √λ_tuned where there was no scaling
+    pairs = zip(tuned.rescale, before.rescale, strict=True)
+    halfway = tuned.model_copy(update={"rescale": tuple((a * b) ** 0.5 for a, b in pairs)})
+    seeds = _candidates([tuned, halfway, before])
+    from_one = _grid_from_one(max(1.0, length / geometry.original_length), geometry)
+    given = {tuned.attention_factor, before.attention_factor}
+    choices = _choices(
+        config,
+        seeds,
+        tuple(sorted({*from_one, *given})),
+        tuned.attention_factor,
+        longrope_attention_factor_of(tuned.scale, geometry),
+    )
+    every_rescale = (*tuned.rescale, *before.rescale)
+    highest = max(every_rescale) if upper is None else upper
+    space = SearchSpace.recovery(tuned.rescale, highest, min(1.0, *every_rescale), **choices)
+    seeds = _with_temperatures(seeds, choices["attention_factors"], [tuned.attention_factor])
     baselines = (
-        ComparedMethod.fixed("none", FactorSet.single(NoScaling().factors(geometry))),
+        ComparedMethod.fixed(own.label, own.factor_set),
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
     )
     return SearchProblem(search_name(length, config, "recover"), length, space, seeds, baselines)
@@ -194,33 +271,39 @@ def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFa
 
 def _choices(
     config: SearchConfig,
-    scale: float,
-    geometry: RopeGeometry,
-    tuned: RopeFactors | None,
-    above: bool = False,
+    seeds: Sequence[Candidate],
+    searched: tuple[float, ...],
+    inherited: float,
+    fixed: float,
 ) -> Choices:
-    """Returns the attention factors and the n̂ that candidates may have.
+    """Returns the attention factors and the n̂ that candidates may have, those of the seeds too.
 
-    With `above`, attention factors start at the fine-tuned one (in steps of 0.01 from there), since
-    attention over more tokens must be sharper still.
+    Args:
+        config: The settings of the search, which say what is searched and what stays.
+        seeds: The candidates that the search starts from, each with its own attention factor.
+        searched: The attention factors of `searched`, to be widened as far as those of the seeds.
+        inherited: The attention factor of `inherited`.
+        fixed: The attention factor of `fixed`.
     """
-    inherited = (
-        tuned.attention_factor
-        if tuned is not None
-        else longrope_attention_factor_of(scale, geometry)
-    )
     temperatures: dict[str, tuple[float, ...]] = {
-        "searched": grid(inherited, _SHARPEST * inherited, 0.01)
-        if above
-        else _grid_from_one(scale, geometry),
+        "searched": _reaching(searched, [seed.attention_factor for seed in seeds]),
         "inherited": (inherited,),
-        "fixed": (longrope_attention_factor_of(scale, geometry),),
+        "fixed": (fixed,),
         "one": (1.0,),
     }
+    paper = PAPER_START_TOKENS if config.search_start_tokens else ()
+    # where λ = 1 for every pair, n̂ says nothing
+    given = {seed.start_tokens for seed in seeds if any(value != 1.0 for value in seed.rescale)}
     return {
         "attention_factors": temperatures[config.attention_factor],
-        "start_tokens": PAPER_START_TOKENS if config.search_start_tokens else (0,),
+        "start_tokens": tuple(sorted({*paper, *given})) or (0,),
     }
+
+
+def _reaching(choices: tuple[float, ...], given: Iterable[float]) -> tuple[float, ...]:
+    """Returns the choices with those of `given` that lie outside them, exactly as they are."""
+    outside = {value for value in given if not choices[0] <= value <= choices[-1]}
+    return tuple(sorted({*choices, *outside}))
 
 
 def _grid_from_one(scale: float, geometry: RopeGeometry) -> tuple[float, ...]:
@@ -234,17 +317,21 @@ def _refuse_mistakes(config: SearchConfig, stage: SearchStage, length: int) -> N
         raise InputError(*mistake)
 
 
-def _with_temperatures(
-    starts: Sequence[RopeFactors], allowed: tuple[float, ...], others: Sequence[float]
-) -> tuple[Candidate, ...]:
-    """Returns each start with its own attention factor and once more with each of `others`.
-
-    Where only one attention factor is allowed, each start is there once.
-    """
-    own = [
+def _candidates(starts: Sequence[RopeFactors]) -> tuple[Candidate, ...]:
+    """Returns λ, n̂ and the attention factor of each start."""
+    return tuple(
         Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
         for factors in starts
-    ]
+    )
+
+
+def _with_temperatures(
+    seeds: tuple[Candidate, ...], allowed: tuple[float, ...], others: Sequence[float]
+) -> tuple[Candidate, ...]:
+    """Returns each seed with its own attention factor and once more with each of `others`.
+
+    Where only one attention factor is allowed, each seed is there once.
+    """
     if len(allowed) == 1:
-        return tuple(own)
-    return (*own, *(replace(each, attention_factor=other) for other in others for each in own))
+        return seeds
+    return (*seeds, *(replace(each, attention_factor=other) for other in others for each in seeds))

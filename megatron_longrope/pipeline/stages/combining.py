@@ -41,9 +41,8 @@ class RunParts:
     def factor_set(self, run: Run) -> FactorSet:
         """Returns the factors that serve each input length."""
         steps = [found.factors(run) for found in self.steps]
-        return extended_factor_set(
-            steps, [(found.length, found.factors(run)) for found in self.recovered]
-        )
+        recovered = [(found.length, found.factors(run)) for found in self.recovered]
+        return extended_factor_set(steps, recovered, run.own)
 
     def models(self, run: Run) -> RunModels:
         """Returns the checkpoints and factors in the form that measuring takes."""

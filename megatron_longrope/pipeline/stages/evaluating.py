@@ -19,7 +19,7 @@ from megatron_longrope.pipeline.stages.stage import (
     checkpoint_path,
     factors_path,
 )
-from megatron_longrope.rope import factors_to_json
+from megatron_longrope.rope import OwnScaling, factors_to_json
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class MeasureModels(Stage):
     parts: RunParts
     config: EvaluationConfig
     shape: ModelShape
+    own: OwnScaling
+    """The scaling that the model of the run arrived with."""
 
     @property
     def does(self) -> str:
@@ -59,7 +61,7 @@ class MeasureModels(Stage):
     @property
     def cost(self) -> Cost:
         """The tokens of all measurements."""
-        return cost_of_measuring(self.config, self.parts, self.shape)
+        return cost_of_measuring(self.config, self.parts, self.shape, self.own)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
         """Returns settings, factors, weights and documents."""
@@ -75,6 +77,7 @@ class MeasureModels(Stage):
         """Measures all models; returns the number of rows in each file."""
         return measure_run(
             self.parts.models(run),
+            self.own,
             run.load,
             run.corpus.held_out,
             run.tokenizer,

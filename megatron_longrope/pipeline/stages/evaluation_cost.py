@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from megatron_longrope.evaluation import TASKS, baseline_methods
+from megatron_longrope.evaluation import TASKS
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.evaluating import SHORT_TOKENS
 from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.run import geometry_of
+from megatron_longrope.pipeline.searching import methods_compared
 from megatron_longrope.pipeline.stages.combining import RunParts
 from megatron_longrope.pipeline.stages.stage import Cost
+from megatron_longrope.rope import OwnScaling
 
 
-def cost_of_measuring(config: EvaluationConfig, parts: RunParts, shape: ModelShape) -> Cost:
+def cost_of_measuring(
+    config: EvaluationConfig, parts: RunParts, shape: ModelShape, own: OwnScaling
+) -> Cost:
     """Returns tokens and operations of all measurements, as `measure_run` makes them."""
-    first, last, window = parts.first.length, parts.steps[-1].length, shape.context_length
-    num_methods = len(baseline_methods(geometry_of(shape), first))
+    first, last, window = parts.first.length, parts.steps[-1].length, own.window
+    num_methods = len(methods_compared(own, first))
     count = _Counter(config, shape)
     for length in config.lengths:
         count.documents(length, num_methods + 1 if length <= first else 1)  # the pretrained model

@@ -72,7 +72,7 @@ class PackRows(Stage):
             run.corpus.train,
             run.tokenizer,
             self.config.data,
-            window=run.shape.context_length,
+            window=run.own.window,
             max_piece=self.max_piece,
             short_rows=self.config.short_inputs != "extended",
             seed=run.recipe.seed,

@@ -57,9 +57,9 @@ class WriteResult(Stage):
         """Writes the files on the main rank."""
         models = self.parts.models(run)
         if run.runtime.is_main:
-            write_baselines(models, run.geometry, run.directory)
+            write_baselines(models, run.own, run.directory)
             write_result(
-                run.recipe, run.directory, models, run.corpus, run.shape, run.runner.records
+                run.recipe, run.directory, models, run.corpus, run.source, run.runner.records
             )
             write_report(run.directory.root)
         run.runtime.barrier()

@@ -13,7 +13,7 @@ from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, geometry_of
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
-    first_search,
+    extension_search,
     recovery_search,
     search_cost,
     search_factors,
@@ -28,7 +28,7 @@ from megatron_longrope.pipeline.stages.stage import (
     checkpoint_path,
     factors_path,
 )
-from megatron_longrope.rope import RopeFactors, RopeGeometry, Yarn, factors_to_json
+from megatron_longrope.rope import OwnScaling, RopeFactors, Yarn, factors_to_json
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,11 @@ class SearchFactors(Stage):
     num_documents: int
     """Most documents that are searched on, for the cost."""
     shape: ModelShape
+    own: OwnScaling
+    """The scaling that the model of the run arrived with."""
 
     @abstractmethod
-    def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
+    def problem(self, tuned: RopeFactors | None) -> SearchProblem:
         """Returns space and starts of the search; `tuned` are the factors that it builds on."""
 
     @property
@@ -96,7 +98,7 @@ class SearchFactors(Stage):
         if self.builds_on is not None:  # any factors of that length: they leave the budget as it is
             scale = max(1.0, self.builds_on.length / geometry.original_length)
             tuned = Yarn(scale=scale).factors(geometry)
-        problem = self.problem(geometry, tuned)
+        problem = self.problem(tuned)
         return most_of_a_search(problem, self.config, self.num_documents, self.shape)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
@@ -137,21 +139,23 @@ class SearchFactors(Stage):
 
     def _problem_of(self, run: Run) -> SearchProblem:
         tuned = self.builds_on.factors(run) if self.builds_on else None
-        return self.problem(run.geometry, tuned)
+        return self.problem(tuned)
 
 
 @dataclass(frozen=True)
 class FirstSearch(SearchFactors):
-    """The search of a pretrained model for a length beyond its window."""
+    """The search of the model as it arrives for a length beyond its window."""
 
     @property
     def does(self) -> str:
-        """What the stage does, with length and searcher."""
-        return f"search factors for {format_length(self.length)} ({self.config.searcher.name})"
+        """What the stage does, with length, searcher and the scaling that it builds on."""
+        beyond = f", beyond the model's own {self.own.describe()}" if self.own.is_scaled else ""
+        length = format_length(self.length)
+        return f"search factors for {length}{beyond} ({self.config.searcher.name})"
 
-    def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns the search that starts from the scaling methods in the settings."""
-        return first_search(self.config, geometry, self.length)
+    def problem(self, tuned: RopeFactors | None) -> SearchProblem:
+        """Returns the search from the methods in the settings, on top of the model's scaling."""
+        return extension_search(self.config, self.own, self.length)
 
 
 @dataclass(frozen=True)
@@ -172,10 +176,10 @@ class SecondSearch(SearchFactors):
         """The factors that the model was fine-tuned under."""
         return self.tuned
 
-    def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
+    def problem(self, tuned: RopeFactors | None) -> SearchProblem:
         """Returns the search that starts from the fine-tuned factors."""
         assert tuned is not None
-        return second_search(self.config, geometry, self.length, tuned)
+        return second_search(self.config, geometry_of(self.shape), self.length, tuned)
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ class RecoverySearch(SearchFactors):
         """The factors of the extended model."""
         return self.tuned
 
-    def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns the search between no scaling and the extended model's factors."""
+    def problem(self, tuned: RopeFactors | None) -> SearchProblem:
+        """Returns the search between the factors the model arrived with and the extended ones."""
         assert tuned is not None
-        return recovery_search(self.config, geometry, self.length, tuned, self.upper)
+        return recovery_search(self.config, self.own, self.length, tuned, self.upper)

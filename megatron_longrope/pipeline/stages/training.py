@@ -11,8 +11,10 @@ from checkpoints_tools.load_any import model_factors
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.config import format_length
 from megatron_longrope.data import PackedBatches, PackedDataset
+from megatron_longrope.evaluation import with_attention_factor
 from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
+from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.recipe import FineTuneConfig, ShortInputs
 from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs
 from megatron_longrope.pipeline.stages.searching import Found
@@ -24,9 +26,8 @@ from megatron_longrope.pipeline.stages.stage import (
     factors_path,
 )
 from megatron_longrope.rope import (
-    FactorRange,
     FactorSet,
-    NoScaling,
+    OwnScaling,
     RopeFactors,
     factors_to_json,
 )
@@ -75,6 +76,8 @@ class TrainWeights(Stage):
     pieces: str
     """Name of the stage that packed the rows."""
     shape: ModelShape
+    own: OwnScaling
+    """The scaling that the model of the run arrived with."""
 
     @property
     def does(self) -> str:
@@ -145,22 +148,23 @@ class TrainWeights(Stage):
     def _factors(self, run: Run) -> FactorSet:
         if self.factors is None:
             return model_factors(run.directory.checkpoint(self.start))
-        return training_factors(self.factors.factors(run), self.config.short_inputs)
+        return training_factors(self.factors.factors(run), self.config.short_inputs, self.own)
 
 
-def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorSet:
+def training_factors(factors: RopeFactors, short_inputs: ShortInputs, own: OwnScaling) -> FactorSet:
     """Returns the factors by input length that rows are trained under.
 
     The longest piece of a row decides, just as the length of an input decides later. For pieces
-    within the pretrained window, `short_inputs` says which factors they have.
+    within the window that the model arrived with, `short_inputs` says which factors they have: it
+    may leave them under the model's `own`.
     """
     if short_inputs == "extended":
-        return FactorSet.single(factors)
-    unscaled = NoScaling().factors(factors.geometry)
+        return extended_factor_set([factors], [], own)
+    *short, beyond = own.up_to_window(factors).ranges
     if short_inputs == "unscaled":
-        unscaled = unscaled.model_copy(update={"attention_factor": factors.attention_factor})
-    short = FactorRange(up_to=factors.original_length, factors=unscaled)
-    return FactorSet(ranges=(short, FactorRange(up_to=None, factors=factors)))
+        sharper = with_attention_factor(FactorSet(ranges=tuple(short)), factors.attention_factor)
+        short = list(sharper.ranges)
+    return FactorSet(ranges=(*short, beyond))
 
 
 def train_model(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from megatron_longrope.artifacts.results import NllTotal
-from megatron_longrope.artifacts.rows import AttentionFactorSource
+from megatron_longrope.artifacts.rows import AttentionFactorSource, is_untouched
 from megatron_longrope.report.aggregate import (
     PerplexityGrid,
     Series,
@@ -112,7 +112,7 @@ def _guests(model: str, curves: Mapping[Series, Points]) -> list[Series]:
 def _is_untouched_base(series: Series) -> bool:
     return (
         series.model == "base"
-        and method_family(series.method) == "none"
+        and is_untouched(method_family(series.method))
         and series.attention_factor == "own"
     )
 
@@ -198,7 +198,7 @@ def _legend(series: Series, members: list[Series]) -> LegendEntry:
     label = look.label
     if guest and series.model != "control":
         label = f"{model_name(series.model)}, {label.lower()}"
-    elif series.model == "control" and method_family(series.method) != "none":
+    elif series.model == "control" and not is_untouched(method_family(series.method)):
         label = f"Control, {label}"
     bold = method_family(series.method) == "longrope"
     return legend_entry(look, label, dashed=_is_dashed(series, members), bold=bold)

@@ -13,8 +13,10 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.plan import plan, stages_before
 from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.run import geometry_of
 from megatron_longrope.pipeline.stages.stage import Stage
 from megatron_longrope.presets import recipe_names, recipe_path
+from megatron_longrope.rope import NoScaling, OwnScaling
 from tests.support.tiny_run import TUNED, WINDOW, recipe_values
 
 SHAPE = ModelShape(
@@ -27,6 +29,7 @@ SHAPE = ModelShape(
     vocab_size=320,
     context_length=WINDOW,
 )
+OWN = OwnScaling(NoScaling().factor_set(geometry_of(SHAPE)))
 TRAINED = ["import", "search-256-evolution", "data-fine-tune-256", "fine-tune-256"]
 CONTROL = ["data-control", "control"]
 LATER = ["search-512-evolution", "recover-128-evolution", "extended", "evaluate"]
@@ -37,7 +40,7 @@ def _values() -> dict[str, Any]:
 
 
 def _plan(values: dict[str, Any]) -> tuple[Stage, ...]:
-    return plan(build_config(Recipe, values), SHAPE)
+    return plan(build_config(Recipe, values), SHAPE, OWN)
 
 
 def test_stages_come_in_the_order_they_are_done() -> None:

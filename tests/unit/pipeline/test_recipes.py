@@ -28,8 +28,12 @@ def test_temperatures_of_a_first_search_are_not_times_a_fine_tuned_one() -> None
 
     values = read_yaml(recipe_path("demo"))
     values["extension"][0]["search"]["sharper_starts"] = [1.3]
+    recipe = build_config(
+        Recipe, values, "demo"
+    )  # of a model that arrives scaled it would be right
     with pytest.raises(InputError, match="is for searches beyond a fine-tuned length"):
-        build_config(Recipe, values, "demo")
+        recipe.check_searches(arrives_scaled=False)
+    recipe.check_searches(arrives_scaled=True)
 
 
 def test_a_misspelt_key_of_a_step_is_answered_with_the_keys_there() -> None:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import pytest
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.pipeline.searching import first_search, recovery_search, second_search
-from megatron_longrope.rope import (
-    Yarn,
+from megatron_longrope.pipeline.recipe import SearchConfig
+from megatron_longrope.pipeline.searching import (
+    SearchProblem,
+    extension_search,
+    first_search,
+    methods_compared,
+    recovery_search,
+    second_interpolation,
+    second_search,
 )
-from tests.support.factor_sets import GEOMETRY, made_factors
+from megatron_longrope.rope import (
+    OwnScaling,
+    RopeFactors,
+    Yarn,
+    longrope_attention_factor,
+)
+from megatron_longrope.search import PAPER_START_TOKENS, Candidate
+from tests.support.factor_sets import GEOMETRY, UNSCALED, made_factors
 
 
 def test_searches_start_where_the_method_says() -> None:
-    from megatron_longrope.pipeline.recipe import RecoveryStep, SearchConfig
+    from megatron_longrope.pipeline.recipe import RecoveryStep
 
     config = SearchConfig()
     first = first_search(config, GEOMETRY, 2048)
@@ -46,7 +60,7 @@ def test_searches_start_where_the_method_says() -> None:
     assert (
         RecoveryStep.model_validate(step.model_dump(mode="json")) == step
     )  # as a run directory keeps it
-    recovery = recovery_search(config, GEOMETRY, 256, tuned, None)
+    recovery = recovery_search(config, UNSCALED, 256, tuned, None)
     assert set(recovery.space.upper) == {max(tuned.rescale)} and set(recovery.space.lower) == {1.0}
 
 
@@ -66,8 +80,6 @@ def test_searches_start_where_the_method_says() -> None:
 def test_a_setting_without_a_meaning_in_its_stage_is_refused(
     stage: str, settings: dict[str, object], named: str
 ) -> None:
-    from megatron_longrope.pipeline.recipe import SearchConfig
-
     config, tuned = SearchConfig.model_validate(settings), made_factors(2048)
     with pytest.raises(InputError, match=named):
         if stage == "first":
@@ -75,20 +87,16 @@ def test_a_setting_without_a_meaning_in_its_stage_is_refused(
         elif stage == "second":
             second_search(config, GEOMETRY, 8192, tuned)
         else:
-            recovery_search(config, GEOMETRY, 256, tuned, None)
+            recovery_search(config, UNSCALED, 256, tuned, None)
 
 
 def test_fine_tuned_factors_of_another_model_are_refused() -> None:
-    from megatron_longrope.pipeline.recipe import SearchConfig
-
     other = made_factors(2048).model_copy(update={"base": 500000.0})
     with pytest.raises(InputError, match=r"base=500000.0: the model's is 10000.0"):
         second_search(SearchConfig(), GEOMETRY, 8192, other)
 
 
 def test_temperatures_reach_beyond_yarns_own() -> None:
-    from megatron_longrope.pipeline.recipe import SearchConfig
-
     for scale, last in ((8, 1.3), (32, 1.41)):
         assert (
             first_search(SearchConfig(), GEOMETRY, 256 * scale).space.attention_factors[-1] == last
@@ -97,7 +105,99 @@ def test_temperatures_reach_beyond_yarns_own() -> None:
 
 @pytest.mark.parametrize("searcher", ["cma", "gradient"])
 def test_start_tokens_are_refused_where_the_searcher_keeps_them(searcher: str) -> None:
-    from megatron_longrope.pipeline.recipe import SearchConfig
-
     with pytest.raises(ValueError, match="search_start_tokens"):
         SearchConfig.model_validate({"searcher": searcher, "search_start_tokens": True})
+
+
+def _second(tuned: RopeFactors, **settings: Any) -> SearchProblem:
+    return second_search(SearchConfig.model_validate(settings), GEOMETRY, 8192, tuned)
+
+
+def test_a_given_temperature_is_in_the_space_exactly() -> None:
+    hot = made_factors(2048, temperature=1.45)
+    recovery = recovery_search(SearchConfig(), UNSCALED, 256, hot, None)
+    assert {1.0, 1.45} <= set(recovery.space.attention_factors)
+    assert recovery.space.project(recovery.seeds[0]).attention_factor == 1.45
+    odd = made_factors(2048, temperature=1.2081)
+    assert (
+        1.2081 in recovery_search(SearchConfig(), UNSCALED, 256, odd, None).space.attention_factors
+    )
+    plain = _second(odd)  # PI and NTK have the tuned temperature
+    assert plain.space.attention_factors[:2] == (1.2081, 1.21)
+    sharper = _second(odd, starts=["yarn"], sharper_starts=[1.2, 1.6])
+    assert 1.6 * 1.2081 in sharper.space.attention_factors
+    assert sharper.space.attention_factors[0] == 1.21  # no start is below
+
+
+def test_fixed_means_the_tuned_length_in_a_recovery() -> None:
+    fixed = SearchConfig(attention_factor="fixed")
+    space = recovery_search(fixed, UNSCALED, 256, made_factors(2048), None).space
+    assert space.attention_factors == (longrope_attention_factor(8.0, 256),)
+
+
+@pytest.mark.parametrize("searched", [False, True])
+def test_tuned_start_tokens_stay(searched: bool) -> None:
+    tuned = made_factors(2048).model_copy(update={"start_tokens": 10})
+    recovery = recovery_search(
+        SearchConfig(search_start_tokens=searched), UNSCALED, 256, tuned, None
+    )
+    second = _second(tuned, search_start_tokens=searched)
+    for problem in (second, recovery):
+        expected = {*PAPER_START_TOKENS, 10} if searched else {10}
+        assert set(problem.space.start_tokens) == expected
+        assert problem.space.project(problem.seeds[0]).start_tokens == 10
+    unscaled = recovery.seeds[2]
+    assert unscaled.rescale == (1.0,) * 32  # n̂ says nothing there
+
+
+def test_a_start_beyond_the_bound_moves_the_bound() -> None:
+    steep = made_factors(512, growth=19.0)  # λ up to 20 at twice the window
+    problem = second_search(SearchConfig(), GEOMETRY, 2048, steep)
+    largest = max(value for seed in problem.seeds for value in seed.rescale)
+    assert problem.space.upper[-1] == largest == pytest.approx(80.0)
+
+
+OWN = OwnScaling(Yarn(scale=2).factor_set(GEOMETRY))
+"""A model of window 256 that arrives with YaRN to 512."""
+
+
+def test_an_arrived_model_is_searched_beyond_its_own_factors() -> None:
+    tuned = OWN.tuned
+    assert tuned is not None
+    problem = extension_search(SearchConfig(), OWN, 2048)
+    assert problem.space.lower == tuned.rescale and set(problem.space.upper) == {10.0}
+    own = Candidate(tuned.rescale, 0, tuned.attention_factor)
+    assert problem.seeds[0] == own and problem.space.contains(own)
+    assert [method.name for method in problem.baselines] == [
+        *("model", "second-pi", "second-ntk", "second-yarn")
+    ]
+    assert problem.baselines[0].factors_at(2048) == OWN.factor_set
+    pi = problem.baselines[1].factors_at(2048).for_length(2048)
+    assert pi.rescale == pytest.approx([4 * value for value in tuned.rescale])
+    plain, first = (
+        extension_search(SearchConfig(), UNSCALED, 2048),
+        first_search(SearchConfig(), GEOMETRY, 2048),
+    )
+    assert (plain.space, plain.seeds) == (first.space, first.seeds)
+    with pytest.raises(InputError, match=r"search\.space"):
+        extension_search(SearchConfig(space="longrope2"), OWN, 2048)
+    inherited = SearchConfig(attention_factor="inherited")
+    assert extension_search(inherited, OWN, 2048).space.attention_factors == (
+        tuned.attention_factor,
+    )
+
+
+def test_short_inputs_of_an_arrived_model_go_back_to_its_own_factors() -> None:
+    tuned = second_interpolation("yarn", cast(RopeFactors, OWN.tuned), 2048)
+    recovery = recovery_search(SearchConfig(), OWN, 512, tuned, None)
+    assert recovery.seeds[2].rescale == OWN.for_length(512).rescale
+    assert [method.name for method in recovery.baselines] == ["model", "fine-tuned"]
+    assert recovery.baselines[0].factors_at(512) == OWN.factor_set
+    assert set(recovery.space.upper) == {max(tuned.rescale)}
+
+
+def test_compared_methods_come_again_under_the_searched_temperature() -> None:
+    methods = methods_compared(OWN, 2048, 1.3)
+    assert [method.attention_factor for method in methods] == ["own"] * 4 + ["searched"] * 4
+    again = methods[4].factors_at(2048).for_length(2048)
+    assert again.rescale == OWN.for_length(2048).rescale and again.attention_factor == 1.3

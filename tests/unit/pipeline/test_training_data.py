@@ -17,6 +17,8 @@ from megatron_longrope.pipeline.recipe import (
 from megatron_longrope.pipeline.stages.packing import build_training_set
 from megatron_longrope.pipeline.stages.training import training_factors
 from megatron_longrope.rope import (
+    NoScaling,
+    OwnScaling,
     PositionInterpolation,
     RopeGeometry,
 )
@@ -67,8 +69,9 @@ def test_short_rows_may_be_trained_under_other_factors(
         .factors(geometry)
         .model_copy(update={"attention_factor": 1.2})
     )
-    assert training_factors(tuned, "extended").for_length(10) == tuned
-    chosen = training_factors(tuned, short_inputs)
+    own = OwnScaling(NoScaling().factor_set(geometry))
+    assert training_factors(tuned, "extended", own).for_length(10) == tuned
+    chosen = training_factors(tuned, short_inputs, own)
     assert chosen.for_length(65) == tuned
     short = chosen.for_length(64)
     assert short.rescale == (1.0,) * 4 and short.attention_factor == temperature
