@@ -28,6 +28,7 @@ from megatron_longrope.pipeline.recipe import EvaluationConfig
 from megatron_longrope.report import write_report
 from megatron_longrope.rope import NoScaling
 from megatron_longrope.runtime import Runtime
+from tests.support.factor_sets import UNSCALED
 from tests.support.tiny_models import our_model, single_runtime, tiny_hf_model
 
 runtime = pytest.fixture(single_runtime)
@@ -132,7 +133,7 @@ def test_a_recipe_names_it_and_the_report_shows_it(
     assert config.task_lengths("passkey") == (1024,)
     measured = Measurements()
     model = our_model(tiny_hf_model(vocab_size=ENTRIES), runtime)
-    evaluator = Evaluator(model, "extended", [], load_tokenizer(folder), config, measured)
+    evaluator = Evaluator(model, UNSCALED, "extended", [], load_tokenizer(folder), config, measured)
     evaluator.tasks("longrope", NoScaling().factors(model.geometry), "searched", up_to=96)
     assert measured.files.keys() == {"echo-word"}
     for name, rows in measured.files.items():

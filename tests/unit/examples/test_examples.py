@@ -142,7 +142,8 @@ def test_a_recipe_becomes_a_chain_of_jobs(tiny: Path, tmp_path: Path, example: E
         context_length=WINDOW,
     )
     values = recipe_values(tiny / "model", sorted((tiny / "texts").iterdir()))
-    stages = plan(build_config(Recipe, values), shape)
+    own = OwnScaling.from_hf(read_config(tiny / "model"))
+    stages = plan(build_config(Recipe, values), shape, own)
     assert list(jobs) == [stage.name for stage in stages]
     for stage in stages:
         script = (scripts / f"{stage.name}.sh").read_text()
