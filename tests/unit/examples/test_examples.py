@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints_tools.hf.folder import read_config
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.artifacts.stages import StageMarker
 from megatron_longrope.config import build_config, write_yaml
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.plan import plan, stages_before
 from megatron_longrope.pipeline.recipe import Recipe
-from megatron_longrope.rope import METHODS, RopeGeometry, method_from_text, read_factors
+from megatron_longrope.rope import METHODS, OwnScaling, RopeGeometry, method_from_text, read_factors
 from tests.support.tiny_run import TARGET, TUNED, WINDOW, make_model, make_texts, recipe_values
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
