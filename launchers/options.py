@@ -167,8 +167,9 @@ def set_option(command: CallableT) -> CallableT:
         "overrides",
         multiple=True,
         metavar="KEY.SUB=VALUE",
-        help="Override one key of the recipe, such as evaluation.num_documents=2; the value is "
-        "read as YAML. May be repeated.",
+        help="Override one key of the recipe, such as evaluation.num_documents=2; entries of a "
+        "list go by number, as in extension.0.fine_tune.training.steps=100; the value is read as "
+        "YAML. An unknown key is answered with those known there. May be repeated.",
     )(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 from rich import box
@@ -16,27 +17,21 @@ from megatron_longrope.pipeline.stages.stage import Cost, Stage
 _WIDTH_OF_A_FILE = 180
 """Columns of the table in a file or a pipe, which have no width of their own."""
 
+_WIDTH_OF_ALL_COLUMNS = 130
+"""Columns of a terminal from which on the whole table can be read."""
+
+_COLUMNS = (
+    *("stage", "what", "weights", "reads → leaves"),
+    *("evaluations", "tokens", "backward", "operations"),
+)
+_NARROW_COLUMNS = ("stage", "what", "tokens", "operations")
+
 
 def print_stages(checked: CheckedRun) -> None:
     """Prints the documents, and the stages in order with their cost and the sum of it."""
     click.echo(_documents(checked.corpus))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
-    stages = checked.stages
-    table.add_column("stage", "in all", no_wrap=True)
-    table.add_column("what", overflow="fold")
-    table.add_column("weights", no_wrap=True)
-    table.add_column("reads → leaves", overflow="fold")
-    for heading, total in (
-        ("evaluations", ""),
-        ("tokens", _tokens(sum(stage.cost.tokens for stage in stages))),
-        ("backward", _tokens(sum(stage.cost.backward_tokens for stage in stages))),
-        ("operations", _flops(sum(stage.cost.flops for stage in stages))),
-    ):
-        table.add_column(heading, total, justify="right", no_wrap=True)
-    for stage in stages:
-        table.add_row(*_row(stage))
-    width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
-    Console(highlight=False, width=width).print(table)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
+    console.print(_table(checked.stages, console.width >= _WIDTH_OF_ALL_COLUMNS))
     click.echo(
         "weights: the checkpoint a stage loads. tokens: forward through the model; backward: those "
         "of them that are trained on or searched by gradients. operations: floating-point, in all."
@@ -48,6 +43,33 @@ def print_stages(checked: CheckedRun) -> None:
         "Everything that can be checked without weights is in order. Nothing was run; the same "
         "command without --dry-run runs all stages."
     )
+
+
+def _table(stages: Sequence[Stage], is_wide: bool) -> Table:
+    """Returns one row per stage, in a narrow terminal without files, weights and parts of cost.
+
+    All columns in 80 characters would leave none of them for what a stage does.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
+    sums = {
+        "tokens": _tokens(sum(stage.cost.tokens for stage in stages)),
+        "backward": _tokens(sum(stage.cost.backward_tokens for stage in stages)),
+        "operations": _flops(sum(stage.cost.flops for stage in stages)),
+    }
+    shown = [at for at, name in enumerate(_COLUMNS) if is_wide or name in _NARROW_COLUMNS]
+    for name in (_COLUMNS[at] for at in shown):
+        is_text = name in ("what", "reads → leaves")
+        table.add_column(
+            name,
+            "in all" if name == "stage" else sums.get(name, ""),
+            justify="right" if name == "evaluations" or name in sums else "left",
+            no_wrap=not is_text,
+            overflow="fold" if is_text else "ellipsis",
+        )
+    for stage in stages:
+        row = _row(stage)
+        table.add_row(*(row[at] for at in shown))
+    return table
 
 
 def _row(stage: Stage) -> tuple[str, ...]:

@@ -161,6 +161,8 @@ def open_hf_folder(path: Path | str) -> HfFolder:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Returns a folder's config.json; raises InputError where it is missing or damaged."""
+    if not path.exists():
+        raise InputError("model", path, "no such folder")
     file = path / CONFIG_FILE
     if not file.is_file():
         raise InputError("model", path, f"a model folder without config: it has no {CONFIG_FILE}")
