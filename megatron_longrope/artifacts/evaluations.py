@@ -4,13 +4,14 @@ hand to one another."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longrope.artifacts.rows import perplexity_of
 from megatron_longrope.errors import InputError
 
 
@@ -166,6 +167,46 @@ class Evaluation:
 
 def _number_to_json(value: float) -> float | str:
     return float(value) if math.isfinite(value) else repr(float(value))
+
+
+@dataclass(frozen=True)
+class ScoredPart:
+    """Consecutive documents of an evaluation whose loss is one average over their tokens: `texts`
+    says of each which text it was cut from, `share` how much of the whole loss the average is.
+    """
+
+    name: str
+    texts: tuple[Hashable, ...]
+    share: float = 1.0
+    is_text: bool = True
+    """Whether all its predictions are of text; else they are the answers of generated documents."""
+
+
+@dataclass(frozen=True)
+class PartLoss:
+    """Nats per token over one part of a loss alone."""
+
+    name: str
+    loss: float
+    is_text: bool
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(loss), of text alone; an answer's tokens are no language to be perplexed by."""
+        return perplexity_of(self.loss, 1) if self.is_text else None
+
+
+def part_losses(evaluation: Evaluation, parts: Sequence[ScoredPart]) -> tuple[PartLoss, ...]:
+    """Returns nats per counted token of each part, from an evaluation of all of them: its sums are
+    multiplied such that divided by all tokens they add up to the loss."""
+    found: list[PartLoss] = []
+    start = 0
+    for part in parts:
+        stop = start + len(part.texts)
+        nats = math.fsum(evaluation.nll_sums[start:stop]) / (part.share * evaluation.tokens)
+        found.append(PartLoss(part.name, nats, part.is_text))
+        start = stop
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from megatron_longrope.evaluation.documents import Tokens as Tokens
     from megatron_longrope.evaluation.documents import check_documents as check_documents
     from megatron_longrope.evaluation.documents import documents_sha256 as documents_sha256
-    from megatron_longrope.evaluation.objective import ObjectivePart as ObjectivePart
     from megatron_longrope.evaluation.objective import PerplexityObjective as PerplexityObjective
     from megatron_longrope.evaluation.objective import factors_of as factors_of
+    from megatron_longrope.evaluation.objective_parts import ObjectivePart as ObjectivePart
     from megatron_longrope.evaluation.perplexity import (
         PerplexityMeasurement as PerplexityMeasurement,
     )
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "ComparedMethod": "baselines",
     "EvaluationDocument": "documents",
-    "ObjectivePart": "objective",
+    "ObjectivePart": "objective_parts",
     "PerplexityMeasurement": "perplexity",
     "PerplexityObjective": "objective",
     "SlidingWindow": "sliding_window",

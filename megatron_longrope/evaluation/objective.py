@@ -6,24 +6,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Gradient
-from megatron_longrope.data.passkey import PasskeyDocument
+from megatron_longrope.artifacts.evaluations import (
+    Candidate,
+    Evaluation,
+    Gradient,
+    PartLoss,
+    ScoredPart,
+    part_losses,
+)
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.dispatch import Dispatcher
 from megatron_longrope.evaluation.documents import Tokens
+from megatron_longrope.evaluation.objective_parts import (
+    ObjectivePart,
+    as_parts,
+    content_sha256,
+    ends_only,
+    part_scales,
+)
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, score_documents, score_with_gradient
 from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry
 from megatron_longrope.search.types import Terms
-
-Counted = NDArray[np.bool_]
 
 
 class Pass(NamedTuple):
@@ -31,61 +41,6 @@ class Pass(NamedTuple):
 
     documents: list[int]
     rung: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ObjectivePart:
-    """Documents that are scored together, which of their predictions count, and their share of the
-    loss.
-
-    `counted[d]` [tokens − 1] marks the counted predictions of document d (entry i is of token i +
-    1). Raises InputError for an empty part, a mask of another size or without a prediction, and a
-    weight that is not above 0.
-    """
-
-    documents: tuple[Tokens, ...]
-    counted: tuple[Counted, ...]
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.documents or len(self.counted) != len(self.documents):
-            raise InputError(
-                "objective documents",
-                len(self.documents),
-                f"one or more, got {len(self.counted)} masks",
-            )
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise InputError("objective weight", self.weight, "must be finite and above 0")
-        for index, (tokens, mask) in enumerate(zip(self.documents, self.counted, strict=True)):
-            if len(tokens) < 2 or mask.shape != (len(tokens) - 1,) or not mask.any():
-                rule = f"needs 1 counted prediction or more, marked by [{len(tokens) - 1}] booleans"
-                raise InputError(
-                    f"objective documents[{index}]",
-                    f"{len(tokens)} tokens, mask {mask.shape}",
-                    rule,
-                )
-
-    @classmethod
-    def last_part(
-        cls, documents: Sequence[Tokens], fraction: float = 1.0, weight: float = 1.0
-    ) -> ObjectivePart:
-        """Returns a part that counts the predictions on the last `fraction` of each document; 1:
-        all of them."""
-        if not 0 < fraction <= 1:
-            raise InputError("last_fraction", fraction, "must be above 0 and at most 1")
-        masks = []
-        for tokens in documents:
-            first = len(tokens) - max(1, round(fraction * len(tokens)))
-            masks.append(np.arange(1, len(tokens)) >= first)
-        return cls(tuple(documents), tuple(masks), weight)
-
-    @classmethod
-    def answers(cls, documents: Sequence[PasskeyDocument], weight: float = 1.0) -> ObjectivePart:
-        """Returns a part that counts the answer tokens of retrieval documents only."""
-        masks = tuple(
-            np.arange(1, len(document.tokens)) >= document.answer_start for document in documents
-        )
-        return cls(tuple(document.tokens for document in documents), masks, weight)
 
 
 class PerplexityObjective:
@@ -126,11 +81,11 @@ class PerplexityObjective:
     ) -> None:
         model.backend.check_searching()
         self.model = model
-        self.parts = _as_parts(documents, last_fraction)
+        self.parts = as_parts(documents, last_fraction)
         self.target_length = target_length
         self.origin = FactorOrigin(method=method)
         self.max_batch_tokens = max_batch_tokens
-        self.scales = _part_scales(self.parts)
+        self.scales = part_scales(self.parts)
         self._documents = [tokens for part in self.parts for tokens in part.documents]
         self._masks = [mask for part in self.parts for mask in part.counted]
         self._scale_of = [
@@ -279,20 +234,38 @@ class PerplexityObjective:
             factors_of(candidate, self.model.geometry, self.target_length, self.origin)
         )
 
-    def part_losses(self, evaluation: Evaluation) -> list[float]:
-        """Returns nats per counted token of each part, from an evaluation this objective made."""
-        losses, start = [], 0
-        for part, scale in zip(self.parts, self.scales, strict=True):
-            stop = start + len(part.documents)
-            nats = math.fsum(evaluation.nll_sums[start:stop]) / scale
-            losses.append(nats / sum(evaluation.token_counts[start:stop]))
-            start = stop
-        return losses
+    @cached_property
+    def scored_parts(self) -> tuple[ScoredPart, ...]:
+        """What an evaluation's documents are, part by part, for margins and separate losses."""
+        weights = math.fsum(part.weight for part in self.parts)
+        return tuple(
+            ScoredPart(
+                part.name,
+                part.texts or tuple((number, i) for i in range(len(part.documents))),
+                part.weight / weights,
+                not part.is_generated,
+            )
+            for number, part in enumerate(self.parts)
+        )
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Whether exp(loss) is the perplexity of a text: parts mixed by weight have none."""
+        return len(self.parts) == 1 and not self.parts[0].is_generated
+
+    def part_losses(self, evaluation: Evaluation) -> tuple[PartLoss, ...]:
+        """Returns nats per counted token of each part, from a completed evaluation this objective
+        made."""
+        return part_losses(evaluation, self.scored_parts)
 
     def identity(self) -> dict[str, Any]:
         """Returns JSON values that say what is measured, for fingerprints: sizes, weights, target,
-        batching. What it is measured on is `model_identity`'s and `documents_sha256`'s to say.
+        batching. Which texts is `documents_sha256`'s to say, which weights `model_identity`'s.
+
+        `generated_sha256` is there where that does not say it all: of every token and every mask,
+        where documents were generated or something else than the end of a document counts.
         """
+        needs_content = any(part.is_generated or not ends_only(part) for part in self.parts)
         return {
             "target_length": self.target_length,
             "weights": [part.weight for part in self.parts],
@@ -304,6 +277,7 @@ class PerplexityObjective:
                 if self._ladder
                 else {}
             ),
+            **({"generated_sha256": content_sha256(self.parts)} if needs_content else {}),
         }
 
 
@@ -358,29 +332,3 @@ def _sum_of(
     cost = sum(one.cost_tokens for one in passes)
     rungs = tuple(nats for one in passes for nats in one.rungs)
     return Evaluation(sums, counts, is_whole and sample is None, gradient, cost, sample, rungs)
-
-
-def _as_parts(
-    documents: Sequence[Tokens] | Sequence[ObjectivePart], last_fraction: float
-) -> tuple[ObjectivePart, ...]:
-    parts = [item for item in documents if isinstance(item, ObjectivePart)]
-    if not parts:
-        return (ObjectivePart.last_part([np.asarray(item) for item in documents], last_fraction),)
-    if len(parts) != len(documents):
-        raise InputError(
-            "objective documents", len(documents), "either documents or parts, not both"
-        )
-    if last_fraction != 1:
-        raise InputError("last_fraction", last_fraction, "with parts, each says itself what counts")
-    return tuple(parts)
-
-
-def _part_scales(parts: Sequence[ObjectivePart]) -> tuple[float, ...]:
-    """c_p with Σ_p c_p·nll_p / Σ_p tokens_p = Σ_p w_p·(nll_p / tokens_p) / Σ_p w_p; exactly 1 for a
-    single part."""
-    counts = [sum(int(mask.sum()) for mask in part.counted) for part in parts]
-    weights = math.fsum(part.weight for part in parts)
-    return tuple(
-        part.weight / weights * (sum(counts) / count)
-        for part, count in zip(parts, counts, strict=True)
-    )

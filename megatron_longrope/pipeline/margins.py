@@ -79,7 +79,7 @@ def baseline_margins(
                 show(index + 1, num_wanted, "baselines")
         cost = search_cost(journal.entries, objective.model.shape, length)
     rows = [
-        _margin(method, outcome.evaluation, found[candidate])
+        _margin(method, objective, outcome.evaluation, found[candidate])
         for method, candidate in zip(methods, candidates, strict=True)
     ]
     return rows, cost
@@ -90,8 +90,10 @@ def candidate_of(factors: RopeFactors) -> Candidate:
     return Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
 
 
-def _margin(method: ComparedMethod, ours: Evaluation, other: Evaluation) -> BaselineMargin:
-    margin = paired_margin(ours, other)
+def _margin(
+    method: ComparedMethod, objective: PerplexityObjective, ours: Evaluation, other: Evaluation
+) -> BaselineMargin:
+    margin = paired_margin(ours, other, objective.scored_parts)
     return BaselineMargin(
         method=method.name,
         attention_factor=method.attention_factor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_longrope.config import format_length
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.evaluation import (
     EvaluationDocument,
@@ -32,14 +33,17 @@ def search_objective(
     lengths and the answers of passkeys.
     """
     chosen = documents[: config.num_documents]
+    texts = [each.name for each in chosen for _ in range(config.windows_per_document)]
     parts = [
         ObjectivePart.last_part(
-            _stretches(chosen, length, config.windows_per_document), config.last_fraction
+            _stretches(chosen, each, config.windows_per_document),
+            config.last_fraction,
+            weight,
+            name=f"text at {format_length(each)}" if config.mixture else "text",
+            texts=texts,
         )
+        for each, weight in ((length, 1.0), *config.mixture.items())
     ]
-    for other, weight in config.mixture.items():
-        stretches = _stretches(chosen, other, config.windows_per_document)
-        parts.append(ObjectivePart.last_part(stretches, config.last_fraction, weight))
     if config.retrieval_documents:
         filler = classic_filler(tokenizer)
         keys = [
