@@ -17,6 +17,7 @@ from launchers.options import (
     layout_of,
     layout_options,
 )
+from launchers.tables import tsv_option
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.rope.methods.uses import closed_form_methods
@@ -119,6 +120,7 @@ def model_options(function: CallableT) -> CallableT:
         ),
         layout_options,
         engine_option,
+        tsv_option,
         json_option,
     )
     for option in reversed(options):

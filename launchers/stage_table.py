@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from launchers.tables import print_table
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.extend import CheckedRun
 from megatron_longrope.pipeline.stages.stage import Cost, Stage
@@ -35,8 +33,7 @@ def print_stages(checked: CheckedRun) -> None:
         table.add_column(heading, total, justify="right", no_wrap=True)
     for stage in stages:
         table.add_row(*_row(stage))
-    width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
-    Console(highlight=False, width=width).print(table)
+    print_table(table, width_of_a_file=_WIDTH_OF_A_FILE)
     click.echo("All at most: searches as if no candidate were stopped early, rows as if full.")
     click.echo("Checked so far as can be without weights; nothing was run.")
 

@@ -19,10 +19,11 @@ from launchers.evaluation_inputs import (
     read_texts,
     tokenizer_of,
 )
-from launchers.evaluation_report import Progress, print_tables
+from launchers.evaluation_report import Progress, print_tables, table_rows
 from launchers.list_options import ListOptionsCommand
 from launchers.options import write_json
 from launchers.setting_options import setting_options, settings_of
+from launchers.tables import write_tsv
 from megatron_longrope.artifacts.rows import EvaluationLabels, Row
 from megatron_longrope.evaluation.tasks import TASKS, Task, TaskInputs, TaskSettings
 
@@ -90,7 +91,10 @@ def _evaluate(task: Task[Any], values: Values) -> None:
             rows += task.run(inputs, length, settings, EvaluationLabels(loaded.name, method))
             progress.advance(costs[length], f"{method} at {length} tokens")
         if runtime.is_main:
-            print_tables(rows)
+            if values["tsv"] is not None:
+                write_tsv(values["tsv"], table_rows(rows))
+            if values["tsv"] != "-":
+                print_tables(rows)
             if values["json_path"] is not None:
                 write_json(values["json_path"], _payload(rows, inputs))
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longrope.artifacts.records import FileRecord
 from megatron_longrope.artifacts.rows import perplexity_of
+from megatron_longrope.atomic import finite_or_none
 from megatron_longrope.errors import InputError
 
 
@@ -182,18 +184,22 @@ class ScoredPart:
     """Whether all its predictions are of text; else they are the answers of generated documents."""
 
 
-@dataclass(frozen=True)
-class PartLoss:
-    """Nats per token over one part of a loss alone."""
+class PartLoss(FileRecord):
+    """Nats per token over one part of a loss alone, and the perplexity of a part that is text; None
+    stands for a number that was not finite."""
 
     name: str
-    loss: float
-    is_text: bool
+    loss: float | None
+    perplexity: float | None = None
 
     @property
-    def perplexity(self) -> float | None:
-        """exp(loss), of text alone; an answer's tokens are no language to be perplexed by."""
-        return perplexity_of(self.loss, 1) if self.is_text else None
+    def words(self) -> str:
+        """The part and its number, as it is printed."""
+        if self.perplexity is not None:
+            return f"{self.name} perplexity {self.perplexity:.4f}"
+        return (
+            f"{self.name} not finite" if self.loss is None else f"{self.name} {self.loss:.4f} nats"
+        )
 
 
 def part_losses(evaluation: Evaluation, parts: Sequence[ScoredPart]) -> tuple[PartLoss, ...]:
@@ -204,7 +210,12 @@ def part_losses(evaluation: Evaluation, parts: Sequence[ScoredPart]) -> tuple[Pa
     for part in parts:
         stop = start + len(part.texts)
         nats = math.fsum(evaluation.nll_sums[start:stop]) / (part.share * evaluation.tokens)
-        found.append(PartLoss(part.name, nats, part.is_text))
+        perplexity = perplexity_of(nats, 1) if part.is_text else math.nan
+        found.append(
+            PartLoss(
+                name=part.name, loss=finite_or_none(nats), perplexity=finite_or_none(perplexity)
+            )
+        )
         start = stop
     return tuple(found)
 

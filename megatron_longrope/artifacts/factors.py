@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.config import Length, StrictConfig
@@ -22,13 +22,26 @@ Positive = Annotated[float, Field(gt=0, strict=True)]
 
 class FactorOrigin(StrictConfig):
     """Where factors came from: method, model, data, their score there (loss in nats per token),
-    source."""
+    source, and the searcher that found them.
+
+    `scored` says what the score is of where that is not text alone: `text, answers`.
+    """
 
     method: str
     model: str | None = None
     data: str | None = None
     score: float | None = None
     source: str | None = None
+    searcher: str | None = None
+    scored: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what files of before did not have, where it says nothing: what was made from
+        them is told by their content."""
+        values: dict[str, Any] = handler(self)
+        later = ("searcher", "scored")
+        return {key: v for key, v in values.items() if v is not None or key not in later}
 
 
 class RopeFactors(StrictConfig):

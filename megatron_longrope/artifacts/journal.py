@@ -85,6 +85,18 @@ class JournalObjective(FileRecord):
 
     target_length: Tokens
     lengths: Annotated[tuple[Tokens, ...], Field(min_length=1)]
+    weights: tuple[float, ...] = (1.0,)
+    """One per part of the loss."""
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Whether exp(loss) is a perplexity: of a mixture it is a score only."""
+        return len(self.weights) == 1
+
+    @property
+    def measure(self) -> str:
+        """What exp(loss) is called."""
+        return "perplexity" if self.is_perplexity else "score, exp(loss)"
 
     @property
     def comparable(self) -> dict[str, Any]:

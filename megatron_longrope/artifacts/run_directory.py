@@ -4,7 +4,8 @@ config.yaml            the resolved recipe
 stages/NAME.json       stages: what a stage was made from, and that it is complete
 data/                  training sets
 checkpoints/NAME/      Megatron checkpoints; checkpoints/training/NAME while a stage trains
-journals/NAME.jsonl    journal: a line per evaluation of a search; journals/baselines/: of baselines
+journals/NAME.jsonl    journal: a line per evaluation of a search; below it baselines/: of
+                       baselines, held-out/: on held-out documents
 factors/NAME.json      factors, factor_file: factor sets
 metrics.jsonl          metrics: a line per training step
 evals/*.json           rows, results: evaluation rows

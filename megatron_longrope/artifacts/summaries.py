@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field
 
 from megatron_longrope.artifacts.cost import SearchCost
+from megatron_longrope.artifacts.evaluations import PartLoss
 from megatron_longrope.artifacts.records import Count, FileRecord, Tokens, read_record
 from megatron_longrope.artifacts.rows import AttentionFactorSource
 from megatron_longrope.artifacts.stages import StageRecord
@@ -68,6 +69,9 @@ class RunSummary(FileRecord):
 class BaselineMargin(FileRecord):
     """A baseline on a search's documents; `ratio`: its perplexity over the best one's, `low` to
     `high` that ratio's 95 % interval. None stands for a number that was not finite.
+
+    Where the loss is a mixture its exp is a `score`, no perplexity, and `parts` has each part's
+    own number; the ratio is then of scores.
     """
 
     method: str
@@ -80,6 +84,23 @@ class BaselineMargin(FileRecord):
     ratio: float | None
     low: float | None
     high: float | None
+    score: float | None = None
+    parts: tuple[PartLoss, ...] = ()
+
+    @property
+    def value(self) -> float | None:
+        """The perplexity, or the score of a mixture."""
+        return self.perplexity if self.score is None else self.score
+
+
+class HeldOutMargins(FileRecord):
+    """What a search found, on documents it did not search on: text of the searched length alone."""
+
+    sha256: str
+    documents: tuple[str, ...]
+    perplexity: float | None
+    baselines: tuple[BaselineMargin, ...]
+    cost: SearchCost
 
 
 class SearchSummary(SearchCost):
@@ -88,7 +109,12 @@ class SearchSummary(SearchCost):
     What has a default is missing in results of older versions.
     """
 
-    perplexity: float
+    perplexity: float | None = None
+    """None where the loss is a mixture."""
+    score: float | None = None
+    """exp(loss) of a mixture."""
+    parts: tuple[PartLoss, ...] = ()
+    """Of a mixture, each part alone."""
     stopped_early: Count
     forward_equivalents: float | None = None
     """The operations it took, over those of one evaluation of all documents."""
@@ -102,6 +128,13 @@ class SearchSummary(SearchCost):
     """Beyond the search's own evaluations."""
     factors: str | None = None
     """The file of the best factors."""
+    held_out: HeldOutMargins | None = None
+    """Where documents were held out."""
+
+    @property
+    def value(self) -> float:
+        """The perplexity, or the score of a mixture; NaN where neither is there."""
+        return next((x for x in (self.perplexity, self.score) if x is not None), math.nan)
 
     @property
     def journal_name(self) -> str:
@@ -110,8 +143,8 @@ class SearchSummary(SearchCost):
 
     @property
     def best_baseline(self) -> BaselineMargin | None:
-        """The baseline of lowest perplexity; None where none has one."""
-        finite = [(row.perplexity, row) for row in self.baselines if row.perplexity is not None]
+        """The baseline of lowest perplexity, or score; None where none has one."""
+        finite = [(row.value, row) for row in self.baselines if row.value is not None]
         return min(finite, key=lambda item: item[0])[1] if finite else None
 
 

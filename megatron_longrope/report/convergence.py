@@ -39,6 +39,8 @@ class Convergence:
 
     curves: list[SearchCurve]
     left_out: list[str]
+    measure: str = "perplexity"
+    """What is on the vertical axis: of a mixture no perplexity."""
 
 
 def convergence(journals: Mapping[str, SearchJournal], name: str) -> Convergence:
@@ -59,7 +61,9 @@ def convergence(journals: Mapping[str, SearchJournal], name: str) -> Convergence
     }
     curves = [_curve(journal) for journal in alike.values() if journal.entries]
     usable = [curve for curve in curves if math.isfinite(curve.perplexities[-1])]
-    return Convergence(usable, [other for other in same_length if other not in alike])
+    return Convergence(
+        usable, [other for other in same_length if other not in alike], asked.measure
+    )
 
 
 def _curve(journal: SearchJournal) -> SearchCurve:

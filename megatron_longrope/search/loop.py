@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from megatron_longrope.artifacts.evaluations import Candidate, Evaluation
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, PartLoss
 from megatron_longrope.artifacts.journal import JournalEntry, Record
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.search.stopping import EarlyStopping, span_of_rule
@@ -31,6 +31,10 @@ class SearchProgress:
     best_candidate: Candidate | None
     best_loss: float | None
     best_perplexity: float | None
+    """exp(best_loss); None where the loss is known to be a mixture."""
+    best_evaluation: Evaluation | None = None
+    best_parts: tuple[PartLoss, ...] = ()
+    """Of a mixture, each part alone: whoever knows the objective's parts puts them in."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def _progress(
     if best is None:
         return SearchProgress(done, total, recovered, rate, eta, None, None, None)
     return SearchProgress(
-        done, total, recovered, rate, eta, best[0], best[1].loss, best[1].perplexity
+        done, total, recovered, rate, eta, best[0], best[1].loss, best[1].perplexity, best[1]
     )
 
 

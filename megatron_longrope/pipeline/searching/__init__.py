@@ -1,7 +1,13 @@
 """The searches of the method: where each runs, what it is scored by, its journal, its cost."""
 
 from megatron_longrope.pipeline.searching.cost import search_cost
-from megatron_longrope.pipeline.searching.objective import PASS_TOKENS, judged_on, search_objective
+from megatron_longrope.pipeline.searching.objective import (
+    PASS_TOKENS,
+    held_out_objective,
+    judged_on,
+    loss_in_words,
+    search_objective,
+)
 from megatron_longrope.pipeline.searching.problems import (
     SearchProblem,
     first_search,
@@ -18,8 +24,10 @@ __all__ = [
     "SearchProblem",
     "Show",
     "first_search",
+    "held_out_objective",
     "judged_on",
     "longrope_attention_factor_of",
+    "loss_in_words",
     "recovery_search",
     "search_cost",
     "search_factors",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_longrope.artifacts.evaluations import Evaluation
+from megatron_longrope.atomic import finite_or_none
 from megatron_longrope.config import format_length
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.evaluation import (
@@ -64,6 +66,22 @@ def search_objective(
     )
 
 
+def held_out_objective(
+    model: LongRopeModel,
+    documents: Sequence[EvaluationDocument],
+    config: SearchConfig,
+    length: int,
+) -> PerplexityObjective:
+    """Returns what is measured on documents nobody searched on: their text at `length`, as much of
+    its end as the search counts, and nothing besides."""
+    tokens = [document.prefix(length) for document in documents]
+    names = [document.name for document in documents]
+    part = ObjectivePart.last_part(tokens, config.last_fraction, texts=names)
+    return PerplexityObjective(
+        model, [part], target_length=length, max_batch_tokens=max(length, PASS_TOKENS)
+    )
+
+
 def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int) -> list[Tokens]:
     """`count` consecutive stretches of `length` tokens of each document, from its beginning on."""
     return [
@@ -71,6 +89,16 @@ def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int)
         for document in documents
         for start in range(0, length * count, length)
     ]
+
+
+def loss_in_words(objective: PerplexityObjective, evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the `perplexity` of an evaluation as JSON values, or the `score` of a mixture with
+    its `parts`; numbers that are not finite become None."""
+    value = finite_or_none(evaluation.perplexity)
+    if objective.is_perplexity:
+        return {"perplexity": value}
+    parts = [part.model_dump() for part in objective.part_losses(evaluation)]
+    return {"perplexity": None, "score": value, "parts": parts}
 
 
 def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str, Any]:

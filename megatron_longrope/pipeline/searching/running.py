@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,20 @@ def search_factors(
     directory: RunDirectory,
     documents_sha256: str,
     show: Show | None = None,
+    model_name: str | None = None,
 ) -> tuple[RopeFactors, SearchOutcome]:
     """Runs a search to its end, from its journal where there is one, and writes the best factors
-    down."""
+    down.
+
+    Args:
+        problem: where the search runs and starts.
+        objective: what candidates are scored by.
+        config: the searcher and its settings.
+        directory: gets journal and factors.
+        documents_sha256: of the documents searched on.
+        show: told how far the search is, with the parts of a mixture.
+        model_name: what the factors say they were searched on.
+    """
     runtime, geometry = objective.model.runtime, objective.model.geometry
     task = SearchTask(
         length=problem.length,
@@ -55,16 +67,41 @@ def search_factors(
         runtime, directory.journal(problem.name), searcher.identity(), judged_by
     ) as journal:
         outcome = run_search(
-            searcher, objective.stream, journal, stopping=stopping, on_progress=show
+            searcher,
+            objective.stream,
+            journal,
+            stopping=stopping,
+            on_progress=show and _with_parts(show, objective),
         )
     origin = FactorOrigin(
-        method="longrope", data=documents_sha256[:16], score=outcome.evaluation.loss
+        method="longrope",
+        model=model_name,
+        data=documents_sha256[:16],
+        score=outcome.evaluation.loss,
+        searcher=config.searcher.name,
+        scored=None
+        if objective.is_perplexity
+        else ", ".join(part.name for part in objective.scored_parts),
     )
     factors = factors_of(outcome.best, geometry, problem.length, origin)
     if runtime.is_main:
         write_factors(directory.factors(problem.name), factors)
     runtime.barrier()
     return factors, outcome
+
+
+def _with_parts(show: Show, objective: PerplexityObjective) -> Show:
+    """`show`, told of a mixture what each part's own number is, and no perplexity of the whole."""
+    if objective.is_perplexity:
+        return show
+
+    def told(progress: SearchProgress) -> None:
+        if progress.best_evaluation is not None:
+            parts = objective.part_losses(progress.best_evaluation)
+            progress = replace(progress, best_perplexity=None, best_parts=parts)
+        show(progress)
+
+    return told
 
 
 @contextmanager

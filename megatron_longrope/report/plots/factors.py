@@ -49,9 +49,14 @@ class NamedFactors:
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the recorded score (nats per token) on the data it was searched on."""
+        """exp of the recorded score (nats per token) on the data it was searched on; None for the
+        score of a mixture."""
         score = self.factors.origin.score
-        return None if score is None else finite_or_none(perplexity_of(score, 1))
+        return (
+            None
+            if score is None or self.factors.origin.scored is not None
+            else finite_or_none(perplexity_of(score, 1))
+        )
 
 
 def wavelengths(factors: RopeFactors) -> list[float]:
