@@ -102,7 +102,7 @@ class JournalObjective(FileRecord):
     def comparable(self) -> dict[str, Any]:
         """What must be the same for perplexities of two journals to be compared; stopping early
         changes none."""
-        return self.model_dump(exclude={"early_stopping", "ladder"})
+        return self.model_dump(exclude={"early_stopping", "ladder"}, exclude_unset=True)
 
 
 class JournalHeader(FileRecord):

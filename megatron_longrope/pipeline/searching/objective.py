@@ -92,13 +92,12 @@ def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int)
 
 
 def loss_in_words(objective: PerplexityObjective, evaluation: Evaluation) -> dict[str, Any]:
-    """Returns the `perplexity` of an evaluation as JSON values, or the `score` of a mixture with
-    its `parts`; numbers that are not finite become None."""
+    """Returns the `perplexity` of an evaluation, or the `score` of a mixture with its `parts`, as
+    result records hold them; numbers that are not finite become None."""
     value = finite_or_none(evaluation.perplexity)
     if objective.is_perplexity:
         return {"perplexity": value}
-    parts = [part.model_dump() for part in objective.part_losses(evaluation)]
-    return {"perplexity": None, "score": value, "parts": parts}
+    return {"perplexity": None, "score": value, "parts": objective.part_losses(evaluation)}
 
 
 def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str, Any]:

@@ -127,11 +127,14 @@ class SearchFactors(Stage):
             run.recipe.model,
         )
         cost = search_cost(outcome.entries, model.shape, self.length)
+        loss = loss_in_words(objective, outcome.evaluation)
+        if "parts" in loss:
+            loss["parts"] = [part.model_dump() for part in loss["parts"]]
         return {
             "factors": factors_to_json(factors),
             **cost.model_dump(),
             "stopped_early": outcome.stopped_early,
-            **loss_in_words(objective, outcome.evaluation),
+            **loss,
         }
 
     def _problem_of(self, run: Run) -> SearchProblem:
