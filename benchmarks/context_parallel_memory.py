@@ -1,14 +1,13 @@
-"""Peak memory of one process against its share of the context, and against the size of the
-vocabulary.
+"""Measures how a process's peak memory depends on its share of the context and on the vocabulary.
 
     python -m benchmarks.context_parallel_memory        64k tokens on 1, 2 and 4 processes
     python -m benchmarks.context_parallel_memory --length 16k --plot memory.png --json out.json
 
-Shape of the demonstration model, random weights, float32, one document. `train` is a forward and
-backward pass without recomputation, `score` an evaluation. What is reported is the peak above idle,
-weights and the output layer's gradient (of all gradients the only one that exists when the peak is
-reached): the largest of all ranks. One thread per process; at 64k all of it takes some hours of a
-CPU core and up to 6 GB.
+The model has the demonstration model's shape with random weights in float32; the data is one
+document. `train` is a forward and backward pass without recomputation, `score` an evaluation. The
+figure is the largest peak of all ranks, less what the idle process, the weights and the gradient of
+the output layer take (no other gradient exists yet when the peak is reached). Every process has one
+thread. At 64k the whole takes some hours of a CPU core and up to 6 GB.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo/config.json"
 BOUND_SHARE, BOUND_VOCABULARY = 1.15, 1.05
-_WARM_UP_TOKENS = 2048  # enough for the ring
+_WARM_UP_TOKENS = 2048  # long enough that the ring exchange is used
 
 
 def main() -> None:
@@ -107,7 +106,7 @@ def _peak(size: int, settings: dict[str, Any]) -> int:
 
 
 def _measure(settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs on every rank."""
+    """Returns the peak memory of this rank; runs on every rank."""
     import numpy as np
 
     from megatron_longrope.data import DocumentBatch

@@ -1,17 +1,16 @@
-"""Tokens per second of a forward pass on one and on several context-parallel ranks, and beside
-transformers.
+"""Measures the speed of a forward pass on context-parallel ranks, and transformers' beside it.
 
     python -m benchmarks.context_parallel_speed     64k tokens: one rank, two, transformers
     python -m benchmarks.context_parallel_speed --length 16k --repeats 3 --json out.json
     python -m benchmarks.context_parallel_speed --exchanges --length 512,1k,4k,16k --ranks 1,2,4
                                                  ring against all-gather, length by length
 
-The demonstration model, its own weights, float32; every rank and transformers' Llama (sdpa) have
-the same number of threads. Both sides give the loss of every token; transformers runs its base
-model and takes its logits in chunks, its cheapest way to that. Peaks are above idle and weights; so
-that they are what is in use, freed memory goes back to the system at once, on both sides and at the
-same cost in time. The best of `--repeats` counts, a repeat being as slow as its slowest rank;
-ratios mean something only on a machine with a free core for each rank.
+The model is the demonstration model in float32. Every rank has as many threads as transformers'
+Llama (sdpa) has. Both sides compute the loss of every token; transformers runs its base model and
+computes logits in chunks, which is its cheapest way. Peak memory is counted above the idle process
+and the weights, and freed memory is returned to the system at once, on both sides and at the same
+cost in time. The best of `--repeats` counts, and a repeat is as slow as its slowest rank. Ratios
+mean something only on a machine with a free core for each rank.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from megatron_longrope.config import format_length, parse_length
 
 DEMO = ROOT / "megatron_longrope/presets/models/demo"
 BOUND_SCALING, BOUND_MEMORY = 0.9, 0.5
-_WARM_UP_TOKENS = 2048  # enough for the ring
+_WARM_UP_TOKENS = 2048  # long enough that the ring exchange is used
 _LOGIT_CHUNK = 1024
 
 
@@ -121,7 +120,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _measure(settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs on every rank."""
+    """Returns the seconds, peak memory and loss of this rank; runs on every rank."""
     import numpy as np
     import torch
 
@@ -150,8 +149,7 @@ def _measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _transformers() -> Callable[[Any], float]:
-    """Returns transformers' mean loss of a document, by its base model and its output layer in
-    chunks."""
+    """Returns a function for transformers' mean loss of a document, in nats per token."""
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM

@@ -1,12 +1,13 @@
-"""Peak memory of converting and comparing a checkpoint as wide as a 70-billion-parameter Llama.
+"""Measures the memory that converting and comparing a 70-billion-parameter Llama takes.
 
     python benchmarks/convert_memory.py --folder /some/disk --layers 1
 
-Makes the HF folder of hidden size 8192, MLP 28672, 64 heads on 8, vocabulary 128256, with LAYERS of
-its 80 layers: the weights are files of zeros that take no disk. Imports it, exports it again and
-verifies both, each in a process of its own. A conversion makes one file after the other, a layer of
-the checkpoint or a shard of the folder, a block of rows at a time: more layers take more time and
-disk (twice 4.2 GB and 1.7 GB for each layer), not more memory.
+The model has a hidden size of 8192, an MLP of 28672, 64 query and 8 key heads, a vocabulary of
+128256, and LAYERS of the 80 layers. Its HF folder holds files of zeros that take no disk. It is
+imported, exported again and verified both ways, each in a process of its own. A conversion makes
+one file after the other (a layer of the checkpoint or a shard of the folder), a block of rows at a
+time. So more layers take more time and disk (twice 4.2 GB, and twice 1.7 GB for each layer) but
+not more memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from benchmarks.convert_throughput import run_apart
 from checkpoints_tools.common.tensor_file import plan_file
 from checkpoints_tools.common.weight_map import hf_sizes
-from checkpoints_tools.hf.writing import shard_names, write_index, write_settings
+from checkpoints_tools.hf.writing import shard_names, write_safetensors_index, write_settings
 from megatron_longrope.model import ModelShape
 from megatron_longrope.rope import NoScaling, RopeGeometry, hf_rope_config
 
@@ -81,8 +82,7 @@ def _measure(folder: Path, layers: int, processes: int) -> list[dict[str, object
 
 
 def _make_model(folder: Path, layers: int) -> int:
-    """Writes the folder and returns the bytes of its weights: a file for each layer, one for what
-    stands outside."""
+    """Writes an HF folder, a file per layer and one for the rest; returns the weights' bytes."""
     shape = ModelShape(
         num_layers=layers,
         hidden_size=8192,
@@ -111,7 +111,7 @@ def _make_model(folder: Path, layers: int) -> int:
         (folder / file).write_bytes(head)
         os.truncate(folder / file, max(place.start + place.num_bytes for place in places.values()))
     total = sum(math.prod(size) for size in sizes.values()) * torch.bfloat16.itemsize
-    write_index(folder, shards, total)
+    write_safetensors_index(folder, shards, total)
     return total
 
 

@@ -1,4 +1,4 @@
-"""Conversion beside `cp` of the same files, each with its writes on disk, and the memory it takes.
+"""Compares the speed of a conversion with `cp` of the same files, and measures its memory.
 
     python benchmarks/convert_throughput.py --folder /some/disk --gigabytes 8 --json throughput.json
 
@@ -6,7 +6,7 @@ Makes a sharded Llama checkpoint of random bfloat16 weights in FOLDER, then, ROU
 with `cp`, imports it, copies the import, exports it. Every copy ends with an fsync of each file, as
 every conversion does. Rates are bytes of weights per second; the source is read once before each
 measurement, so all start with the same cache. A conversion runs in a process of its own, whose peak
-memory is asked of the system. What was made is removed at the end.
+memory the system reports. All files are removed at the end.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _measure(folder: Path, gigabytes: float, rounds: int, processes: int) -> lis
 
 
 def _make_model(folder: Path, gigabytes: float) -> int:
-    """An 8-billion-parameter Llama's widths, with as many layers as the size asks for."""
+    """Writes a model as wide as Llama-3.1-8B, with as many layers as the size asks for."""
     layer = 2 * (4096 * 4096 * 2 + 4096 * 1024 * 2 + 3 * 4096 * 14336)
     ends = 2 * 2 * 128256 * 4096
     shape = ModelShape(
@@ -147,7 +147,7 @@ def _make_model(folder: Path, gigabytes: float) -> int:
 
 
 def _copy(source: Path, target: Path) -> float:
-    """Returns the seconds of `cp -r` and an fsync of every file."""
+    """Returns the seconds that `cp -r` and an fsync of every file take."""
     _warm(source)
     started = time.perf_counter()
     subprocess.run(["cp", "-r", source, target], check=True)
@@ -160,8 +160,7 @@ def _copy(source: Path, target: Path) -> float:
 
 
 def run_apart(work: str, source: Path, target: Path, processes: int = 1) -> dict[str, float]:
-    """Returns seconds and peak memory (bytes) of an import, export or verify in a process of its
-    own."""
+    """Returns seconds and peak memory (bytes) of an import, export or verify in its own process."""
     _warm(source)
     script = target.with_name("convert.py")
     script.write_text(_CONVERT)
@@ -173,7 +172,7 @@ def run_apart(work: str, source: Path, target: Path, processes: int = 1) -> dict
 
 
 def _warm(source: Path) -> None:
-    """Reads everything once, and waits until what was written before is on disk."""
+    """Waits until earlier writes are on disk, then reads all files into the cache."""
     os.sync()
     buffer = bytearray(1 << 24)
     for file in (path for path in source.rglob("*") if path.is_file()):
@@ -183,7 +182,7 @@ def _warm(source: Path) -> None:
 
 
 def _compare(a: Path, b: Path) -> None:
-    """The round trip's tensors, byte for byte."""
+    """Checks that the exported folder has the tensors of the first one in every bit."""
     from checkpoints_tools.hf.folder import bits_equal, open_hf_folder
 
     left, right = open_hf_folder(a), open_hf_folder(b)

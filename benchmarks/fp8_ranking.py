@@ -1,13 +1,12 @@
-"""Does FP8 keep the order of factor candidates? Scores the first generation of a search in BF16 and
-in FP8.
+"""Tests whether FP8 ranks factor candidates as BF16 does, on the first generation of a search.
 
     python benchmarks/fp8_ranking.py --model DIR --text FILE … --target 256k --fp8 tensorwise
     python benchmarks/fp8_ranking.py --model DIR --text FILE … --target 1k --dry-run   on a CPU
 
 Candidates are those a search begins with: PI, NTK, YaRN and mutants of them. The order is kept if
-both precisions give the very same one. Else the report says how far apart in BF16 the candidates
-are that changed places, and whether the best one stayed. Only where the order is kept may
-`fp8_scoring` be set; exit code 1 says that it is not.
+both precisions rank them in the very same order. Otherwise the report says how far apart in BF16
+the candidates are that changed places, and whether the best one stayed the best. `fp8_scoring`
+should be set only where the order is kept; where it is not, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -39,24 +38,26 @@ from megatron_longrope.search import Candidate, EvolutionSearch, EvolutionSettin
 
 @dataclass(frozen=True)
 class Ranking:
-    """Losses in nats per token, candidate by candidate, and how the two orders compare."""
+    """Losses of all candidates in two precisions, and how the two orders compare."""
 
     reference: tuple[float, ...]
+    """Losses in the reference precision, in nats per token."""
     tested: tuple[float, ...]
+    """Losses in the tested precision, in nats per token."""
     rank_correlation: float
-    """Spearman's: 1 where both orders are the same."""
+    """Spearman's rank correlation; 1 where both orders are the same."""
     order_kept: bool
     best_kept: bool
     swapped_pairs: int
+    """Number of pairs of candidates that one precision ranks one way, the other the other way."""
     largest_swapped_gap: float
-    """Of the reference's losses, in nats; 0 where no pair is swapped."""
+    """Largest difference of the reference losses of a swapped pair, in nats; 0 without any."""
     largest_difference: float
-    """Between the two losses of one candidate, in nats."""
+    """Largest difference between the two losses of one candidate, in nats."""
 
 
 def compare(reference: Sequence[float], tested: Sequence[float]) -> Ranking:
-    """Returns how two scorings of the same candidates rank them. Candidates that tie keep the order
-    they came in."""
+    """Returns how two scorings rank the same candidates; ties keep the order they came in."""
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(tested, dtype=np.float64)
     order_a, order_b = np.argsort(a, kind="stable"), np.argsort(b, kind="stable")
     ranks_a, ranks_b = np.argsort(order_a), np.argsort(order_b)
@@ -131,8 +132,7 @@ def main() -> None:
 def score_candidates(
     runtime: Runtime, options: argparse.Namespace, dtype: torch.dtype, backend: BackendSettings
 ) -> list[float]:
-    """Returns the loss of each candidate in nats per token; the candidates are the same at every
-    call."""
+    """Returns the loss of each candidate in nats per token; every call scores the same ones."""
     length = parse_length(options.target)
     loaded = load_model(options.model, runtime, dtype=dtype, backend=backend)
     if loaded.tokenizer_file is None:

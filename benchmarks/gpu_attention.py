@@ -1,16 +1,16 @@
-"""Loss, tokens/s, TFLOP/s and memory of each engine on one GPU, at 8k, 64k and 256k tokens in one
-document.
+"""Measures loss, tokens/s, TFLOP/s and memory of every attention engine on one GPU.
 
     python benchmarks/gpu_attention.py --json gpu.json
     python benchmarks/gpu_attention.py --lengths 8k --paths torch,te-bf16
-    python benchmarks/gpu_attention.py --dry-run     on a CPU: the plumbing only, a tiny model
+    python benchmarks/gpu_attention.py --dry-run     on a CPU: a tiny model, to try the script
 
-For each length the largest of Llama-3.1-8B, Llama-3.2-3B and Llama-3.2-1B that trains there in all
-paths with full recomputation is taken. Weights are random, in BF16, the same in every path; there
-is no optimizer. A training pass is forward and backward; its operations are three times those of
-ModelShape.forward_flops, recomputation not counted. Losses are compared with the first path's over
-the same tokens: the difference of the means, and the mean difference of single tokens. BF16 paths
-are expected within 0.001 nats of each other in the mean, FP8 ones within 0.02.
+A batch is one document of 8k, 64k or 256k tokens. Each length takes the largest of Llama-3.1-8B,
+Llama-3.2-3B and Llama-3.2-1B that can be trained with full recomputation in all paths (a path is an
+engine with its precision settings). Weights are random BF16, the same in every path; there is no
+optimizer. A training pass is a forward and a backward pass, counted as three times the operations
+of ModelShape.forward_flops, without recomputation. Losses are compared with the first path's on the
+same tokens: the difference of the means, and the mean difference of single tokens. Means of BF16
+paths are expected within 0.001 nats of each other, those of FP8 paths within 0.02.
 """
 
 from __future__ import annotations
@@ -98,20 +98,21 @@ TINY = {
         context_length=64,
     )
 }
-_WEIGHT_SCALE = 0.04  # twice the usual: attention of such a model is not flat
+_WEIGHT_SCALE = 0.04  # twice the usual standard deviation, so that attention is not uniform
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One path at one length. Seconds are of the median pass; memory is the peak of a training
-    pass."""
+    """Figures of one path at one length; seconds are medians, memory the peak of training."""
 
     path: str
     shape: str
     length: int
     loss: float
     loss_difference: float
+    """Mean loss less the first path's, in nats."""
     token_difference: float
+    """Mean absolute difference of single tokens' losses from the first path's, in nats."""
     forward_seconds: float
     training_seconds: float
     forward_tokens_per_second: float
@@ -165,7 +166,15 @@ def measure_length(
     shapes: dict[str, ModelShape],
     options: argparse.Namespace,
 ) -> list[Measured]:
-    """Returns a row for each path at one length, of the largest model that fits in all of them."""
+    """Returns a row for each path at one length, for the largest model that fits in all paths.
+
+    Args:
+        runtime: the running process.
+        length: tokens of the document.
+        paths: names of the paths to measure.
+        shapes: the models, largest first.
+        options: the command's options.
+    """
     for name, shape in shapes.items():
         rows: list[Measured] = []
         first: torch.Tensor | None = None
@@ -174,7 +183,8 @@ def measure_length(
             try:
                 result = measure_path(runtime, shape, name, path, length, first, options)
             except torch.OutOfMemoryError:
-                # memory is given back below: the exception holds the frames that hold the model
+                # Memory can be freed only after this clause: the exception refers to the frames,
+                # and these to the model.
                 fits = False
             _free()
             if not fits:
@@ -201,8 +211,19 @@ def measure_path(
     first: torch.Tensor | None,
     options: argparse.Namespace,
 ) -> tuple[Measured, torch.Tensor] | None:
-    """Returns the row of one path, and the nats of each token; None where it cannot be built and
-    nobody insisted."""
+    """Returns the row of one path and the nats of each token; None where it cannot be built.
+
+    A path that was asked for by name and cannot be built ends the program.
+
+    Args:
+        runtime: the running process.
+        shape: sizes of the model.
+        name: name of the model.
+        path: name of the path.
+        length: tokens of the document.
+        first: nats of each token in the first path; None for the first path itself.
+        options: the command's options.
+    """
     dtype = torch.float32 if options.dry_run else torch.bfloat16
     try:
         model = build_model(
@@ -231,8 +252,16 @@ def measure(
     first: torch.Tensor | None,
     repeats: int,
 ) -> tuple[Measured, torch.Tensor]:
-    """Returns the row of one path, and the nats of each token for the other paths to be compared
-    with."""
+    """Returns the row of one path and the nats of each token, for later paths to compare with.
+
+    Args:
+        model: the model on the path's engine.
+        path: name of the path.
+        name: name of the model.
+        length: tokens of the document.
+        first: nats of each token in the first path; None for the first path itself.
+        repeats: number of timed passes of each kind.
+    """
     tokens = np.random.default_rng(0).integers(0, model.shape.vocab_size, length)
     batch = DocumentBatch.from_documents([tokens], pad_to_multiple=model.backend.token_multiple)
     scale = max(1.0, length / model.shape.context_length)
@@ -265,7 +294,7 @@ def measure(
 
 
 def training_pass(model: LongRopeModel, batch: DocumentBatch) -> None:
-    """Forward and backward over one batch; gradients are accumulated."""
+    """Runs forward and backward over one batch; gradients are accumulated."""
     model.stage.train()
     model.stage.set_is_first_microbatch()
     run_stage(model, model.stage, batch).mean().backward()
@@ -273,7 +302,7 @@ def training_pass(model: LongRopeModel, batch: DocumentBatch) -> None:
 
 @torch.no_grad()
 def forward_pass(model: LongRopeModel, batch: DocumentBatch) -> torch.Tensor:
-    """Returns nats [tokens]."""
+    """Returns the loss of each token, [tokens] in nats."""
     model.stage.eval()
     model.stage.set_is_first_microbatch()
     return run_stage(model, model.stage, batch)
@@ -281,7 +310,7 @@ def forward_pass(model: LongRopeModel, batch: DocumentBatch) -> torch.Tensor:
 
 @torch.no_grad()
 def fill_weights(model: LongRopeModel) -> None:
-    """Gives each weight values drawn from its name in checkpoints: equal in every engine."""
+    """Draws each weight with its checkpoint name as seed, so that all engines get the same."""
     for name, parameter in model.stage.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0)

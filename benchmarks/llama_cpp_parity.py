@@ -1,15 +1,15 @@
-"""Greedy continuations of one checkpoint by llama.cpp (from GGUF) and by transformers (from its HF
-export).
+"""Compares greedy continuations of a model by llama.cpp (GGUF) and transformers (HF export).
 
     python -m benchmarks.llama_cpp_parity MODEL.gguf HF_DIR TEXT --prompts 100,1500 --new 32
 
-Both get the same token ids. llama.cpp allocates exactly the context it needs (in steps of 256), so
-that it chooses the factor set by the same length as transformers, which goes by the prompt; a
-prompt whose continuation crosses the window is refused, as transformers would then mix two sets in
-one cache. Needs `llama-cpp-python`, which the project does not depend on. Prints, for each prompt:
-equal tokens, the largest difference of the logits behind the prompt, the same for a context beyond
-the window where the prompt is inside it (the control), and how far the best two candidates lay
-apart where the continuations part. Exit code 1 where they part.
+Both get the same token ids. llama.cpp chooses the factor set by the context it allocates,
+transformers by the length of the prompt; so llama.cpp is given just the context it needs (in steps
+of 256). A prompt whose continuation crosses the window is refused, as transformers would then mix
+two sets in one cache. The script needs `llama-cpp-python`, which the project does not depend on.
+
+For each prompt it prints the number of equal tokens, the largest difference of the logits after the
+prompt, the same with the long set for a prompt inside the window (a control), and how far apart the
+two best tokens were where the continuations differ. The exit code is 1 where they differ.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from pathlib import Path
 import numpy as np
 
 _F32 = 0
-"""ggml's number of float32, for the keys and values cached: transformers has them so, llama.cpp
-halves them."""
+"""ggml's number of float32, for cached keys and values as in transformers (default: float16)."""
 STEP = 256
-"""llama.cpp allocates contexts in multiples of this (llama_context, GGML_PAD)."""
+"""Number of tokens that llama.cpp allocates contexts in multiples of (llama_context, GGML_PAD)."""
 
 
 def llama_cpp_greedy(
     path: Path, prompt: list[int], new: int, context: int
 ) -> tuple[list[int], np.ndarray]:
-    """Returns the continuation and the logits [vocabulary] that chose its first token."""
+    """Returns llama.cpp's continuation and the logits [vocabulary] of its first token."""
     from llama_cpp import Llama
 
     model = Llama(
@@ -65,8 +64,10 @@ def llama_cpp_greedy(
 def transformers_greedy(
     folder: Path, prompt: list[int], new: int
 ) -> tuple[list[int], np.ndarray, list[float]]:
-    """Returns the continuation, the logits [vocabulary] of its first token, and the margin of every
-    choice in nats."""
+    """Returns transformers' continuation, the first token's logits, and each choice's margin.
+
+    Logits are [vocabulary]; a margin is the best logit less the second best.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -88,7 +89,7 @@ def transformers_greedy(
 def compare(
     gguf: Path, folder: Path, prompt: list[int], new: int, window: int
 ) -> dict[str, object]:
-    """Returns one row of the table."""
+    """Returns the figures of one prompt, one row of the table."""
     context = -(-(len(prompt) + new) // STEP) * STEP
     ours, our_logits = llama_cpp_greedy(gguf, prompt, new, context)
     theirs, their_logits, margins = transformers_greedy(folder, prompt, new)
@@ -107,12 +108,12 @@ def compare(
 
 
 def _with_long_set(gguf: Path, prompt: list[int], window: int, expected: np.ndarray) -> float:
-    """The control: what a context beyond the window does to a prompt inside it."""
+    """Returns the largest difference of logits with the long set for a prompt in the window."""
     return float(np.abs(llama_cpp_greedy(gguf, prompt, 1, window + STEP)[1] - expected).max())
 
 
 def tokens_of(folder: Path, text: Path) -> list[int]:
-    """Returns the text as the folder's tokenizer encodes it."""
+    """Returns the token ids of a text by the folder's tokenizer."""
     from tokenizers import Tokenizer
 
     ids: list[int] = (
@@ -122,7 +123,7 @@ def tokens_of(folder: Path, text: Path) -> list[int]:
 
 
 def same_tokens(gguf: Path, folder: Path, text: Path) -> bool:
-    """Returns whether llama.cpp encodes the text as the folder's tokenizer does."""
+    """Returns whether llama.cpp encodes a text as the folder's tokenizer does."""
     from llama_cpp import Llama
 
     model = Llama(str(gguf), vocab_only=True, verbose=False)
@@ -131,7 +132,7 @@ def same_tokens(gguf: Path, folder: Path, text: Path) -> bool:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Runs the comparison and returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

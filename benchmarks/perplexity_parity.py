@@ -1,12 +1,11 @@
-"""Our perplexity beside transformers', same document, same tokens: SmolLM2-135M without scaling and
-with yarn:2.
+"""Compares our perplexity of SmolLM2-135M with transformers', without scaling and with yarn:2.
 
     python benchmarks/perplexity_parity.py --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
     python benchmarks/perplexity_parity.py --model DIR --lengths 2k,8k,16k --json parity.json
 
-float32 on both sides. `float64` is our default angle precision, `hf` repeats transformers' float32
-order of operations. Peak memory at 16k is about 6 GB; on two CPU cores the whole takes about 20
-minutes.
+Both sides score the same tokens of one document in float32. Of the angle precisions, `float64` is
+our default, and `hf` repeats transformers' float32 order of operations. Peak memory at 16k is about
+6 GB; on two CPU cores the whole takes about 20 minutes.
 """
 
 from __future__ import annotations

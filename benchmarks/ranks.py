@@ -1,5 +1,4 @@
-"""Runs a benchmark's measurement in one process or several on this machine, and says what each
-used."""
+"""Runs a benchmark's measurement in one process or several on this machine."""
 
 from __future__ import annotations
 
@@ -26,8 +25,10 @@ _ALLOCATOR = {
 def run_ranks(
     module: str, world_size: int, settings: dict[str, Any], threads: int = 1
 ) -> list[dict[str, Any]]:
-    """Returns what `python -m module --worker SETTINGS` wrote in each of `world_size` processes, in
-    rank order."""
+    """Returns the results of `python -m module --worker SETTINGS` in each process, by rank.
+
+    `threads` is the number of threads of every process.
+    """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -62,8 +63,10 @@ def run_ranks(
 
 
 class PeakMemory:
-    """Bytes above the moment of making: of the CUDA device where there is one, else resident memory
-    (Linux)."""
+    """Peak memory since this object was made, less what was in use then.
+
+    It is the CUDA device's memory where there is one, else resident memory, as Linux counts it.
+    """
 
     def __init__(self) -> None:
         import torch
@@ -73,10 +76,12 @@ class PeakMemory:
             self._cuda.reset_peak_memory_stats()
             self._before = self._cuda.memory_allocated()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+            # 5 resets the peak of resident memory, VmHWM, to what is in use now
+            Path("/proc/self/clear_refs").write_text("5")
             self._before = _status("VmRSS")
 
     def bytes_above(self) -> int:
+        """Returns the bytes between the peak so far and the memory in use at the start."""
         peak = self._cuda.max_memory_allocated() if self._cuda else _status("VmHWM")
         return int(peak - self._before)
 
@@ -84,8 +89,10 @@ class PeakMemory:
 def parse_or_measure(
     parser: argparse.ArgumentParser, measure: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> argparse.Namespace | None:
-    """Returns a benchmark's options; a process of `run_ranks` measures instead, writes its result
-    and gets None."""
+    """Returns a benchmark's options; in a process of `run_ranks`, measures and returns None.
+
+    Such a process calls `measure` with its settings and writes the result for `run_ranks`.
+    """
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

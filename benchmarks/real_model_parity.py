@@ -1,13 +1,13 @@
-"""A real model both ways, and per-token losses beside transformers' under short and long factors.
+"""Compares a real model's per-token losses with transformers' under short and long factors.
 
-    python benchmarks/real_model_parity.py --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
-    --lengths 2k,12k
+    python benchmarks/real_model_parity.py --lengths 2k,12k \\
+        --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
 
-Imports the folder, exports it again and compares every tensor; then exports it with two factor sets
-(`two`: short up to the window, long beyond) and with the long one at every length (`long`), lets
-transformers score the exported folder and our model the checkpoint, and prints the largest
-difference of a token's loss. float32; our angles in transformers' float32 order of operations
-(`hf`). 12k tokens take about 3 GB and, on two CPU cores, ten minutes.
+The folder is imported and exported again, and every tensor is compared. Then it is exported with
+two factor sets (`two`: short up to the window, long beyond) and with the long one at every length
+(`long`). transformers scores the exported folder, our model the checkpoint, and the largest
+difference of a token's loss is printed. All is float32; our angles repeat transformers' float32
+order of operations (`hf`). 12k tokens take about 3 GB and, on two CPU cores, ten minutes.
 """
 
 from __future__ import annotations
@@ -78,10 +78,8 @@ def _measure(source: Path, folder: Path, lengths: list[int]) -> list[dict[str, A
         for length in lengths:
             if name == "long" and length > window:
                 continue  # `two` serves the same factors there
-            ours, theirs = (
-                _ours(folder / "megatron", factors, tokens[:length]),
-                _theirs(exported, tokens[:length]),
-            )
+            ours = _ours(folder / "megatron", factors, tokens[:length])
+            theirs = _theirs(exported, tokens[:length])
             used = "short" if factors.for_length(length) == short else "long"
             rows.append(
                 {
@@ -102,8 +100,10 @@ def _measure(source: Path, folder: Path, lengths: list[int]) -> list[dict[str, A
 
 
 def _factors(geometry: RopeGeometry) -> tuple[RopeFactors, RopeFactors]:
-    """Lists as a search finds them: growing from 1; one temperature, which Hugging Face asks
-    for."""
+    """Returns short and long factors that resemble a search's: λ rise from 1.
+
+    Both have one attention factor, as a Hugging Face config holds only one.
+    """
 
     def grown(most: float, target: int) -> RopeFactors:
         pairs = geometry.num_pairs

@@ -1,13 +1,12 @@
-"""A search of a real model beyond its window, judged on a document it has not seen: SmolLM2-135M
-(window 8k) at 16k.
+"""Searches factors of SmolLM2-135M (window 8k) for 16k tokens, and judges them on a new document.
 
-    python benchmarks/real_model_search.py --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
-    --out runs/smollm2-16k
+    python benchmarks/real_model_search.py --out runs/smollm2-16k \\
+        --model runs/smollm2/huggingface/SmolLM2-135M-Instruct
 
-From YaRN, with its own temperature and with √(1 + ln s / ln L): the default searcher's ramp and,
-with `--passes`, its descent, on one long file of the standard library; then the best and YaRN on
-another. Interrupted, it goes on. A forward pass over 16k tokens takes two to four minutes on a CPU
-core.
+The search starts from YaRN, with its own attention factor and with √(1 + ln s / ln L). It runs the
+default searcher's ramp and, with `--passes`, its descent, on one long file of the standard library.
+Then the best factors found and YaRN's are scored on another file. After an interruption the same
+command goes on. A forward pass over 16k tokens takes two to four minutes on a CPU core.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""Kills a search again and again, on one and on several processes, and compares its end with an
-undisturbed one's.
+"""Kills a search again and again and compares its result with that of an undisturbed search.
 
     python -m benchmarks.search_kills     100 kills of a stub, 5 of a real search; 1 and 4 processes
     python -m benchmarks.search_kills --stub 20 --real 2 --processes 2
 
-All processes of an attempt get SIGKILL at a random moment, three times of four counted from its
-first evaluation, else from its start; then the search is started again. What must hold: at the end
-the journal (times apart) and the best factors are the undisturbed search's, and nothing that stood
-in the journal when an attempt began was evaluated in it. The stub is a formula; the real search is
-the ramp, gradient descents and mutants on the demonstration model (two documents of 512 tokens,
-perplexity by forward and backward passes). Attempts are forked from a process that has imported
-everything, so that most kills hit a search and not its imports.
+All processes of an attempt get SIGKILL at a random moment, which is counted from its first
+evaluation in three of four attempts, else from its start; then the search is started again. At the
+end the journal (but for times) and the best factors must be those of the undisturbed search, and no
+attempt may have evaluated what was in the journal when it began. The stub's loss is a formula. The
+real search is the ramp, gradient descents and mutants on the demonstration model (two documents of
+512 tokens, perplexity by forward and backward passes). Attempts are forked from a process that has
+imported everything, so that most kills hit a search and not its imports.
 """
 
 from __future__ import annotations
@@ -79,6 +78,7 @@ _LENGTH, _NUM_DOCUMENTS = 512, 2
 
 
 def main() -> None:
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -99,6 +99,7 @@ def main() -> None:
 
 
 def _torture(kind: Kind, size: int, wanted: int, chance: random.Random) -> None:
+    """Kills searches of one kind on `size` processes until `wanted` kills, and checks each end."""
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         begun = time.monotonic()
@@ -107,7 +108,7 @@ def _torture(kind: Kind, size: int, wanted: int, chance: random.Random) -> None:
         kills = redone = empty = 0
         while kills < wanted:
             known = _journalled(killed)
-            # a fair share of the search per attempt, so that kills fall on all of it
+            # on average 1.25 shares of the search per attempt, so that kills fall on all of it
             moment = chance.uniform(0, 2.5 * seconds / wanted)
             killed_it = _attempt(
                 kind, size, killed, moment, await_evaluation=chance.random() < 0.75
@@ -115,7 +116,9 @@ def _torture(kind: Kind, size: int, wanted: int, chance: random.Random) -> None:
             redone += len(known & _take_evaluated(killed))
             kills += killed_it
             empty += killed_it and _journalled(killed) == known
-            if not killed_it:  # it ended before: what follows would be kills of a finished search
+            # A search that ended before its kill is compared and begun anew: else all further
+            # kills would hit a finished search.
+            if not killed_it:
                 _compare(whole, killed)
                 (killed / "journal.jsonl").unlink()
         assert _attempt(kind, size, killed, None) == 0
@@ -130,6 +133,7 @@ def _torture(kind: Kind, size: int, wanted: int, chance: random.Random) -> None:
 
 
 def _compare(whole: Path, killed: Path) -> None:
+    """Asserts that two searches left the same journal, but for times, and the same best factors."""
     (header, expected), (other, entries) = (
         read_journal(path / "journal.jsonl") for path in (whole, killed)
     )
@@ -140,6 +144,7 @@ def _compare(whole: Path, killed: Path) -> None:
 
 
 def _journalled(folder: Path) -> set[str]:
+    """Returns the names of the evaluations in the journal; none where there is no journal yet."""
     path = folder / "journal.jsonl"
     if not path.exists():
         return set()
@@ -150,7 +155,7 @@ def _journalled(folder: Path) -> set[str]:
 
 
 def _take_evaluated(folder: Path) -> set[str]:
-    """What the last attempt evaluated; the lists are begun anew."""
+    """Returns the names of what the last attempt evaluated, and deletes its lists."""
     names: set[str] = set()
     for path in folder.glob("evaluated-*"):
         names |= set(path.read_text().split())
@@ -161,8 +166,14 @@ def _take_evaluated(folder: Path) -> set[str]:
 def _attempt(
     kind: Kind, size: int, folder: Path, kill_after: float | None, await_evaluation: bool = True
 ) -> int:
-    """Runs the search on `size` processes, killed so many seconds after its first evaluation, or
-    after its start; returns whether it was killed.
+    """Runs the search on `size` processes and returns 1 where it was killed, 0 where it ended.
+
+    Args:
+        kind: The stub or the real search.
+        size: Number of processes.
+        folder: Folder of the journal, from which the search goes on.
+        kill_after: Seconds until the processes are killed; None lets the search end.
+        await_evaluation: Whether these count from the first evaluation, else from the start.
     """
     folder.mkdir(exist_ok=True)
     fork = multiprocessing.get_context("fork")
@@ -189,10 +200,12 @@ def _attempt(
 
 
 def _has_begun(folder: Path) -> bool:
+    """Returns whether a process of this attempt has begun an evaluation."""
     return any(path.stat().st_size for path in folder.glob("evaluated-*"))
 
 
 def _rank(kind: Kind, rank: int, size: int, port: int, folder: Path) -> None:
+    """Runs the search on one rank; rank 0 keeps the journal and writes the best factors."""
     values = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -230,13 +243,16 @@ def _searcher(kind: Kind) -> Searcher:
 
 
 class _Stub:
-    """Four documents whose loss is a formula, handed to the processes as the real objective hands
-    out passes."""
+    """An objective on four documents whose loss is a formula.
+
+    Candidates are dispatched to the processes like the passes of the real objective.
+    """
 
     def __init__(self, runtime: Runtime, done: Any) -> None:
         self._dispatcher, self._done = Dispatcher(runtime), done
 
     def stream(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
+        """Yields the evaluation of each candidate in order."""
         results = self._dispatcher.in_order(
             len(candidates), lambda i: self._evaluate(candidates[i], terms).to_json()
         )
@@ -254,6 +270,7 @@ class _Stub:
 
 
 def _formula(candidate: Candidate) -> list[float]:
+    """Returns the loss of each document: a distance to a logistic step, with ripples."""
     logs = np.log(candidate.rescale)
     wanted = np.log(9.0) / (1 + np.exp(-(np.arange(_NUM_PAIRS) - 12.0)))
     distance = float(np.mean((logs - wanted) ** 2)) + 3 * (candidate.attention_factor - 1.17) ** 2
@@ -261,6 +278,7 @@ def _formula(candidate: Candidate) -> list[float]:
 
 
 def _real(runtime: Runtime, done: Any) -> PerplexityObjective:
+    """Returns the objective of the demonstration model, which notes every pass in `done`."""
     loaded = load_model(model_path("preset:demo"), runtime, dtype=torch.float32)
     assert loaded.tokenizer_file is not None
     corpus = load_corpus(
@@ -281,10 +299,12 @@ def _real(runtime: Runtime, done: Any) -> PerplexityObjective:
 
 
 def _name(candidate: Candidate, with_gradient: bool, sample: tuple[int, ...] | None) -> str:
+    """Returns a name without spaces that identifies an evaluation."""
     return json.dumps([candidate.to_json(), with_gradient, sample], separators=(",", ":"))
 
 
 def _free_port() -> int:
+    """Returns a port that is free now, for the processes to meet at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

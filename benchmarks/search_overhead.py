@@ -1,11 +1,11 @@
-"""How much of a search's time is not spent in forward and backward passes, and how much processes
-wait.
+"""Measures the share of a search's time that is not spent in forward and backward passes.
 
     python -m benchmarks.search_overhead    the default searcher, shortened; 1 and 2 ranks
 
-(ranks × wall time − time in passes) / (ranks × wall time), over the search alone, model and
-documents loaded before. On several processes what a rank waits for the others is in it. The search
-is the 8× problem of benchmarks.search_cost, with its journal on disk; a process has one thread.
+The share is (ranks × wall time − time in passes) / (ranks × wall time) over the search alone; model
+and documents are loaded before. On several processes it includes the time in which a rank waits for
+the others. The search is the 8× problem of benchmarks.search_cost with its journal on disk; every
+process has one thread.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import Any
 from benchmarks.ranks import parse_or_measure, run_ranks
 
 BOUND = 0.03
+"""Largest share allowed on one rank."""
 
 
 def main() -> None:
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def _measure(settings: dict[str, Any]) -> dict[str, float]:
-    """Runs on every rank."""
+    """Returns wall time and time in passes of this rank, in seconds; runs on every rank."""
     from benchmarks.search_cost.problems import LENGTHS, open_bench
     from megatron_longrope.model import factor_gradient, forward
     from megatron_longrope.search import (
@@ -59,13 +61,14 @@ def _measure(settings: dict[str, Any]) -> dict[str, float]:
     )
 
     clock = _Clock()
+    # every forward and backward pass goes through run_schedule, which these modules import by name
     for module in (forward, factor_gradient):
         module.run_schedule = clock.timed(module.run_schedule)  # type: ignore[attr-defined]
     choice = SearcherChoice.model_validate({"name": "hybrid", "descent": settings})
     with open_bench("8x") as bench, tempfile.TemporaryDirectory() as folder:
         task = SearchTask(LENGTHS["8x"], bench.scale, bench.search.num_documents)
         searcher = choice.build(bench.problem.space, bench.problem.seeds, 1, task)
-        bench.search([bench.problem.seeds[0]])  # what is made once, is made
+        bench.search([bench.problem.seeds[0]])  # warm-up: buffers and caches are made once
         bench.runtime.barrier()
         clock.seconds, begun = 0.0, time.perf_counter()
         path = Path(folder, "journal.jsonl")
@@ -79,12 +82,14 @@ def _measure(settings: dict[str, Any]) -> dict[str, float]:
 
 
 class _Clock:
-    """Adds up the time spent in functions."""
+    """A clock that adds up the time spent in functions."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `function` with its time added to `seconds`."""
+
         def run(*args: Any, **options: Any) -> Any:
             begun = time.perf_counter()
             try:

@@ -1,2 +1,1 @@
-"""Hugging Face folders ↔ Megatron checkpoints, with proof: weight maps, import, export,
-verification, loading."""
+"""Converts models between Hugging Face, Megatron and GGUF, and compares them bit by bit."""

@@ -1,5 +1,4 @@
-"""A model from whatever folder holds one: Hugging Face, a Megatron checkpoint, or a run
-directory."""
+"""Loads a model from a Hugging Face folder, a Megatron checkpoint or a run directory."""
 
 from __future__ import annotations
 
@@ -34,13 +33,15 @@ _TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its own factors in force, and what belongs to it."""
+    """A loaded model with its own rescale factors in force, and the files that belong to it."""
 
     model: LongRopeModel
     tokenizer_file: Path | None
+    """The model's tokenizer.json; None where it has none."""
     name: str
+    """Name of the folder the model was loaded from."""
     hf_files: Path | None
-    """Folder with config.json and tokenizer files, for whoever saves the model again."""
+    """Folder with config.json and tokenizer files, needed to save the model again; may be None."""
 
 
 def load_model(
@@ -54,11 +55,20 @@ def load_model(
     backend: BackendSettings | None = None,
     purpose: Purpose = "scoring",
 ) -> LoadedModel:
-    """Returns the model in `path`, weights cast to `dtype`, cut by the runtime's layout; every rank
-    calls it.
+    """Returns the model in `path`, cut as the runtime's layout says; every rank calls it.
 
     Raises InputError for a folder that is none of the three kinds, for a damaged one, and for a
-    backend that cannot serve it.
+    backend that cannot serve the model.
+
+    Args:
+        path: Hugging Face folder, Megatron checkpoint or run directory.
+        runtime: the running processes and their layout.
+        dtype: the weights are cast to it.
+        angle_precision: arithmetic of the RoPE angles, "float64" or transformers' own ("hf").
+        recompute: which activations are computed again in the backward pass.
+        offload: whether the inputs of recomputed layers wait in host memory.
+        backend: engine and precision settings; None chooses by device.
+        purpose: what the model is loaded for, which the choice of engine depends on.
     """
     kind, folder = find_model(path)
     if kind == "hf":
@@ -95,7 +105,7 @@ def load_model(
 
 
 def model_factors(path: Path | str) -> FactorSet:
-    """Returns the factors in force of the model in `path`, without its weights."""
+    """Returns the rescale factors of the model in `path` without reading its weights."""
     kind, folder = find_model(path)
     if kind == "hf":
         return factor_set_from_hf(with_rope_said(open_hf_folder(folder).config))
@@ -103,10 +113,10 @@ def model_factors(path: Path | str) -> FactorSet:
 
 
 def find_model(path: Path | str) -> tuple[FolderKind, Path]:
-    """Returns what kind of model folder `path` leads to, by its contents, and where it is.
+    """Returns the kind of the model folder that `path` leads to, and the folder itself.
 
-    In a run directory that is what result.json names as its "checkpoint", else the checkpoint
-    written last.
+    A run directory leads to the checkpoint that its result.json names, or else to the checkpoint
+    written last. Raises InputError where there is no model.
     """
     path = Path(path)
     if is_checkpoint(path) or is_megatron_lm(path):
@@ -118,7 +128,7 @@ def find_model(path: Path | str) -> tuple[FolderKind, Path]:
     if any((path / name).is_file() for name in _RUN_FILES):
         return find_model(_model_of_run(path))
     if (path / CONFIG_FILE).is_file():
-        return "hf", path  # reading it says what it lacks
+        return "hf", path  # without weights: whoever reads it reports what is missing
     raise InputError(
         "model",
         path,

@@ -1,5 +1,7 @@
-"""What of a factor set each kind of serving engine can be told, and the words it listens for
-(docs/serving.md)."""
+"""Which factors of a set an export carries for each serving engine, and under which config keys.
+
+docs/serving.md says what each engine does with them.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +19,29 @@ from megatron_longrope.model.architectures import family_of
 from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors
 
 ServingTarget = Literal["transformers", "static", "gguf"]
-"""transformers: two sets, by the length of the input. static: one set, for engines that choose
-once. gguf: a file for llama.cpp with both sets."""
+"""The kind of engine an export is made for.
+
+transformers: two factor sets, chosen by the length of the input. static: one set, for engines that
+choose once. gguf: a file for llama.cpp that holds both sets.
+"""
 
 
 def serving_set(
     factor_set: FactorSet, target: ServingTarget, length: int | None
 ) -> tuple[FactorSet, list[str]]:
-    """Returns the factors to export for serving inputs of up to `length` tokens, and what is left
-    out, in words.
+    """Returns the factors to export for inputs of up to `length` tokens, and texts on what is lost.
 
-    `static` takes the set for `length`, by default the longest one. The two others take the set for
-    `length` beyond the original window beside the one for the window; without `length` they take
-    the factor set as it is, and the export refuses what they cannot carry.
+    `static` keeps the one range that serves `length` (by default the longest). The other targets
+    keep two: the range that serves the original window, and the one that serves `length` for
+    everything beyond. Without `length` they keep the factor set as it is, and the export refuses
+    what its format cannot carry. Raises InputError for a `length` inside the window.
     """
     window = factor_set.geometry.original_length
     if target == "static":
         chosen = factor_set.for_length(length or factor_set.target_length)
         served = max(length or chosen.target_length, window)
-        return FactorSet.single(chosen.model_copy(update={"target_length": served})), _left_out(
-            factor_set, [chosen]
-        )
+        single = FactorSet.single(chosen.model_copy(update={"target_length": served}))
+        return single, _left_out(factor_set, [chosen])
     if length is None:
         return factor_set, []
     if length <= window:
@@ -52,8 +56,8 @@ def serving_set(
 def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns config.json with the attention factor also under vLLM's and SGLang's names for it.
 
-    They compute one from the lengths where `short_mscale` and `long_mscale` are missing, whatever
-    attention_factor says. transformers warns of keys it does not know and goes on.
+    Where `short_mscale` and `long_mscale` are missing, both engines compute an attention factor
+    from the lengths and ignore `attention_factor`. transformers warns of the two keys and goes on.
     """
     said = dict(config)
     for key in ("rope_scaling", "rope_parameters"):
@@ -65,9 +69,10 @@ def with_engine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def engine_notes(hf_dir: Path) -> list[str]:
-    """Returns what an engine would make of an exported folder that its config.json does not say.
+    """Returns texts on how engines may treat an exported folder against its config.json.
 
-    tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length` for a limit.
+    For example, tokenizer_config.json is carried unchanged, and vLLM takes its `model_max_length`
+    for a limit on the input length.
     """
     config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
     return family_of(config).serving_notes(config) + _tokenizer_note(
@@ -91,8 +96,7 @@ def _tokenizer_note(file: Path, longest: int) -> list[str]:
 
 
 def rounding_note(factor_set: FactorSet) -> list[str]:
-    """Returns how far float32, which GGUF stores factors in, is from λ and t; nothing where it
-    gives them back."""
+    """Returns a text on how much λ and t change as GGUF's float32; nothing where they do not."""
     values = [
         value
         for entry in factor_set.ranges
@@ -107,16 +111,11 @@ def rounding_note(factor_set: FactorSet) -> list[str]:
 
 
 def end_token_note(hf_files: Path) -> list[str]:
-    """Returns what of a folder's end-of-text tokens a GGUF file, which names one, does not say."""
+    """Returns a text where a folder has several end-of-text tokens: a GGUF file names only one."""
     for name in ("generation_config.json", "config.json"):
         try:
             tokens = json.loads((hf_files / name).read_text(encoding="utf-8"))["eos_token_id"]
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-        ):  # there is none, or it is carried as it is
+        except (OSError, ValueError, LookupError, TypeError):  # no such file, or no such key
             continue
         if isinstance(tokens, list) and len(tokens) > 1:
             return [

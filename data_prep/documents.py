@@ -1,4 +1,4 @@
-"""Documents on their way into a dataset: as text, then as tokens."""
+"""Documents on their way into a dataset, first as text, then as tokens."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from megatron_longrope.data import TextTokenizer
 from megatron_longrope.errors import InputError
 
 _BATCH = 64
-"""Documents encoded at once: enough for all cores, few enough for memory."""
+"""Number of documents encoded at once: enough for all cores, few enough for memory."""
 
 
 @dataclass(frozen=True)
 class TextDocument:
-    """A document and the name it is known by."""
+    """A document as text, with the name it is known by."""
 
     name: str
     text: str
 
     @property
     def sha256(self) -> str:
+        """SHA-256 of the text in UTF-8, in hexadecimal digits."""
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
 
 
 @dataclass(frozen=True)
 class TokenDocument:
-    """A document as `tokens` [tokens] of integers; `sha256` identifies what it was made from."""
+    """A document as token ids."""
 
     name: str
     tokens: np.ndarray
+    """Token ids, [tokens] of integers."""
     sha256: str
+    """SHA-256 of what the document was made from: its text, or its tokens if it was generated."""
 
     @classmethod
     def generated(cls, name: str, tokens: np.ndarray) -> TokenDocument:
-        """Returns a document that never was text, identified by its tokens as little-endian
-        int64."""
+        """Returns a document that never was text; its SHA-256 is that of its tokens as int64."""
         return cls(name, tokens, hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest())
 
 
@@ -54,8 +56,15 @@ class FilterReport:
 def filter_documents(
     documents: Iterable[TextDocument], drop_duplicates: bool = False
 ) -> tuple[list[TextDocument], FilterReport]:
-    """Returns the documents that have text, and what was left out; on demand each text once, the
-    first of its kind."""
+    """Returns the documents that have text, and a report of those left out.
+
+    With `drop_duplicates` only the first document of each text is kept.
+
+    >>> texts = [TextDocument("a", "rose"), TextDocument("b", ""), TextDocument("c", "rose")]
+    >>> kept, report = filter_documents(texts, drop_duplicates=True)
+    >>> [document.name for document in kept], report.empty, report.duplicates
+    (['a'], ('b',), ('c',))
+    """
     kept: list[TextDocument] = []
     empty: list[str] = []
     duplicates: list[str] = []
@@ -79,11 +88,14 @@ def tokenize(
     end_token: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenDocument]:
-    """Returns every document as tokens: what the tokenizer itself makes of it, `add_bos` first,
-    `end_token` last.
+    """Returns every document as tokens; raises InputError where a document has none.
 
-    `on_progress` is called now and then with how many documents and tokens are done. Raises
-    InputError where a document has no tokens.
+    Args:
+        documents: the texts, in order.
+        tokenizer: encodes them.
+        add_bos: whether the tokenizer's start token begins every document.
+        end_token: token id to end every document with; None adds none.
+        on_progress: called now and then with the numbers of documents and tokens done.
     """
     result: list[TokenDocument] = []
     num_tokens = 0

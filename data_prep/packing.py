@@ -1,4 +1,4 @@
-"""Best-fit-decreasing packing of documents into rows ("Fewer Truncations", arXiv 2404.10830)."""
+"""Packs documents into rows, best fit decreasing ("Fewer Truncations…", arXiv 2404.10830)."""
 
 from __future__ import annotations
 
@@ -12,40 +12,49 @@ from megatron_longrope.errors import InputError
 
 @dataclass(frozen=True)
 class Piece:
-    """`length` tokens of document number `document`, from token `start` of it on."""
+    """A run of tokens of one document."""
 
     document: int
+    """Number of the document."""
     start: int
+    """First token of the run in the document."""
     length: int
+    """Number of tokens."""
 
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """Which pieces lie in which row, and which were left out for being short."""
+    """The pieces of every row, and the pieces left out for being too short."""
 
     sequence_length: int
+    """Most tokens of a row."""
     rows: list[list[Piece]]
     left_out: list[Piece]
 
     @property
     def tokens(self) -> int:
+        """Number of tokens in all rows."""
         return sum(piece.length for row in self.rows for piece in row)
 
     @property
     def unused(self) -> int:
-        """Row space no token lies in, in tokens."""
+        """Number of places in rows that hold no token."""
         return len(self.rows) * self.sequence_length - self.tokens
 
 
 def plan_packing(
     lengths: Sequence[int], sequence_length: int, min_piece: int = 1, short_limit: int = 0
 ) -> PackingPlan:
-    """Returns where every token of documents of `lengths` goes.
+    """Returns a plan that packs documents of these lengths (in tokens) into rows.
 
-    A document longer than a row is cut into row-long pieces and a rest; pieces go longest first,
-    each into the row with the least room that still takes it. Pieces shorter than `min_piece`
-    tokens are left out and listed. Pieces of at most `short_limit` tokens never share a row with
-    longer ones.
+    A document longer than a row is cut into row-long pieces and a rest. Pieces are placed longest
+    first, each into the row with the least room that still takes it. Pieces shorter than
+    `min_piece` tokens are left out and listed. Pieces of at most `short_limit` tokens never share
+    a row with longer ones.
+
+    >>> plan = plan_packing([5, 12, 3], sequence_length=8)
+    >>> [[(piece.document, piece.start, piece.length) for piece in row] for row in plan.rows]
+    [[(1, 0, 8)], [(0, 0, 5), (2, 0, 3)], [(1, 8, 4)]]
     """
     if sequence_length < 1:
         raise InputError("sequence_length", sequence_length, "must be 1 or more")
@@ -62,9 +71,8 @@ def plan_packing(
     left_out = [piece for piece in pieces if piece.length < min_piece]
     long = [piece for piece in kept if piece.length > short_limit]
     short = [piece for piece in kept if piece.length <= short_limit]
-    return PackingPlan(
-        sequence_length, _rows(long, sequence_length) + _rows(short, sequence_length), left_out
-    )
+    rows = _rows(long, sequence_length) + _rows(short, sequence_length)
+    return PackingPlan(sequence_length, rows, left_out)
 
 
 def _rows(pieces: Sequence[Piece], sequence_length: int) -> list[list[Piece]]:
@@ -76,11 +84,11 @@ def _rows(pieces: Sequence[Piece], sequence_length: int) -> list[list[Piece]]:
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> tuple[np.ndarray, int]:
-    """Returns each item's row, [items] int64, and the number of rows.
+    """Returns the row of each item, [items] int64, and the number of rows.
 
-    Every row's room is kept in a bucket; finding the fullest row that takes an item costs two
-    operations on integers of about √capacity bits, whatever the number of rows. Ties: the row
-    opened or filled last.
+    Rows are kept in buckets by their room. Finding the fullest row that takes an item costs two
+    operations on integers of about √capacity bits, whatever the number of rows. Of several rows
+    with the same room, the one opened or filled last is taken.
     """
     rows = np.zeros(len(lengths), dtype=np.int64)
     num_rows = 0
@@ -90,7 +98,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> tuple[np.ndarr
     for item in np.argsort(-sizes, kind="stable").tolist():
         size = int(sizes[item])
         room = rooms.at_least(size)
-        if room is None:
+        if room is None:  # no row has enough room: a new one
             row, room, num_rows = num_rows, capacity, num_rows + 1
         else:
             row = by_room[room].pop()
@@ -104,8 +112,11 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> tuple[np.ndarr
 
 
 class _IntegerSet:
-    """A set of integers from 0 to `largest` that finds its least member at or above a value: bits
-    in two levels."""
+    """A set of integers from 0 to `largest` that quickly finds its least member above a value.
+
+    Members are bits in words of about √largest bits; a second level has one bit for each word
+    that is not zero. So a search reads the rest of one word, then the second level, then one word.
+    """
 
     def __init__(self, largest: int) -> None:
         self._shift = (largest.bit_length() + 1) // 2
@@ -125,6 +136,7 @@ class _IntegerSet:
             self._occupied &= ~(1 << word)
 
     def at_least(self, value: int) -> int | None:
+        """Returns the least member that is `value` or more; None where there is none."""
         word = value >> self._shift
         here = self._words[word] >> (value & self._mask)
         if here:
@@ -137,4 +149,5 @@ class _IntegerSet:
 
 
 def _lowest_bit(bits: int) -> int:
+    """Returns the number of the lowest bit set; `bits & -bits` has that bit alone."""
     return (bits & -bits).bit_length() - 1

@@ -1,4 +1,4 @@
-"""Text documents from files: one per text file, one per line of a JSON Lines file."""
+"""Reads text documents: one from each text file, or one from each line of a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from megatron_longrope.errors import InputError
 
 
 def read_text_files(paths: Iterable[str | Path]) -> Iterator[TextDocument]:
-    """Yields each file as one document named by its path; raises InputError where it is absent or
-    not UTF-8."""
+    """Yields each file as one document named by its path.
+
+    Raises InputError where a file is absent or not UTF-8.
+    """
     for path in paths:
         yield TextDocument(str(path), _read_utf8(Path(path)))
 
@@ -37,9 +39,9 @@ def find_text_files(paths: Iterable[str | Path]) -> list[str]:
 def read_jsonl(
     path: str | Path, text_field: str = "text", name_field: str = "id"
 ) -> Iterator[TextDocument]:
-    """Yields each line's `text_field` as one document, named by `name_field` or else by file and
-    line number.
+    """Yields the text of each line of a JSON Lines file as one document.
 
+    A document is named by the line's `name_field`, or else by the file's name and line number.
     Raises InputError with the line's number where a line is not a JSON object with that field.
     """
     file = Path(path)

@@ -1,5 +1,8 @@
-"""Synthetic retrieval documents to train on: a passkey in filler, lists of keys and values,
-passages said twice."""
+"""Makes synthetic retrieval documents to train on.
+
+There are three kinds: a passkey hidden in filler text, lists of keys and values with questions, and
+passages repeated over and over.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,33 @@ from megatron_longrope.data import (
 from megatron_longrope.errors import InputError
 
 _TOKENS_PER_QUESTION = 48
-"""Room for a line, its question and another line, so that short lists get few questions."""
+"""Tokens of a line, its question and another line; short lists get few questions by it."""
 _SHORTEST_PASSAGE = 4
+"""Least tokens of a repeated passage."""
 _SHORTEST_KEY = 5
-"""Digits of a passkey, if not more."""
+"""Least digits of a passkey."""
 
 
 @dataclass(frozen=True)
 class RetrievalMix:
-    """Shares of the kinds; what is left are passkeys. `text_filler_share` of them hide in later
-    fillers, and they have 5 to `longest_key` digits.
+    """Shares of the kinds of documents; what the first two shares leave are passkeys.
 
-    Copies are a random passage said again and again: the plainest task that wants attention by
-    content, on which small models learn it first. Raises InputError for shares that are no shares
-    and for a longest key below 5.
+    Raises InputError for shares that are not between 0 and 1, that exceed 1 together, and for a
+    longest key below 5.
     """
 
     key_value_share: float = 0.5
+    """Share of documents that are lists of keys and values."""
     copy_share: float = 0.0
+    """Share of documents that repeat a random passage.
+
+    They are the simplest task that needs attention by content, which small models learn there
+    first.
+    """
     text_filler_share: float = 0.5
+    """Share of passkeys hidden in other fillers than the first."""
     longest_key: int = _SHORTEST_KEY
+    """Most digits of a passkey; the least are 5."""
 
     def __post_init__(self) -> None:
         for name in ("key_value_share", "copy_share", "text_filler_share"):
@@ -61,12 +71,19 @@ def retrieval_documents(
     fillers: Sequence[Filler] = (),
     mix: RetrievalMix = RetrievalMix(),
 ) -> list[TokenDocument]:
-    """Returns `count` documents of lengths uniform in [`min_length`, `max_length`] tokens, ended by
-    the end token.
+    """Returns `count` documents of random lengths, each ended by the tokenizer's end token.
 
-    Key–value lists have 1 to 4 questions; passkeys lie at a uniform depth in one of `fillers` (by
-    default the classic sentences alone). Document i depends on (seed, i) alone. Raises InputError
-    for lengths too short for a question.
+    Key–value lists have 1 to 4 questions; passkeys lie at a uniform depth in their filler. Document
+    i depends on (seed, i) alone. Raises InputError for lengths too short for a question.
+
+    Args:
+        tokenizer: encodes the documents.
+        count: number of documents.
+        min_length: least tokens of a document, the end token included.
+        max_length: most tokens; lengths are uniform between the two.
+        seed: fixes all random draws.
+        fillers: texts to hide passkeys in; none stands for the classic sentences.
+        mix: shares of the kinds of documents.
     """
     if not 0 < min_length <= max_length:
         raise InputError(
@@ -102,10 +119,8 @@ def _document(
         name, filler = "passkey", fillers[0]
         if len(fillers) > 1 and random.random() < mix.text_filler_share:
             filler = fillers[int(random.integers(1, len(fillers)))]
-        depth, num_digits = (
-            float(random.random()),
-            int(random.integers(_SHORTEST_KEY, mix.longest_key + 1)),
-        )
+        depth = float(random.random())
+        num_digits = int(random.integers(_SHORTEST_KEY, mix.longest_key + 1))
         tokens = passkey_document(tokenizer, length, depth, inner_seed, filler, num_digits).tokens
     return TokenDocument.generated(
         f"{name}-{seed}-{number}", np.concatenate((tokens, np.array(end, dtype=np.int64)))
@@ -113,10 +128,10 @@ def _document(
 
 
 def _copy(tokenizer: TextTokenizer, length: int, random: np.random.Generator) -> np.ndarray:
-    """A passage of random tokens, or of random digits, said until [length] tokens are full."""
+    """Returns [length] tokens: a passage of random tokens, or of random digits, repeated."""
     size = int(random.integers(_SHORTEST_PASSAGE, max(_SHORTEST_PASSAGE + 1, length // 2)))
-    digits = np.array(
-        [int(tokenizer.encode(str(digit), add_special_tokens=False)[-1]) for digit in range(10)]
-    )
+    encoded = [tokenizer.encode(str(digit), add_special_tokens=False) for digit in range(10)]
+    digits = np.array([int(tokens[-1]) for tokens in encoded])
+    # tokens 0 and 1 are the special ones of `train_bpe`
     choices = digits if random.random() < 0.25 else np.arange(2, tokenizer.vocab_size)
     return np.resize(random.choice(choices, size), length)

@@ -1,5 +1,4 @@
-"""Text that is on every machine: the sources and the language reference of the running Python's
-standard library."""
+"""A corpus that is on every machine: the source text and language reference of Python itself."""
 
 from __future__ import annotations
 
@@ -21,8 +20,10 @@ SEARCH_MODULES = (
     "typing.py",
     "unittest/mock.py",
 )
-"""Held out of training for the factor search: long (74 kB or more), and in every CPython from 3.10
-to 3.13."""
+"""Modules held out of training for the factor search.
+
+They are long (74 kB or more) and in every CPython from 3.10 to 3.13.
+"""
 
 EVALUATION_MODULES = (
     "doctest.py",
@@ -34,7 +35,7 @@ EVALUATION_MODULES = (
     "pickletools.py",
     "urllib/request.py",
 )
-"""Held out of training and of the search, for evaluation; of the same kind."""
+"""Modules held out of training and search for evaluation, as long and as common."""
 
 _LEFT_OUT_FOLDERS = frozenset(
     (
@@ -50,34 +51,35 @@ _LEFT_OUT_FOLDERS = frozenset(
     )
 )
 _GENERATED = ("encodings/", "_sysconfigdata", "config-", "pydoc_data/")
-"""Character tables, and what the build of this one interpreter left behind."""
+"""Beginnings of paths of generated files: character tables, and settings of one build of Python."""
 
 _SHINGLE_LINES = 8
+"""Lines of a window by which near-duplicates are found (a "shingle")."""
 _DUPLICATE_SHARE = 0.02
+"""Least share of windows in common that makes a document a near-duplicate."""
 
 
 @dataclass(frozen=True)
 class CorpusSplit:
-    """The corpus in three parts that share no document; `near_duplicates` were left out of
-    training."""
+    """The corpus in three parts that share no document."""
 
     train: list[TextDocument]
     search: list[TextDocument]
     evaluation: list[TextDocument]
     near_duplicates: tuple[str, ...]
+    """Names of documents left out of training because they resemble a held-out one."""
 
 
 def stdlib_folder() -> Path:
-    """Returns the running interpreter's standard library."""
+    """Returns the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def read_stdlib(folder: Path | None = None) -> list[TextDocument]:
-    """Returns all modules in order of their names, then the language reference
-    (`pydoc_data/topics.py`, unpacked).
+    """Returns all modules in order of their names, then the chapters of the language reference.
 
-    Left out: tests, bundled tools, installed packages, generated tables, files under ten lines. A
-    file that is not UTF-8 is left out too.
+    Left out are tests, bundled tools, installed packages, generated tables, files under ten lines
+    and files that are not UTF-8.
     """
     root = folder or stdlib_folder()
     documents = [
@@ -87,10 +89,10 @@ def read_stdlib(folder: Path | None = None) -> list[TextDocument]:
 
 
 def split(folder: Path | None = None) -> CorpusSplit:
-    """Returns the corpus as training text and the two held-out lists.
+    """Returns the corpus split into training, search and evaluation documents.
 
-    A training document of whose 8-line windows 2 % or more also stand in a held-out module is left
-    out. Raises InputError where a held-out module is missing.
+    A document shares windows of eight lines with the held-out modules; where they are 2 % or more
+    of its own, it is left out of training. Raises InputError where a held-out module is missing.
     """
     documents = read_stdlib(folder)
     by_name = {document.name: document for document in documents}
@@ -123,8 +125,7 @@ def _modules(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _topics(path: Path) -> list[TextDocument]:
-    """The chapters inside `topics.py`, a single dictionary literal: read as data, never
-    imported."""
+    """Returns the chapters in `topics.py`, a dictionary literal that is parsed, not imported."""
     if not path.is_file():
         return []
     values = [
@@ -135,8 +136,7 @@ def _topics(path: Path) -> list[TextDocument]:
 
 
 def _shingles(text: str) -> Iterable[int]:
-    """Hashes of every window of eight lines that say something (white space and blank lines
-    aside)."""
+    """Returns the hash of every window of eight lines, without indentation and blank lines."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (
         hash(tuple(lines[i : i + _SHINGLE_LINES])) for i in range(len(lines) - _SHINGLE_LINES + 1)
@@ -144,6 +144,6 @@ def _shingles(text: str) -> Iterable[int]:
 
 
 def _overlap(text: str, held_out: set[int]) -> float:
-    """The share of a text's windows that stand in the held-out texts too."""
+    """Returns the share of a text's windows that are in the held-out texts too."""
     found = [shingle in held_out for shingle in _shingles(text)]
     return sum(found) / len(found) if found else 0.0

@@ -1,4 +1,4 @@
-"""Writing token datasets: `.bin`, `.idx` and `.json`, whole or not at all."""
+"""Writes token datasets (`.bin`, `.idx` and `.json` files), whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from data_prep.documents import TokenDocument
-from data_prep.packing import PackingPlan, plan_packing
+from data_prep.packing import PackingPlan, Piece, plan_packing
 from megatron_longrope.atomic import json_text, replacing
 from megatron_longrope.data.index_file import TokenIndex, token_dtype, write_index
 from megatron_longrope.data.manifest import (
@@ -32,22 +32,32 @@ def write_packed(
     min_piece: int = 1,
     short_limit: int = 0,
 ) -> DatasetManifest:
-    """Packs `documents` into rows of at most `sequence_length` tokens, writes them, and returns the
-    manifest.
+    """Packs documents into rows, writes the dataset and returns its manifest.
 
-    Pieces of at most `short_limit` tokens get rows of their own. Raises InputError where nothing is
-    left to write or a token is outside the vocabulary.
+    Raises InputError where nothing is left to write or a token is outside the vocabulary.
+
+    >>> documents = [TokenDocument.generated(str(i), np.arange(1, 6)) for i in range(4)]
+    >>> tokenizer = TokenizerIdentity(name="tiny", sha256="ab" * 32)
+    >>> manifest = write_packed(folder / "packed", documents, 10, tokenizer, vocab_size=300)
+    >>> manifest.counts.rows, manifest.counts.tokens
+    (2, 20)
+
+    Args:
+        prefix: path of the dataset's files without their suffixes.
+        documents: the documents to pack.
+        sequence_length: most tokens of a row.
+        tokenizer: name and checksum of the tokenizer that made the tokens.
+        vocab_size: number of entries of the vocabulary.
+        min_piece: pieces of documents with fewer tokens are left out.
+        short_limit: pieces of at most so many tokens share no row with longer ones.
     """
-    plan = plan_packing(
-        [len(document.tokens) for document in documents], sequence_length, min_piece, short_limit
-    )
-    rows = [
-        [
-            documents[piece.document].tokens[piece.start : piece.start + piece.length]
-            for piece in row
-        ]
-        for row in plan.rows
-    ]
+    lengths = [len(document.tokens) for document in documents]
+    plan = plan_packing(lengths, sequence_length, min_piece, short_limit)
+
+    def tokens_of(piece: Piece) -> np.ndarray:
+        return documents[piece.document].tokens[piece.start : piece.start + piece.length]
+
+    rows = [[tokens_of(piece) for piece in row] for row in plan.rows]
     return _write(Path(prefix), "packed", rows, documents, tokenizer, vocab_size, plan, min_piece)
 
 
@@ -57,8 +67,10 @@ def write_documents(
     tokenizer: TokenizerIdentity,
     vocab_size: int,
 ) -> DatasetManifest:
-    """Writes `documents` whole, one row each, and returns the manifest; raises InputError as
-    `write_packed` does."""
+    """Writes the dataset of whole documents, one row each, and returns its manifest.
+
+    Raises InputError where there is no document or a token is outside the vocabulary.
+    """
     rows = [[document.tokens] for document in documents]
     return _write(Path(prefix), "documents", rows, documents, tokenizer, vocab_size, None, 1)
 
@@ -83,7 +95,7 @@ def _write(
     bin_file, idx_file, json_file = dataset_files(prefix)
     index = _index(rows, token_dtype(vocab_size))
     try:
-        # Left in the opposite order: the manifest gets its name last.
+        # The contexts end in the opposite order: the manifest gets its name last.
         with (
             replacing(json_file) as partial_json,
             replacing(idx_file) as partial_idx,
@@ -107,7 +119,7 @@ def _write(
                 idx_sha256=file_sha256(partial_idx),
             )
             partial_json.write_text(json_text(manifest.model_dump()) + "\n", encoding="utf-8")
-            # An older manifest goes first, so that none ever describes other tokens.
+            # An older manifest is removed before, so that none ever describes other tokens.
             json_file.unlink(missing_ok=True)
     except OSError as error:
         raise InputError("dataset", prefix, f"cannot be written: {error.strerror}") from error
@@ -124,7 +136,8 @@ def _check_tokens(documents: Sequence[TokenDocument], vocab_size: int) -> None:
 
 def _index(rows: Sequence[Sequence[np.ndarray]], dtype: np.dtype) -> TokenIndex:
     lengths = np.array([len(piece) for row in rows for piece in row], dtype=np.int32)
-    return TokenIndex(dtype, lengths, np.concatenate(([0], np.cumsum([len(row) for row in rows]))))
+    document_starts = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
+    return TokenIndex(dtype, lengths, document_starts)
 
 
 def _write_tokens(path: Path, rows: Iterable[Iterable[np.ndarray]], dtype: np.dtype) -> None:

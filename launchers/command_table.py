@@ -1,5 +1,4 @@
-"""The subcommands of `longrope`: name, one line of help, and what may start them in several
-processes."""
+"""The subcommands of `longrope`: their names, one line of help each, and which run in parallel."""
 
 from __future__ import annotations
 
@@ -8,35 +7,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """One subcommand, known without importing it: its module is `launchers.commands.<name>`, dashes
-    as underscores.
+    """What is known of a subcommand without importing its module.
 
-    `spreads` says whether several processes share its work as ranks of torch.distributed; N
-    processes of any other would do the same work N times.
+    The module is `launchers.commands.<name>`, with underscores for dashes.
     """
 
     help: str
     spreads: bool = False
+    """Whether several processes share the command's work as ranks of torch.distributed. N processes
+    of any other command would do the same work N times."""
 
 
 COMMANDS: dict[str, CommandEntry] = {
     "demo": CommandEntry(
-        "The whole method on the embedded model, in minutes, on a laptop CPU.", spreads=True
+        "Run the whole method on a tiny model that comes along, in minutes on a laptop CPU.",
+        spreads=True,
     ),
     "extend": CommandEntry(
-        "Extend a model: search, fine-tune, recover, evaluate, export.", spreads=True
+        "Extend a model to a longer context: search, fine-tune, evaluate, export.", spreads=True
     ),
     "search": CommandEntry(
-        "Search the rescale factors of one model at one target length.", spreads=True
+        "Search the rescale factors of one model for one target length, nothing else.", spreads=True
     ),
-    "train": CommandEntry("Train or fine-tune a model on a packed dataset.", spreads=True),
+    "train": CommandEntry(
+        "Train a model from scratch, or train a given one further, on text.", spreads=True
+    ),
     "eval": CommandEntry(
-        "Evaluate a model on one task: perplexity, or retrieval from a long context.", spreads=True
+        "Measure a model: perplexity, or retrieval from a long context.", spreads=True
     ),
-    "convert": CommandEntry("Convert between Hugging Face and Megatron checkpoints, and verify."),
-    "data": CommandEntry("Pack documents into a token dataset, or inspect one."),
-    "factors": CommandEntry("List and show factor sets, the published ones and files."),
-    "launch": CommandEntry("Start a subcommand with torchrun or Slurm; prints it, or submits it."),
-    "report": CommandEntry("Write the HTML report of a run directory."),
-    "doctor": CommandEntry("What this machine has, what is missing, and what that costs."),
+    "convert": CommandEntry(
+        "Convert between Hugging Face, GGUF and Megatron checkpoints, and compare them."
+    ),
+    "data": CommandEntry("Make token datasets from text, look into one, or train a tokenizer."),
+    "factors": CommandEntry("Show published factor sets, factor files and the scaling methods."),
+    "launch": CommandEntry("Start a command in many processes, with torchrun or as a Slurm job."),
+    "report": CommandEntry("Write the HTML report of a run or a search."),
+    "doctor": CommandEntry("Say what this machine has, what is missing, and what that costs."),
 }

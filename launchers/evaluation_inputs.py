@@ -1,4 +1,4 @@
-"""What an evaluation is given on the command line: a model, documents, methods, factors."""
+"""Options of `longrope eval`, and the model, documents and factors that they ask for."""
 
 from __future__ import annotations
 
@@ -32,23 +32,26 @@ if TYPE_CHECKING:  # these import torch, which `--help` does without
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 Values = Mapping[str, Any]
-"""A command's parameters by name."""
+"""The parameters of a command, by name."""
 AS_IT_IS = "model"
-"""The `--method` that keeps the factors the model came with."""
+"""The `--method` that keeps the factors that the model came with."""
 
 
 def document_options(function: CallableT) -> CallableT:
-    """Adds where documents come from, for tasks that need some."""
+    """Adds the options that say where documents come from, for tasks that need documents."""
     options = (
         click.option(
             "--text",
             "texts",
             multiple=True,
             metavar="FILE …",
-            help="UTF-8 text, one document per file.",
+            help="Text files in UTF-8, one document per file.",
         ),
         click.option(
-            "--data", "dataset", metavar="PREFIX", help="A token dataset of whole documents."
+            "--data",
+            "dataset",
+            metavar="PREFIX",
+            help="A dataset that `longrope data pack --whole-documents` wrote, instead of --text.",
         ),
     )
     for option in reversed(options):
@@ -57,8 +60,7 @@ def document_options(function: CallableT) -> CallableT:
 
 
 def model_options(function: CallableT) -> CallableT:
-    """Adds what every task takes: the model, methods, lengths, precision, and how it is cut over
-    processes."""
+    """Adds the options of every task: model, methods, lengths, precision, and layout."""
     options = (
         click.option(
             "--model",
@@ -73,7 +75,7 @@ def model_options(function: CallableT) -> CallableT:
             required=True,
             type=LENGTHS,
             metavar="LENGTHS",
-            help="In tokens: 2k,8k,16k.",
+            help="Lengths to measure at, in tokens, such as 2k,8k,16k.",
         ),
         click.option(
             "--method",
@@ -81,42 +83,48 @@ def model_options(function: CallableT) -> CallableT:
             multiple=True,
             default=(AS_IT_IS,),
             metavar="NAME[:SCALE][,KEY=VALUE…]",
-            help=f"{', '.join(closed_form_methods())}, a published factor set, a factors JSON "
-            "file, or model: as it is. Repeatable. Without SCALE: --target/window, else "
-            "length/window.",
+            help=f"Factors to measure under: {', '.join(closed_form_methods())}, the name of a "
+            "published set (longrope factors list), a factors JSON file, or model: those the model "
+            "has. May be repeated. SCALE is by default --target over the window, else each length "
+            "over the window.",
         ),
         click.option(
-            "--target", type=LENGTH, metavar="LENGTH", help="Length in tokens that sets the scale."
+            "--target",
+            type=LENGTH,
+            metavar="LENGTH",
+            help="Length in tokens that --method scales to.",
         ),
         click.option(
             "--original-window",
             type=LENGTH,
             metavar="LENGTH",
-            help="Instead of the config's, in tokens.",
+            help="Pretrained window in tokens that --method scales from  [default: the model's]",
         ),
         click.option(
             "--add-bos",
             is_flag=True,
-            help="Begin documents with a BOS where the tokenizer adds none.",
+            help="Begin each document with a BOS token where the tokenizer adds none.",
         ),
         click.option(
             "--angle-precision",
             type=click.Choice(["float64", "hf"]),
             default="float64",
-            help="hf repeats transformers' float32 angles.",
+            help="How rotation angles are computed; hf: in float32 as transformers does, error "
+            "included.",
         ),
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float64"]),
             default="float32",
-            help="Of weights and activations.",
+            help="Number format of weights and activations.",
         ),
         click.option(
             "--batch-tokens",
             type=click.IntRange(1),
             default=DEFAULT_BATCH_TOKENS,
             metavar="TOKENS",
-            help="Short documents share a forward pass up to this many.",
+            help="Short documents share a forward pass up to this many tokens; fewer take less "
+            "memory.",
         ),
         layout_options,
         engine_option,
@@ -128,8 +136,8 @@ def model_options(function: CallableT) -> CallableT:
     return function
 
 
-def check_request(values: Values, *, needs_documents: bool) -> None:
-    """Raises InputError for what is wrong whatever the model: before minutes go into loading it."""
+def check_evaluation_request(values: Values, *, needs_documents: bool) -> None:
+    """Raises InputError for options that are wrong for any model, before one is loaded."""
     methods: tuple[str, ...] = values["methods"]
     if needs_documents:
         texts, dataset = values["texts"], values["dataset"]
@@ -175,7 +183,7 @@ def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
 
 
 def bos_prefix(tokenizer: TextTokenizer, add_bos: bool) -> list[int]:
-    """Returns what a document of this tokenizer begins with: its BOS, or nothing."""
+    """Returns the token ids that documents of this tokenizer begin with: a BOS, or nothing."""
     return [
         token for token in tokenizer.encode_document("", add_bos)[:1] if token == tokenizer.bos_id
     ]
@@ -191,7 +199,7 @@ def read_texts(paths: Sequence[str]) -> list[TextDocument]:
 def encoded_documents(
     loaded: LoadedModel, texts: Sequence[TextDocument], dataset: str | None, add_bos: bool
 ) -> list[EvaluationDocument]:
-    """Returns the documents of a dataset, or the texts as the model's tokenizer encodes them."""
+    """Returns the documents of `dataset`, or else `texts` as the model's tokenizer encodes them."""
     from megatron_longrope.evaluation import EvaluationDocument
 
     if dataset is not None:
@@ -213,8 +221,10 @@ def encoded_documents(
 def factor_sets(
     loaded: LoadedModel, contexts: Mapping[int, int], values: Values
 ) -> list[tuple[str, int, FactorSet]]:
-    """Returns (method, length, factors) of every run; `contexts` says how many tokens a pass sees
-    at each length."""
+    """Returns (method, length, factors) of every measurement asked for.
+
+    `contexts` maps each length to the tokens that one forward pass sees at it.
+    """
     from megatron_longrope.rope import method_from_text
 
     geometry = loaded.model.geometry

@@ -1,4 +1,4 @@
-"""What evaluations print: progress while they run, and a table of methods by lengths."""
+"""What evaluations print: progress while they run, and tables of methods by lengths."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from megatron_longrope.config import format_length
 from megatron_longrope.evaluation.tasks import TASKS
 
 
-class Progress:
-    """Writes a line on stderr for each finished part of the work: tokens per second and time
-    left."""
+class TokenProgress:
+    """Writes a line on stderr for each finished part of the work, with rate and time left."""
 
     def __init__(self, total_tokens: int, *, shown: bool) -> None:
         self.total_tokens, self.done_tokens = total_tokens, 0
@@ -26,7 +25,7 @@ class Progress:
         self._start = time.monotonic()
 
     def advance(self, tokens: int, what: str) -> None:
-        """Counts `tokens` as done and says so."""
+        """Counts `tokens` as done and prints what was done, tokens per second and time left."""
         self.done_tokens += tokens
         rate = self.done_tokens / max(time.monotonic() - self._start, 1e-9)
         left = (self.total_tokens - self.done_tokens) / rate
@@ -36,7 +35,7 @@ class Progress:
 
 
 def print_tables(rows: Sequence[Row]) -> None:
-    """Prints a table of perplexities where there are some, and one of exact matches per task."""
+    """Prints one table of perplexities, if there are any, and one of exact matches per task."""
     of_kind = EvaluationRows.of(rows)
     if of_kind.perplexity:
         print_table(_perplexity_table(of_kind.perplexity))
@@ -46,7 +45,7 @@ def print_tables(rows: Sequence[Row]) -> None:
 
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns the numbers of `print_tables`, unrounded: a row per task, method and length."""
+    """Returns the numbers that `print_tables` shows, unrounded, one row per method and length."""
     of_kind = EvaluationRows.of(rows)
     whole = aggregate(of_kind.perplexity, _series)
     quarter = aggregate(of_kind.perplexity, _series, last_quarter=True)
@@ -80,7 +79,7 @@ def _series(row: PerplexityRow) -> tuple[str, int]:
 def _exact_matches(
     rows: Sequence[RetrievalRow],
 ) -> dict[tuple[str, str, int], tuple[int, int]]:
-    """Correct answers and trials over all depths, by task, method and length."""
+    """Returns correct answers and trials over all depths, by task, method and length."""
     counts: dict[tuple[str, str, int], tuple[int, int]] = {}
     for row in rows:
         key = (row.task, row.method, row.length)
@@ -90,14 +89,14 @@ def _exact_matches(
 
 
 def _perplexity_table(rows: Sequence[PerplexityRow]) -> Table:
-    """Perplexity over all documents, with that of the last quarter beside it."""
+    """Returns the table of perplexities over all documents."""
     whole, quarter = aggregate(rows, _series), aggregate(rows, _series, last_quarter=True)
     cells = {key: f"{whole[key]:.4f} ({quarter[key]:.4f})" for key in whole}
-    return _table("Perplexity (in brackets: over the last quarter of the context)", cells)
+    return _table("Perplexity by tokens of context (in brackets: over the last quarter)", cells)
 
 
 def _retrieval_table(task: str, rows: Sequence[RetrievalRow]) -> Table:
-    """The share of exact matches over all depths."""
+    """Returns the table of exact matches of one task, over all depths."""
     cells = {
         (method, length): f"{correct}/{trials} ({100 * correct / trials:.0f} %)"
         for (_, method, length), (correct, trials) in _exact_matches(rows).items()
@@ -106,7 +105,7 @@ def _retrieval_table(task: str, rows: Sequence[RetrievalRow]) -> Table:
 
 
 def _table(title: str, cells: Mapping[tuple[str, int], str]) -> Table:
-    """Methods by lengths in tokens, both in order of appearance."""
+    """Returns a table of methods by lengths in tokens, both in the order of appearance."""
     table, lengths = Table(title=title), list(dict.fromkeys(length for _, length in cells))
     table.add_column("method")
     for length in lengths:

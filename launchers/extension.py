@@ -1,5 +1,4 @@
-"""What `longrope extend` and `longrope demo` share: recipes, processes, progress, and what is said
-at the end."""
+"""What `longrope extend` and `longrope demo` share: recipe, run, progress and what is printed."""
 
 from __future__ import annotations
 
@@ -9,13 +8,12 @@ from pathlib import Path
 
 import click
 
-from launchers.loss_words import loss_words
-from launchers.progress import ProgressLines
+from launchers.progress import ProgressLines, loss_words
 from megatron_longrope.artifacts.records import read_record
 from megatron_longrope.artifacts.rows import perplexity_of
 from megatron_longrope.artifacts.summaries import RunSummary
 from megatron_longrope.config import apply_settings, build_config, parse_overrides, read_yaml
-from megatron_longrope.pipeline.extend import CheckedRun, check_recipe, run_recipe, run_stage
+from megatron_longrope.pipeline.extend import CheckedRun, check_recipe, run_recipe, run_recipe_stage
 from megatron_longrope.pipeline.fitting import recipe_for
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.result import RunResult
@@ -26,8 +24,10 @@ from megatron_longrope.search import SearchProgress
 
 
 def named_recipe(name_or_path: str, overrides: Sequence[str]) -> Recipe:
-    """Returns a shipped recipe or a YAML file's with `overrides`; raises InputError for bad
-    input."""
+    """Returns a shipped recipe, or the one in a YAML file, with `overrides` applied to it.
+
+    Raises InputError for bad input.
+    """
     path = recipe_path(name_or_path)
     values = apply_settings(read_yaml(path), parse_overrides(overrides))
     return build_config(Recipe, values, str(path))
@@ -36,27 +36,29 @@ def named_recipe(name_or_path: str, overrides: Sequence[str]) -> Recipe:
 def fitted_recipe(
     model: str, texts: Sequence[str], target: int, overrides: Sequence[str]
 ) -> Recipe:
-    """Returns the recipe fitted to a model's window, as `extend_context` takes it."""
+    """Returns the recipe `progressive`, fitted to the window of `model` and to `target` tokens."""
     return recipe_for(model, texts, target, settings=parse_overrides(overrides))
 
 
 def run_directory(recipe: Recipe, given: Path | None) -> Path:
-    """Returns where a run is kept: as given, else `runs/NAME`."""
+    """Returns the directory of a run: the one given, else `runs/NAME`."""
     return given or Path("runs") / recipe.name
 
 
 def check_extension(recipe: Recipe, run_dir: Path | None) -> CheckedRun:
-    """Makes every check that needs no weights, for the processes of this job where it has some.
+    """Makes every check that needs no weights, and raises InputError for bad input.
 
-    Raises InputError for bad input.
+    Under torchrun the layout is checked for the processes of the job, else for the fewest it needs.
     """
     world_size = int(os.environ.get("WORLD_SIZE", recipe.parallel.model_parallel))
     return check_recipe(recipe, run_directory(recipe, run_dir), world_size)
 
 
 def run_extension(recipe: Recipe, run_dir: Path | None) -> RunResult | None:
-    """Runs a recipe on all processes; returns the result on the main one. Raises InputError for bad
-    input."""
+    """Runs a recipe on all processes and returns the result on the main one, None on the others.
+
+    Raises InputError for bad input.
+    """
     with start_runtime(recipe.parallel, seed=recipe.seed) as runtime:
         progress = _progress(ProgressLines(runtime.is_main))
         result = run_recipe(recipe, run_directory(recipe, run_dir), runtime, progress)
@@ -67,11 +69,13 @@ def run_extension(recipe: Recipe, run_dir: Path | None) -> RunResult | None:
 
 
 def run_one_stage(recipe: Recipe, run_dir: Path | None, name: str) -> bool:
-    """Runs one stage of a recipe on all processes; returns whether this is the main one. Raises
-    InputError for bad input."""
+    """Runs one stage of a recipe on all processes and returns whether this is the main one.
+
+    Raises InputError for bad input.
+    """
     with start_runtime(recipe.parallel, seed=recipe.seed) as runtime:
         progress = _progress(ProgressLines(runtime.is_main))
-        run_stage(name, recipe, run_directory(recipe, run_dir), runtime, progress)
+        run_recipe_stage(name, recipe, run_directory(recipe, run_dir), runtime, progress)
         return runtime.is_main
 
 
@@ -80,17 +84,17 @@ def _progress(lines: ProgressLines) -> Progress:
 
 
 def search_lines(lines: ProgressLines) -> Callable[[SearchProgress], None]:
-    """Returns what shows a search's evaluations and its best perplexity on `lines`."""
+    """Returns a function that prints the progress of a search on `lines`."""
 
     def show(progress: SearchProgress) -> None:
         if progress.done == 0:
             return
         recovered = f" ({progress.recovered} from the journal)" if progress.recovered else ""
         best = (
-            "nothing usable yet" if progress.best_loss is None else f"best {_loss_words(progress)}"
+            "no finite loss yet" if progress.best_loss is None else f"best {_loss_words(progress)}"
         )
         lines.step(
-            progress.done, progress.total, f"evaluations{recovered}  {best}", progress.eta_seconds
+            progress.done, progress.total, f"evaluations{recovered}, {best}", progress.eta_seconds
         )
 
     return show
@@ -108,13 +112,13 @@ def _say_result(result: RunResult) -> None:
         mark = "met   " if check.met else "MISSED"
         value, bound = _number(check.value), _number(check.bound)
         click.echo(f"{mark} {value} (bound {bound})  {check.text}")
-    click.echo(f"report: {result.report}")
-    click.echo(f"result: {result.result_file}")
-    click.echo(f"checkpoint: {result.megatron}")
+    click.echo(f"report: {result.report} (open it in a browser)")
+    click.echo(f"result: {result.result_file} (the checks above, as JSON)")
+    click.echo(f"checkpoint: {result.megatron} (Megatron, with the factors for every length)")
     if result.hugging_face.exists():
-        click.echo(f"Hugging Face: {result.hugging_face}")
+        click.echo(f"Hugging Face: {result.hugging_face} (transformers loads it as it is)")
 
 
 def _number(value: float | str | None) -> str:
-    """Four digits of a check's number, its text where it is one; "nan" where it was not finite."""
+    """Returns four digits of a number, text as it is, and "nan" for what was not finite."""
     return f"{value:.4g}" if isinstance(value, float) else str(value or "nan")

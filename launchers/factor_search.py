@@ -1,4 +1,4 @@
-"""What `longrope search` does: objective, journal, factors and result of one search."""
+"""What `longrope search` does: one search, its comparison with all baselines, and its result."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ from megatron_longrope.runtime import start_runtime
 
 
 def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] | None:
-    """Runs the search and returns on the main rank what it found and the plot of it. Raises
-    InputError for bad input."""
+    """Runs the search and returns on the main rank what it found, and the path of its plot.
+
+    Raises InputError for bad input.
+    """
     target = settings["target"]
     sources = list(read_text_files(settings["texts"]))
     held_out_sources = _held_out_sources(settings["held_out"], sources)
@@ -57,6 +59,9 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
             settings["model_path"],
             runtime,
             dtype=getattr(torch, settings["dtype"]),
+            angle_precision=settings["angle_precision"],
+            recompute=settings["recompute"],
+            offload=settings["offload"],
             backend=BackendSettings(engine=settings["engine"]),
         )
         if loaded.tokenizer_file is None:
@@ -109,7 +114,7 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
 
 
 def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
-    """Returns what the options ask for. Raises InputError for options of another searcher."""
+    """Returns the search that the options ask for; raises InputError for bad input."""
     values: dict[str, Any] = {
         "searcher": searcher_section(settings),
         "num_documents": num_documents,
@@ -131,7 +136,7 @@ def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
 
 
 def _tuned_factors(name_or_file: str | None, target: int) -> RopeFactors | None:
-    """Returns the factors a second stage searches beyond; None for a first."""
+    """Returns the fine-tuned factors that a second search goes on from; None for a first search."""
     if name_or_file is None:
         return None
     factors = resolve_factors(name_or_file, "--from-factors").ranges[-1].factors
@@ -142,8 +147,10 @@ def _tuned_factors(name_or_file: str | None, target: int) -> RopeFactors | None:
 
 
 def _held_out_sources(paths: Sequence[str], searched: Sequence[TextDocument]) -> list[TextDocument]:
-    """Returns the held-out files; raises InputError for a text that is searched on, whatever its
-    file is called, and for one given twice."""
+    """Returns the held-out texts, none of which is searched on.
+
+    Raises InputError for a text that is, whatever its file is called, and for one given twice.
+    """
     seen = {text.sha256: f"is what --text {text.name} holds" for text in searched}
     held_out = list(read_text_files(tuple(paths))) if paths else []
     for text in held_out:
@@ -156,7 +163,7 @@ def _held_out_sources(paths: Sequence[str], searched: Sequence[TextDocument]) ->
 def _encoded(
     sources: Sequence[TextDocument], tokenizer: TextTokenizer, length: int
 ) -> list[EvaluationDocument]:
-    """The texts as documents of `length` tokens at least; raises InputError for a shorter one."""
+    """Returns the texts as documents; raises InputError for one shorter than `length` tokens."""
     documents = [
         EvaluationDocument(text.name, text.tokens) for text in tokenize(sources, tokenizer)
     ]

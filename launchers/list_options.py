@@ -1,17 +1,17 @@
-"""Options that take several values in a row, as shells expand them: `--text *.py`."""
+"""Options that take several values in a row, as a shell expands patterns: `--text *.py`."""
 
 from __future__ import annotations
 
 import click
 
 _ONE_VALUE = {"--set"}
-"""Repeatable options that take one value each time all the same."""
+"""Repeatable options that take exactly one value each time."""
 
 
 class ListOptionsCommand(click.Command):
     """A command where `--text a b` means `--text a --text b` for repeatable options.
 
-    An argument of the command goes before such an option.
+    A command's argument must stand before such an option, or it is taken for one more value.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

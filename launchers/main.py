@@ -1,5 +1,4 @@
-"""The `longrope` command: finds subcommands lazily and turns errors into one line and an exit
-code."""
+"""The `longrope` command: imports subcommands when called, and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -31,11 +30,10 @@ _OWN_PACKAGES = {"launchers", "megatron_longrope", "data_prep", "checkpoints_too
 
 
 class LongRopeGroup(click.Group):
-    """A click group whose subcommands are imported when called, and whose errors are one line on
-    stderr."""
+    """A click group that imports subcommands when called and prints an error as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the names in the order of the method, not of the alphabet."""
+        """Returns the names of the subcommands, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -48,15 +46,17 @@ class LongRopeGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes names and helps from the table, so that `--help` imports no subcommand."""
+        """Writes names and help texts from the table, so that `--help` imports no subcommand."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> Any:
-        """Runs the command line and exits: 0 done, 1 failed, 2 bad input, 75 interrupted but
-        resumable."""
+        """Runs the command line and exits.
+
+        The exit code is 0 (done), 1 (failed), 2 (bad input) or 75 (interrupted, but resumable).
+        """
         extra.pop("standalone_mode", None)
         with _sigterm_as_interrupt():
             try:
@@ -79,8 +79,7 @@ class LongRopeGroup(click.Group):
 
 
 def _report(error: Exception) -> int:
-    """Prints `error` as one line and returns its exit code; raises it again if it is none of a
-    person's doing."""
+    """Prints `error` as one line and returns its exit code; raises again what is a bug of ours."""
     if isinstance(error, OSError):
         return _after_closed_pipe(error)
     if isinstance(error, click.Abort):
@@ -115,14 +114,16 @@ def _one_line(error: Exception) -> str:
 
 
 def _rank_prefix() -> str:
-    """Names the rank where a launcher started several: their lines arrive mixed."""
+    """Returns the rank where torchrun started several processes, as their lines arrive mixed."""
     rank = os.environ.get("RANK")
     return f"[rank {rank}] " if rank is not None else ""
 
 
 def _after_closed_pipe(error: OSError) -> int:
-    """Ends quietly when the reader of our output has gone (`longrope … | head`); raises any other
-    `error` again."""
+    """Returns the exit code after the reader of our output has gone, as in `longrope … | head`.
+
+    Raises any other `error` again.
+    """
     if error.errno != errno.EPIPE:
         raise error
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -131,8 +132,10 @@ def _after_closed_pipe(error: OSError) -> int:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM stop this process as Ctrl-C does, with its clean-up, but none of the processes
-    forked from it."""
+    """Makes SIGTERM stop this process as Ctrl-C does, clean-up included.
+
+    Processes forked from this one die of SIGTERM as usual: the clean-up is not theirs.
+    """
     owner = os.getpid()
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -166,17 +169,20 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 def main() -> None:
     """Extend the context window of a RoPE language model with LongRoPE, on megatron-core.
 
-    Lengths are in tokens and read as 262144, 256k or 2M (binary multiples). Exit codes: 0 done, 1
-    failed, 2 bad input, 75 interrupted: the same command goes on.
+    Begin with `longrope doctor` (what this machine can do) and `longrope demo` (the whole method on
+    a tiny model). `longrope COMMAND --help` explains each command.
+
+    Lengths are in tokens and read as 262144, 256k or 2M (k = 1024, M = 1024·1024). Exit codes: 0
+    done, 1 failed, 2 bad input, 75 interrupted: the same command goes on where it stopped.
     """
-    # deprecations inside the pinned libraries: nothing a person at the command line can act on
+    # Deprecations inside the pinned libraries: a person at the command line cannot mend them.
     for category in (FutureWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category, module=r"(megatron|torch)\.")
 
 
 @main.result_callback()
 def _discard_result(result: Any) -> None:
-    """A subcommand's return value is no exit code; those are given with `ctx.exit`."""
+    """Drops the return value of a subcommand, which click would take for an exit code."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Options and parameter types that several subcommands share, and the writer behind `--json`."""
+"""Options and parameter types that several subcommands share, and the writer of `--json`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LengthType(click.ParamType):  # type: ignore[type-arg]
     name = "length"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Returns tokens; raises InputError that names the option."""
+        """Returns the length in tokens; raises InputError that names the option."""
         return parse_length(value, _option_name(param))
 
 
@@ -36,8 +36,10 @@ class LengthsType(click.ParamType):  # type: ignore[type-arg]
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """Returns tokens, in the order given; raises InputError for a wrong length or one given
-        twice."""
+        """Returns the lengths in tokens, in the order given.
+
+        Raises InputError for a wrong length or one that is given twice.
+        """
         if isinstance(value, tuple):
             return value
         lengths = tuple(parse_length(part, _option_name(param)) for part in str(value).split(","))
@@ -47,7 +49,7 @@ class LengthsType(click.ParamType):  # type: ignore[type-arg]
 
 
 class NameType(click.ParamType):  # type: ignore[type-arg]
-    """One of the names a registry holds when the command runs, those of plug-ins included."""
+    """One of the names that a registry holds when the command runs, plug-ins included."""
 
     name = "name"
 
@@ -55,7 +57,7 @@ class NameType(click.ParamType):  # type: ignore[type-arg]
         self.names = names
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Returns the names as `--help` shows them."""
+        """Returns the names in the form in which `--help` shows choices."""
         return f"[{'|'.join(self.names())}]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -70,9 +72,9 @@ LENGTHS = LengthsType()
 
 
 def json_option(command: CallableT) -> CallableT:
-    """Adds `--json FILE`, passed as `json_path: Path | None`; `write_json` writes it.
+    """Adds `--json FILE`, passed as `json_path: Path | None`; `write_json` writes the file.
 
-    A folder that is not there is refused before the command begins.
+    A folder that does not exist is refused before the command begins.
     """
     return click.option(
         "--json",
@@ -81,7 +83,7 @@ def json_option(command: CallableT) -> CallableT:
         default=None,
         metavar="FILE",
         callback=_checked_json_path,
-        help="Write a machine-readable result here.",
+        help="Also write the result as JSON to this file.",
     )(command)
 
 
@@ -98,37 +100,46 @@ def engine_option(command: CallableT) -> CallableT:
         "--engine",
         type=click.Choice(["auto", "transformer-engine", "flash-attn", "torch"]),
         default="auto",
-        help="What computes layers and attention; longrope doctor says what auto takes.",
+        help="Library that computes layers and attention; longrope doctor says what auto is "
+        "on this machine.",
     )(command)
 
 
 def layout_options(command: CallableT) -> CallableT:
-    """Adds how a model is cut over processes, passed as the settings that `layout_of` reads."""
+    """Adds the options that say how a model is cut over processes; `layout_of` reads them."""
     options = (
         click.option(
-            "--tensor-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."
+            "--tensor-parallel",
+            type=click.IntRange(1),
+            default=1,
+            metavar="N",
+            help="Processes over which each matrix is cut.",
         ),
         click.option(
-            "--pipeline-parallel", type=click.IntRange(1), default=1, metavar="N", help="Processes."
+            "--pipeline-parallel",
+            type=click.IntRange(1),
+            default=1,
+            metavar="N",
+            help="Processes over which the layers are divided.",
         ),
         click.option(
             "--virtual-pipeline",
             type=click.IntRange(1),
             default=1,
             metavar="N",
-            help="Parts of the model on each pipeline process, interleaved.",
+            help="Runs of layers on each pipeline process, interleaved with those of the others.",
         ),
         click.option(
             "--context-parallel",
             type=click.IntRange(1),
             default=1,
             metavar="N",
-            help="Processes that share each sequence.",
+            help="Processes over which each document is cut.",
         ),
         click.option(
             "--sequence-parallel",
             is_flag=True,
-            help="Cut activations over the tensor-parallel processes.",
+            help="Cut norms and residuals over the tensor-parallel processes, to save memory.",
         ),
     )
     for option in reversed(options):
@@ -137,7 +148,7 @@ def layout_options(command: CallableT) -> CallableT:
 
 
 def layout_of(settings: Mapping[str, Any]) -> ParallelLayout:
-    """Returns what the options of `layout_options` ask for."""
+    """Returns the layout that the options of `layout_options` ask for."""
     from megatron_longrope.runtime import ParallelLayout
 
     return ParallelLayout(
@@ -150,28 +161,30 @@ def layout_of(settings: Mapping[str, Any]) -> ParallelLayout:
 
 
 def set_option(command: CallableT) -> CallableT:
-    """Adds `--set key.sub=value`, repeatable, passed as `overrides: tuple[str, ...]` for
-    `config.parse_overrides`."""
+    """Adds `--set key.sub=value`, which may be repeated, passed as `overrides: tuple[str, ...]`."""
     return click.option(
         "--set",
         "overrides",
         multiple=True,
         metavar="KEY.SUB=VALUE",
-        help="Override one key of the recipe; the value is read as YAML. Repeatable.",
+        help="Override one key of the recipe, such as evaluation.num_documents=2; the value is "
+        "read as YAML. May be repeated.",
     )(command)
 
 
 def check_json_folder(path: Path | None) -> None:
-    """Raises InputError unless `write_json` will find the folder of `path`: before hours go into
-    what it writes."""
+    """Raises InputError where the folder of `path` does not exist.
+
+    Called before the work begins, so that hours of it are not lost for want of a folder.
+    """
     if path is not None and not path.absolute().parent.is_dir():
         raise InputError("--json", path, "its folder does not exist")
 
 
 def write_json(path: Path, payload: Mapping[str, Any]) -> None:
-    """Writes the result of a command where `--json` asks for it, as `atomic.write_json_file` does.
+    """Writes the result of a command to the file that `--json` names, whole or not at all.
 
-    Raises InputError when the folder does not exist or cannot be written to.
+    Raises InputError where the folder does not exist or cannot be written to.
     """
     check_json_folder(path)
     try:

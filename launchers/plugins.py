@@ -1,4 +1,4 @@
-"""Plug-ins that other packages bring along: methods, searchers, tasks, architectures."""
+"""Loads plug-ins of other packages: methods, searchers, evaluation tasks and architectures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from importlib.metadata import entry_points
 from megatron_longrope.errors import InputError
 
 GROUP = "megatron_longrope.plugins"
-"""Entry points of a package: each names a module, which registers what it brings when imported."""
+"""The group of entry points that name plug-in modules; a module registers itself when imported."""
 
 
 @cache
 def load_plugins() -> None:
     """Imports every installed plug-in, once; raises InputError that names one which fails.
 
-    A package brings a plug-in along by a few lines of its pyproject.toml:
+    A package announces a plug-in in its pyproject.toml:
 
         [project.entry-points."megatron_longrope.plugins"]
         my-method = "my_package.my_method"

@@ -1,19 +1,23 @@
-"""How long work shows itself: a live bar on a terminal, a log line now and then elsewhere."""
+"""Progress of long work: a live line on a terminal, a log line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
+
+from megatron_longrope.artifacts.evaluations import PartLoss
 
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressLines:
-    """Prints stages and steps on the main rank. On a terminal a step overwrites the one before;
-    elsewhere it is a line of its own, at most one per 15 seconds and always the last of a stage.
+    """Prints stages and steps on stderr, on the main rank alone.
+
+    On a terminal each step overwrites the one before. Elsewhere a step has a line of its own: one
+    in 15 seconds at most, and always the last step of a stage.
     """
 
     def __init__(self, is_main: bool) -> None:
@@ -24,20 +28,22 @@ class ProgressLines:
         self._open_line = False
 
     def stage(self, text: str) -> None:
-        """Says that a stage begins, or that something is under way."""
+        """Prints that a stage begins, with the time since the command started."""
         self._say(f"[{self._elapsed()}] {text}", final=True)
 
     def step(
         self, done: int, total: int | None, message: str, eta_seconds: float | None = None
     ) -> None:
-        """Says how far a stage is."""
+        """Prints how far a stage is: steps done, of how many (None: unknown), and the time left."""
         share = f"{done}/{total}" if total else str(done)
         eta = "" if eta_seconds is None else f"  {_clock(eta_seconds)} left"
         self._say(f"  {share}  {message}{eta}", final=total is not None and done >= total)
 
     def counter(self) -> Callable[[int, int, str], None]:
-        """Returns a `show(done, total, message)` that adds the time left, from the rate since its
-        first call."""
+        """Returns a function `show(done, total, message)` that also prints the time left.
+
+        The time left follows from the rate since its first call.
+        """
         first: list[tuple[float, int]] = []
 
         def show(done: int, total: int, message: str) -> None:
@@ -51,8 +57,7 @@ class ProgressLines:
         return show
 
     def bytes_counter(self) -> Callable[[int, int], None]:
-        """Returns a `show(done, total)` in bytes, with the rate since its first call and the time
-        left."""
+        """Returns a function `show(done, total)` of bytes that also prints rate and time left."""
         first: list[tuple[float, int]] = []
 
         def show(done: int, total: int) -> None:
@@ -81,6 +86,21 @@ class ProgressLines:
 
     def _elapsed(self) -> str:
         return _clock(time.monotonic() - self._started)
+
+
+def loss_words(perplexity: float | None, score: float | None, parts: Sequence[PartLoss]) -> str:
+    """Returns `perplexity 16.9034`, or of a mixture its score and each part's own number.
+
+    >>> loss_words(16.90341, None, ())
+    'perplexity 16.9034'
+    >>> answers = PartLoss(name="answers", loss=0.15)
+    >>> loss_words(None, 71.3, (PartLoss(name="text", loss=2.83, perplexity=16.9), answers))
+    'score exp(loss) 71.3000 (text perplexity 16.9000, answers 0.1500 nats)'
+    """
+    if not parts:
+        return "perplexity not finite" if perplexity is None else f"perplexity {perplexity:.4f}"
+    value = "not finite" if score is None else f"{score:.4f}"
+    return f"score exp(loss) {value} ({', '.join(part.words for part in parts)})"
 
 
 def _clock(seconds: float) -> str:

@@ -1,5 +1,4 @@
-"""What the options of `longrope search` ask for, checked before torch is imported and a model is
-loaded."""
+"""Options of `longrope search`, checked before torch is imported and a model is loaded."""
 
 from __future__ import annotations
 
@@ -25,20 +24,20 @@ from megatron_longrope.search import (
 
 Searchers = tuple[type[RoundSearcher[Any]], ...]
 _BEFORE = "space"
-"""The option that those of the searchers stand before."""
+"""The name of the option before which the searchers' own options are listed."""
 
 
 class SearchCommand(ListOptionsCommand):
-    """`longrope search` with what the searchers registered at the time of the call declare."""
+    """The command `longrope search`, with the options that the registered searchers declare."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Returns the command's own options, and in their midst those of the searchers."""
+        """Returns the command's own options, with those of the searchers among them."""
         own = super().get_params(ctx)
         place = next(i for i, param in enumerate(own) if param.name == _BEFORE)
         return [*own[:place], *_searcher_params(tuple(SEARCHERS.values())), *own[place:]]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options, then a line for each searcher."""
+        """Writes the options, then one line per searcher."""
         super().format_options(ctx, formatter)
         with formatter.section("Searchers"):
             formatter.write_dl([(name, kind.summary) for name, kind in SEARCHERS.items()])
@@ -46,18 +45,18 @@ class SearchCommand(ListOptionsCommand):
 
 @cache
 def _searcher_params(searchers: Searchers) -> tuple[click.Option, ...]:
-    """`--searcher`, and each option that a searcher declares."""
+    """Returns `--searcher`, and every option that a searcher declares."""
     choice = click.Option(
         ["--searcher"],
         type=click.Choice([kind.name for kind in searchers]),
         default=DEFAULT_SEARCHER,
-        help="What proposes candidates; listed below.",
+        help="The search algorithm; all of them are listed below.",
     )
     return (choice, *(_setting_param(flag, searchers) for flag in _declared(searchers)))
 
 
 def _setting_param(flag: str, searchers: Searchers) -> click.Option:
-    """The option `flag`, its help in the words of every searcher that declares it."""
+    """Returns the option `flag`, with help in the words of every searcher that declares it."""
     meanings: dict[str, list[str]] = {}
     least = []
     for kind in searchers:
@@ -65,30 +64,34 @@ def _setting_param(flag: str, searchers: Searchers) -> click.Option:
             if option.flag == flag:
                 meanings.setdefault(option.help, []).append(kind.name)
                 least.append(option.at_least)
-    text = "; ".join(f"of {', '.join(names)}: {help}" for help, names in meanings.items())
+    text = "; ".join(f"for {', '.join(names)}: {help}" for help, names in meanings.items())
     return click.Option(
         [flag], type=click.IntRange(min(least)), metavar="N", help=text[:1].upper() + text[1:]
     )
 
 
 def _declared(searchers: Iterable[type[RoundSearcher[Any]]]) -> dict[str, SettingOption]:
-    """Every option declared by one searcher or more, by its flag."""
+    """Returns the options that the given searchers declare, by flag."""
     return {option.flag: option for kind in searchers for option in kind.options}
 
 
-def check_request(out: Path, settings: Mapping[str, Any]) -> None:
-    """Raises InputError for what is wrong whatever the model."""
+def check_search_request(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raises InputError for options that are wrong for any model."""
     _check_out(out)
     if settings["critical_pair"] is not None and settings["space"] != "longrope2":
         raise InputError(
             "--critical-pair", settings["critical_pair"], "belongs to --space longrope2"
         )
-    build_config(SearcherChoice, searcher_section(settings), "longrope search")
+    if settings["offload"] and settings["recompute"] != "full":
+        raise InputError("--offload", settings["recompute"], "belongs to --recompute full")
+    choice = build_config(SearcherChoice, searcher_section(settings), "longrope search")
+    if settings["angle_precision"] == "hf" and choice.needs_gradients(settings["target"]):
+        rule = f"has no gradients, which searcher {choice.name} needs: float64, or another searcher"
+        raise InputError("--angle-precision", "hf", rule)
 
 
 def _check_out(out: Path) -> None:
-    """Raises InputError where the folder `out` is not there and cannot be made, or takes no
-    files."""
+    """Raises InputError where the folder `out` cannot be made or written to."""
     existing = next(
         path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path)
     )
@@ -99,8 +102,9 @@ def _check_out(out: Path) -> None:
 
 
 def searcher_section(settings: Mapping[str, Any]) -> dict[str, object]:
-    """Returns the searcher asked for as a recipe's `searcher:` section holds it. Raises InputError
-    for options of another searcher.
+    """Returns the searcher asked for, in the form of a recipe's `searcher:` section.
+
+    Raises InputError for options that only other searchers have.
     """
     kind = SEARCHERS[settings["searcher"]]
     own = _declared([kind])
@@ -113,7 +117,7 @@ def searcher_section(settings: Mapping[str, Any]) -> dict[str, object]:
         if flag not in own:
             raise InputError("--searcher", kind.name, f"has no {flag}")
     section: dict[str, object] = {"name": kind.name}
-    if given:  # beside the rest of what this length has by default
+    if given:  # one setting given must not reset the others, whose defaults depend on the length
         section |= kind.default_settings(settings["target"]).model_dump(exclude_unset=True)
     for flag, value in given.items():
         section = merge_settings(section, own[flag].to_settings(value))

@@ -1,5 +1,4 @@
-"""Command-line options made of a settings class: one per field, with its type, default and
-description."""
+"""Command-line options made from a settings class, one per field."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ SettingsT = TypeVar("SettingsT", bound=StrictConfig)
 def setting_options(
     kind: type[StrictConfig], leave_out: Collection[str] = ()
 ) -> list[click.Option]:
-    """Returns an option per field of `kind`; `leave_out` names fields that are set otherwise.
+    """Returns one option per field of `kind`, with the field's type, default and description.
 
-    Values stay text until `settings_of` hands all of them to the class: what a field allows is
-    written there alone.
+    `leave_out` names fields that are set otherwise. Values stay text until `settings_of` hands all
+    of them to the class, so that what a field allows is written there alone.
     """
     return [
         _option(name, field) for name, field in kind.model_fields.items() if name not in leave_out
@@ -30,8 +29,10 @@ def setting_options(
 
 
 def settings_of(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
-    """Returns the settings in `values`, a command's parameters; raises InputError that names the
-    option."""
+    """Returns the settings that `values`, the parameters of a command, hold.
+
+    Raises InputError that names the option with a wrong value.
+    """
     given = {
         name: _parts(values[name]) if _is_list(field) else values[name]
         for name, field in kind.model_fields.items()
@@ -70,5 +71,5 @@ def _is_list(field: FieldInfo) -> bool:
 
 
 def _parts(value: object) -> object:
-    """Values separated by commas."""
+    """Returns the parts of a text that are separated by commas; other values as they are."""
     return tuple(value.split(",")) if isinstance(value, str) else value

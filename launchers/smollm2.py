@@ -1,5 +1,4 @@
-"""`longrope demo --model smollm2`: a real model, fetched, converted, and evaluated under every
-method."""
+"""`longrope demo --model smollm2`: a real small model, measured under every scaling method."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from checkpoints_tools.load_any import load_model
 from checkpoints_tools.smollm2 import fetch_smollm2
 from data_prep.documents import tokenize
 from data_prep.stdlib_corpus import split
-from launchers.evaluation_report import Progress, print_tables
+from launchers.evaluation_report import TokenProgress, print_tables
 from megatron_longrope.artifacts.results import write_rows
 from megatron_longrope.artifacts.rows import EvaluationLabels, PerplexityRow
 from megatron_longrope.data import load_tokenizer
@@ -28,8 +27,11 @@ from megatron_longrope.runtime import Runtime, start_runtime
 
 
 def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> None:
-    """Prints perplexity of one held-out module of the standard library at `length` tokens under
-    every method."""
+    """Prints the perplexity of one held-out document at `length` tokens under every method.
+
+    The document is the longest held-out module of the standard library. The model is fetched and
+    converted the first time; rows are left in `directory`, and in `json_path` if given.
+    """
     with start_runtime(timeout_seconds=3600) as runtime:
         loaded = load_model(_converted(directory, runtime), runtime)
         assert loaded.tokenizer_file is not None
@@ -41,7 +43,7 @@ def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> No
         methods = baseline_methods(
             loaded.model.geometry, max(length, loaded.model.shape.context_length)
         )
-        progress = Progress(length * len(methods), shown=runtime.is_main)
+        progress = TokenProgress(length * len(methods), shown=runtime.is_main)
         rows: list[PerplexityRow] = []
         for method in methods:
             loaded.model.set_factors(method.factors_at(length))
@@ -57,7 +59,7 @@ def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> No
 
 
 def _converted(directory: Path, runtime: Runtime) -> Path:
-    """Fetches and converts once."""
+    """Returns the model's Megatron checkpoint, which is fetched and converted the first time."""
     checkpoint = directory / "checkpoints" / "smollm2"
     folder = on_main(runtime, lambda: fetch_smollm2(directory / "huggingface"))
     if not on_main(runtime, lambda: is_checkpoint(checkpoint)):

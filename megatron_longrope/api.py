@@ -1,4 +1,4 @@
-"""One call that does the whole: model, documents and target length in, run result out."""
+"""One call that extends a model: model, documents and target length in, the run's result out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from megatron_longrope.pipeline.fitting import PROGRESSIVE, recipe_for
 from megatron_longrope.pipeline.result import RunResult
 from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.runtime import start_runtime
+
+__all__ = ["Progress", "RunResult", "extend_context"]
 
 
 def extend_context(

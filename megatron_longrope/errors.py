@@ -1,20 +1,29 @@
-"""The few kinds of error a person can meet, each with its exit code."""
+"""The errors that this project raises on purpose, each with its exit code."""
 
 from __future__ import annotations
 
 EXIT_FAILED = 1
+"""Exit code of a run that failed."""
 EXIT_BAD_INPUT = 2
+"""Exit code for input that is wrong."""
 EXIT_RESUMABLE = 75
+"""Exit code of a run that the same command goes on with (EX_TEMPFAIL of sysexits.h)."""
 
 
 class LongRopeError(Exception):
-    """Base of every error this project raises on purpose; its text is one line for a person."""
+    """Base class of every error raised on purpose; its text is one line for the user."""
 
     exit_code = EXIT_FAILED
 
 
 class InputError(LongRopeError):
-    """Something a person gave is wrong: the field, the value and the rule it breaks."""
+    """Raised where something the user gave is wrong: the field, its value and the rule it breaks.
+
+    >>> raise InputError("context_parallel", 3, "must divide the number of ranks, 8")
+    Traceback (most recent call last):
+    ...
+    megatron_longrope.errors.InputError: context_parallel=3: must divide the number of ranks, 8
+    """
 
     exit_code = EXIT_BAD_INPUT
 
@@ -23,18 +32,23 @@ class InputError(LongRopeError):
         super().__init__(f"{field}={value}: {rule}")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
-        """Errors travel between ranks."""
+        """Returns how to rebuild the error from pickle, by which it travels between ranks.
+
+        Exception's own way would call the constructor with the message alone.
+        """
         return type(self), (self.field, str(self.value), self.rule)
 
 
 class MissingDependencyError(LongRopeError):
-    """A package or program this command needs is not installed; the text says which and how to get
-    it."""
+    """Raised where a command needs a package or program that is not installed.
+
+    The text says which one, and how to get it.
+    """
 
     exit_code = EXIT_BAD_INPUT
 
 
 class InterruptedRunError(LongRopeError):
-    """The run was asked to stop; what is on disk lets the same command go on."""
+    """Raised where a run was asked to stop; the same command goes on with what is on disk."""
 
     exit_code = EXIT_RESUMABLE

@@ -1,4 +1,4 @@
-"""A table of plug-ins by name: what a command line, a recipe and a report look names up in."""
+"""Tables of plug-ins by name, which command line, recipes and reports look names up in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ PluginT = TypeVar("PluginT")
 
 
 class Registry(Mapping[str, PluginT], Generic[PluginT]):
-    """Plug-ins of one kind by name, in the order registered; built in or from any other package.
+    """Plug-ins of one kind by name, in the order in which they were registered.
+
+    Built-in plug-ins and those of other packages are registered in the same way.
 
     >>> METHODS: Registry[str] = Registry("method")
     >>> METHODS.register("pi", "position interpolation")
@@ -29,17 +31,17 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         self._plugins: dict[str, PluginT] = {}
 
     def register(self, name: str, plugin: PluginT) -> PluginT:
-        """Adds `plugin` under `name` and returns it; a name is taken once."""
+        """Adds `plugin` under `name`, which must be new, and returns it."""
         assert name not in self._plugins, f"{self.kind} {name} is registered already"
         self._plugins[name] = plugin
         return plugin
 
     def remove(self, name: str) -> None:
-        """Takes a plug-in out again, such as one a test has added."""
+        """Removes a plug-in, such as one that a test has added."""
         del self._plugins[name]
 
     def __getitem__(self, name: str) -> PluginT:
-        """Returns the plug-in of this name; raises InputError that lists the known ones."""
+        """Returns the plug-in of this name; raises InputError that lists the known names."""
         try:
             return self._plugins[name]
         except KeyError:

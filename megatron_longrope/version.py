@@ -1,4 +1,4 @@
-"""The version of this project: its one place."""
+"""The version of this project, the one place where it stands."""
 
 from __future__ import annotations
 

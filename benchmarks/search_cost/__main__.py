@@ -1,5 +1,8 @@
-"""Perplexity against evaluated tokens, for every searcher: `python -m benchmarks.search_cost run …
-| compare …`."""
+"""Measures perplexity against evaluated tokens, for every searcher.
+
+python -m benchmarks.search_cost run …        one search
+python -m benchmarks.search_cost compare …    what all searches reached at which cost
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The command line: `run` one search, `peer` for Microsoft's, `compare` what the journals hold,
-`stopping` replayed."""
+"""The commands of the benchmark: `run`, `peer` for Microsoft's search, `compare`, `stopping`."""
 
 from __future__ import annotations
 
@@ -31,13 +30,14 @@ from megatron_longrope.search import (
 )
 
 _TENTH_OF_672 = {"ramp": {"max_rounds": 5}, "descent": {"passes": 8}}
-# the paper's sizes: for targets below and above 512k tokens; and small ones, for many searches
+"""Settings of `hybrid` that cost a tenth of the paper's 672 evaluations for long targets."""
 _EVOLUTIONS = {
     "4x": EvolutionSettings(population=32, mutants=8, crossovers=8, parents=16, iterations=8),
     "8x": EvolutionSettings.paper("256k"),
     "32x": EvolutionSettings.paper("2M"),
     "32xwide": EvolutionSettings.paper("2M"),
 }
+"""Sizes of the evolution by problem: the paper's below and above 512k tokens, small ones for 4x."""
 _PROBLEM = click.option(
     "--problem", type=click.Choice(list(LENGTHS)), default="8x", show_default=True
 )
@@ -63,8 +63,11 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @_OUT
 def run(problem: str, searcher: str, seed: int, out: Path) -> None:
-    """Run one search, the evolution at the paper's full size (at 32x the half size of long targets,
-    at 4x small)."""
+    """Run one search.
+
+    The evolution has the paper's sizes: at 8x those for short targets, at 32x those for long ones;
+    at 4x it is small.
+    """
     with open_bench(problem) as bench:
         length = LENGTHS[problem]
         task = SearchTask(length, length / bench.window, bench.search.num_documents)
@@ -136,12 +139,12 @@ def compare(problem: str, plot: Path | None, json_path: Path | None, out: Path) 
 def stopping(
     journals: tuple[Path, ...], error_level: float, ladder: tuple[int, ...], problem: str
 ) -> None:
-    """Replay early stopping over JOURNALS of searches that scored every candidate whole (with
-    --ladder, of PROBLEM)."""
-    rule, searches = (
-        EarlyStopping(error_level=error_level, ladder=ladder),
-        [read_entries(path) for path in journals],
-    )
+    """Replay early stopping over JOURNALS of searches that scored every candidate to the end.
+
+    With --ladder, the journals must be those of PROBLEM.
+    """
+    rule = EarlyStopping(error_level=error_level, ladder=ladder)
+    searches = [read_entries(path) for path in journals]
     rung_tokens: list[int] = []
     if ladder:
         with open_bench(problem) as bench:
@@ -153,31 +156,28 @@ def stopping(
         lost = "  LOST THE BEST" if found.lost_best else ""
         click.echo(
             f"{path.name:<32} {found.stopped:>5} of {found.evaluations} stopped, "
-            f"{found.token_share:6.1%} of "
-            f"the tokens, {found.lost_improvements} improvements stopped{lost}"
+            f"{found.token_share:6.1%} of the tokens, "
+            f"{found.lost_improvements} improvements stopped{lost}"
         )
     evaluations = sum(found.evaluations for found in replays)
     share = sum(found.token_share * found.evaluations for found in replays) / evaluations
     mean = sum(found.token_share for found in replays) / len(replays)
-    lost_best, lost_some = (
-        sum(r.lost_best for r in replays),
-        sum(r.lost_improvements for r in replays),
-    )
+    lost_best = sum(found.lost_best for found in replays)
+    lost_some = sum(found.lost_improvements for found in replays)
     click.echo(
         f"{len(replays)} journals: {share:.1%} of the tokens, {mean:.1%} as the mean of journals, "
-        f"{lost_best} "
-        f"lost their best, {lost_some} improvements in {evaluations} evaluations stopped"
+        f"{lost_best} lost their best, "
+        f"{lost_some} improvements in {evaluations} evaluations stopped"
     )
 
 
 def _on_rungs(
     entries: Sequence[JournalEntry], rungs: Sequence[PerplexityObjective]
 ) -> list[JournalEntry]:
-    """The same evaluations with their losses at shorter lengths."""
+    """Returns the same evaluations with their losses at shorter lengths, measured now."""
     candidates = [entry.candidate for entry in entries]
-    losses = zip(
-        *([evaluation.loss for evaluation in rung(candidates)] for rung in rungs), strict=True
-    )
+    by_rung = [[evaluation.loss for evaluation in rung(candidates)] for rung in rungs]
+    losses = zip(*by_rung, strict=True)  # by candidate
     return [
         replace(entry, evaluation=replace(entry.evaluation, rungs=on_rungs))
         for entry, on_rungs in zip(entries, losses, strict=True)
@@ -185,6 +185,7 @@ def _on_rungs(
 
 
 def _choice(problem: str, searcher: str) -> SearcherChoice:
+    """Returns the searcher with the settings that this benchmark compares on the problem."""
     settings: dict[str, object] = {}
     if SEARCHERS[searcher].Settings is EvolutionSettings:
         settings = _EVOLUTIONS[problem].model_dump()
@@ -194,17 +195,19 @@ def _choice(problem: str, searcher: str) -> SearcherChoice:
 
 
 def _held_out(bench: Bench, curves: list[Curve]) -> list[float]:
-    return [
-        evaluation.perplexity for evaluation in bench.held_out([curve.best for curve in curves])
-    ]
+    """Returns the perplexity of each search's best candidate on the held-out documents."""
+    evaluations = bench.held_out([curve.best for curve in curves])
+    return [evaluation.perplexity for evaluation in evaluations]
 
 
 def _journal(out: Path, problem: str, searcher: str, seed: int) -> Path:
+    """Returns the path of a search's journal, in a folder that is made where it is missing."""
     out.mkdir(parents=True, exist_ok=True)
     return out / f"{problem}-{searcher}-{seed}.jsonl"
 
 
 def _say(progress: SearchProgress) -> None:
+    """Prints every tenth evaluation."""
     if progress.done % 10 == 0 and progress.best_perplexity is not None:
         left = f"  {progress.eta_seconds:.0f} s left" if progress.eta_seconds else ""
         click.echo(f"{progress.done}/{progress.total}  best {progress.best_perplexity:.4f}{left}")

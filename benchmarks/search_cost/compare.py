@@ -1,4 +1,4 @@
-"""Reading journals as curves: the best perplexity so far against forward-equivalents."""
+"""Journals as curves: the best perplexity so far against the cost so far."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from megatron_longrope.search import Candidate, JournalEntry
 
 @dataclass(frozen=True)
 class Curve:
-    """One search: after each evaluation its cost so far, in whole evaluations, and the best
-    perplexity so far."""
+    """The course of one search."""
 
     searcher: str
     seed: int
     costs: list[float]
+    """Cost up to each evaluation, in forward passes over all documents."""
     perplexities: list[float]
+    """Lowest perplexity up to each evaluation; infinite while there is none."""
     best: Candidate
     backward_ratio: float
-    """Seconds of a backward pass over those of a forward pass, measured in this search; 0 where it
-    did none."""
+    """Time of a backward pass over that of a forward pass in this search; 0 without gradients."""
 
 
 def read_entries(path: Path) -> list[JournalEntry]:
-    """Returns a journal's evaluations; `.gz` too. These are our own files: no damage is
-    expected."""
+    """Returns the evaluations of a journal, which may be compressed (`.gz`).
+
+    Checksums are not verified: the journals of the benchmark are this project's own.
+    """
     data = path.read_bytes()
     lines = (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines()
     return [JournalEntry.from_json(json.loads(line)) for line in lines[1:]]
 
 
 def read_curve(path: Path) -> Curve:
-    """Returns the curve of the journal at `path`, named problem-searcher-seed.jsonl."""
+    """Returns the curve of the journal at `path`, which is named problem-searcher-seed.jsonl."""
     _, searcher, seed = path.name.split(".")[0].split("-")
     entries = read_entries(path)
     ratio = _backward_ratio(entries)
@@ -45,10 +47,10 @@ def read_curve(path: Path) -> Curve:
     costs, perplexities = [], []
     cost, best = 0.0, None
     for entry in entries:
+        # in units of one forward pass over all documents; a gradient adds a backward pass
         cost += entry.cost_tokens / whole * (1 + ratio * (entry.evaluation.gradient is not None))
-        if entry.evaluation.usable and (
-            best is None or entry.evaluation.loss < best.evaluation.loss
-        ):
+        evaluation = entry.evaluation
+        if evaluation.usable and (best is None or evaluation.loss < best.evaluation.loss):
             best = entry
         costs.append(cost)
         perplexities.append(best.evaluation.perplexity if best else float("inf"))
@@ -57,8 +59,7 @@ def read_curve(path: Path) -> Curve:
 
 
 def summary_rows(curves: Sequence[Curve], held_out: Sequence[float]) -> list[dict[str, Any]]:
-    """Returns a row per search: what it cost, and what it found on its own documents and on
-    held-out ones."""
+    """Returns a row per search: cost, and perplexity on its own and on held-out documents."""
     return [
         {
             "searcher": curve.searcher,
@@ -74,12 +75,13 @@ def summary_rows(curves: Sequence[Curve], held_out: Sequence[float]) -> list[dic
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the rows as text, with a line of means for searchers run with several seeds."""
+    """Returns the rows as a table, with a line of means for searchers run with several seeds."""
     lines = [f"{'searcher':<12}{'seed':>5}{'cost':>9}{'search':>10}{'held out':>10}{'t':>8}"]
     for row in rows:
         lines.append(
-            f"{row['searcher']:<12}{row['seed']:>5}{row['forward_equivalents']:>9.1f}{row['search_perplexity']:>10.4f}"
-            f"{row['held_out_perplexity']:>10.4f}{row['attention_factor']:>8.3f}"
+            f"{row['searcher']:<12}{row['seed']:>5}{row['forward_equivalents']:>9.1f}"
+            f"{row['search_perplexity']:>10.4f}{row['held_out_perplexity']:>10.4f}"
+            f"{row['attention_factor']:>8.3f}"
         )
     for searcher in dict.fromkeys(row["searcher"] for row in rows):
         same = [row for row in rows if row["searcher"] == searcher]
@@ -95,6 +97,7 @@ _MEANS = ("forward_equivalents", "search_perplexity", "held_out_perplexity")
 
 
 def _backward_ratio(entries: Sequence[JournalEntry]) -> float:
+    """Returns the median time per token of a backward pass over that of a forward pass."""
     forward = [e.seconds / e.cost_tokens for e in entries if e.evaluation.gradient is None]
     both = [e.seconds / e.cost_tokens for e in entries if e.evaluation.gradient is not None]
     return statistics.median(both) / statistics.median(forward) - 1 if both else 0.0

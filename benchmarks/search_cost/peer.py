@@ -1,8 +1,9 @@
-"""Microsoft's own evolution, from a checkout of microsoft/LongRoPE, judged by our evaluator.
+"""Microsoft's own evolution, run from a checkout of microsoft/LongRoPE with our evaluator.
 
-Their `DimMonoGeneticAlgorithm` sends rescale factors to evaluators and waits for a perplexity; ours
-takes the place of their subprocesses. They keep the temperature at √(1 + ln s / ln L) and start
-from YaRN. Its checkout is put on the module path, its code runs as it is.
+Their `DimMonoGeneticAlgorithm` sends rescale factors to evaluators, which are subprocesses in their
+code, and waits for perplexities; our evaluator takes the place of the subprocesses. Their search
+keeps the attention factor at √(1 + ln s / ln L) and starts from YaRN. The checkout is put on the
+module path, and its code runs unchanged.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from megatron_longrope.search import Candidate, Journal, JournalEntry, Provenanc
 
 
 class _Enough(Exception):
-    """The budget of evaluations is spent."""
+    """Raised when the budget of evaluations is spent, to end their search."""
 
 
 class _Evaluator:
-    """What their queue talks to."""
+    """The evaluator that their search talks to, which records every evaluation in a journal."""
 
     def __init__(self, bench: Bench, journal: Journal, budget: int | None) -> None:
         self._bench, self._journal, self._budget = bench, journal, budget
@@ -34,35 +35,37 @@ class _Evaluator:
         self._num_asked = 0
 
     def set_rope(self, rope_args: dict[str, Any]) -> None:
+        """Takes the factors to evaluate next."""
         rescale = tuple(float(value) for value in rope_args["rescale_factors"])
         self._waiting = Candidate(rescale, 0, self._attention_factor)
 
     def get_result(self) -> float:
+        """Returns the perplexity of the factors set last."""
         assert self._waiting is not None
         number, self._num_asked = self._num_asked, self._num_asked + 1
-        if number < len(
-            self._journal.entries
-        ):  # their search starts anew from its seed: what is known is told again
+        # an interrupted search starts anew from its seed and is told again what is known
+        if number < len(self._journal.entries):
             assert self._journal.entries[number].candidate == self._waiting
             return self._journal.entries[number].evaluation.perplexity
         if self._budget is not None and number >= self._budget:
             raise _Enough
         (evaluation,) = self._bench.search([self._waiting])
-        entry = JournalEntry(
-            number,
-            self._waiting,
-            Provenance(0, "microsoft"),
-            evaluation,
-            0.0,
-            evaluation.cost_tokens,
-        )
+        provenance, cost = Provenance(0, "microsoft"), evaluation.cost_tokens
+        entry = JournalEntry(number, self._waiting, provenance, evaluation, 0.0, cost)
         self._journal.append(entry)
         return evaluation.perplexity
 
 
 def run_peer(bench: Bench, checkout: Path, path: Path, seed: int, budget: int | None) -> None:
-    """Runs their search to its end, or for `budget` evaluations, and leaves a journal of it at
-    `path`."""
+    """Runs their search to its end or for `budget` evaluations, and leaves its journal at `path`.
+
+    Args:
+        bench: The problem to search on.
+        checkout: Folder of the checkout of microsoft/LongRoPE.
+        path: Path of the journal, from which an interrupted search goes on.
+        seed: Seed of NumPy's global generator, which their code draws from.
+        budget: Most evaluations; None lets the search end by itself.
+    """
     sys.path.insert(0, str(checkout))
     from evolution.algorithms import DimMonoGeneticAlgorithm  # type: ignore[import-not-found]
 

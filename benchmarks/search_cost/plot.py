@@ -1,4 +1,4 @@
-"""Best perplexity against cost, a line per search."""
+"""The plot of the best perplexity against cost, with a line per search."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from benchmarks.search_cost.compare import Curve
 
 
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
-    """Writes a PNG: cost in forward-equivalents on a log axis, one colour per searcher, one line
-    per seed."""
+    """Writes a PNG with cost on a logarithmic axis, a colour per searcher and a line per seed."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     names = list(dict.fromkeys(curve.searcher for curve in curves))
     for curve in curves:

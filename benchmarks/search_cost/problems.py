@@ -1,9 +1,8 @@
-"""The search problems: the demonstration model at 8 and at 32 times its window, where searchers are
-compared.
+"""The search problems on which searchers are compared: the demonstration model beyond its window.
 
-At 4 times it is cheap enough for many small searches, over which early stopping is replayed. `32x`
-has the temperatures up to 1.3 that its reference journal was made with, `32xwide` those of the
-library, up to 1.41.
+Searchers are compared at 8 and at 32 times the window. At 4 times a search is cheap enough for
+many, over which early stopping is replayed. `32x` has the attention factors up to 1.3 that its
+reference journal was made with, `32xwide` those of the library, up to 1.41.
 """
 
 from __future__ import annotations
@@ -34,24 +33,27 @@ _NUM_HELD_OUT = 8
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, documents to search on and others to judge by, and the space all searchers share."""
+    """A search problem with its model and documents, which all searchers share."""
 
     runtime: Runtime
     problem: SearchProblem
+    """Space, seeds and length of the search."""
     search: PerplexityObjective
+    """The objective on the documents searched on."""
     held_out: PerplexityObjective
+    """The objective on other documents, which the results are compared on."""
     identity: dict[str, Any]
-    """Of what is measured, for journals."""
+    """Identity of the objective for the headers of journals."""
     documents: list[EvaluationDocument]
-    """Searched on."""
+    """The documents searched on."""
 
     @property
     def geometry(self) -> RopeGeometry:
+        """The rotary geometry of the model."""
         return self.search.model.geometry
 
     def rung(self, length: int) -> PerplexityObjective:
-        """Returns what scores candidates of this problem on the documents' first `length`
-        tokens."""
+        """Returns the objective on the first `length` tokens of the documents searched on."""
         texts = [document.prefix(length) for document in self.documents]
         return PerplexityObjective(
             self.search.model,
@@ -62,16 +64,18 @@ class Bench:
 
     @property
     def window(self) -> int:
+        """Pretrained window of the model, in tokens."""
         return self.geometry.original_length
 
     @property
     def scale(self) -> float:
+        """Length searched for over the pretrained window."""
         return self.problem.length / self.window
 
 
 @contextmanager
 def open_bench(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Bench]:
-    """Yields the problem called `name` on this process, or under torchrun on all of them."""
+    """Yields the problem called `name`, on this process or under torchrun on all processes."""
     length = LENGTHS[name]
     with start_runtime(threads=1) as runtime:
         loaded = load_model(model_path("preset:demo"), runtime, dtype=dtype)
@@ -103,6 +107,6 @@ def open_bench(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Bench]
 def _objective(
     model: LongRopeModel, documents: list[EvaluationDocument], length: int
 ) -> PerplexityObjective:
-    # one document a pass, so that what is measured does not depend on how documents are grouped
+    # one document a pass, so that costs and losses do not depend on how documents are grouped
     texts = [document.prefix(length) for document in documents]
     return PerplexityObjective(model, texts, target_length=length, max_batch_tokens=length)

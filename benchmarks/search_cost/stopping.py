@@ -1,5 +1,8 @@
-"""What early stopping would have saved in searches that scored every candidate whole, and whether
-it would err."""
+"""A replay of early stopping over searches that scored every candidate to the end.
+
+It shows how many tokens early stopping would have saved, and which good candidates it would have
+lost.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,26 @@ from megatron_longrope.search.types import Judge
 
 @dataclass(frozen=True)
 class Replay:
-    """One journal under early stopping."""
+    """The effect of early stopping on one journal."""
 
     evaluations: int
     stopped: int
+    """Number of candidates that would have been stopped."""
     token_share: float
-    """Tokens that would have been scored, of those that were."""
+    """Tokens that would have been scored over those that were."""
     lost_best: bool
     """Whether the best candidate of the whole search would have been stopped."""
     lost_improvements: int
-    """Stopped candidates that were better than the incumbent of their rule."""
+    """Number of stopped candidates that were better than the incumbent of their rule."""
 
 
 def replay(
     entries: Sequence[JournalEntry], stopping: EarlyStopping, rung_tokens: Sequence[int] = ()
 ) -> Replay:
-    """Returns what becomes of `entries`, all completed, in their order and rounds. A candidate that
-    is stopped is no incumbent and nothing is learned from it, as in a search. `rung_tokens`: what
-    each rung costs, where there are any.
+    """Returns the effect of `stopping` on `entries`, all completed, in their order and rounds.
+
+    As in a search, a candidate that is stopped is never the incumbent, and no rule is learned from
+    it. `rung_tokens` are the tokens that each rung of a ladder costs.
     """
     assert all(entry.evaluation.completed for entry in entries), (
         "early stopping is replayed over whole evaluations"
@@ -56,6 +61,7 @@ def replay(
 
 
 def _under_one_rule(entries: Sequence[JournalEntry]) -> Iterator[Sequence[JournalEntry]]:
+    """Yields the parts of the search that one stopping rule holds for, in order."""
     done = 0
     for _, generation in groupby(entries, key=lambda entry: entry.provenance.generation):
         start, round_end = done, done + len(list(generation))
@@ -66,11 +72,12 @@ def _under_one_rule(entries: Sequence[JournalEntry]) -> Iterator[Sequence[Journa
 
 
 def _scored(whole: Evaluation, judge: Judge | None) -> Evaluation:
-    """What of an evaluation is scored: all, or up to where `judge` stops it."""
+    """Returns the part of an evaluation up to where `judge` stops it, or all of it."""
     return next((part for part in _parts(whole) if judge is not None and judge(part)), whole)
 
 
 def _parts(whole: Evaluation) -> Iterator[Evaluation]:
+    """Yields what is known at each point where scoring may stop: after each rung and document."""
     for rungs in range(1, len(whole.rungs) + 1):
         yield Evaluation((), (), completed=False, rungs=whole.rungs[:rungs])
     for scored in range(1, len(whole.nll_sums)):

@@ -1,1 +1,1 @@
-"""What every conversion shares: weight maps, streamed tensors, writing and comparing."""
+"""Parts that all conversions share: weight maps, streamed tensors, writing and comparing."""

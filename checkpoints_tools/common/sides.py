@@ -1,5 +1,4 @@
-"""One side of a comparison: a model in any format, its weights under Hugging Face's names, read one
-at a time."""
+"""One side of a comparison: a model in any format, its weights read one by one under HF names."""
 
 from __future__ import annotations
 
@@ -29,25 +28,27 @@ from megatron_longrope.runtime import Runtime
 
 @dataclass(frozen=True)
 class Side:
-    """`names`: the weights there are, in the model's order. `read` returns one, `load` the whole
-    model in float32."""
+    """A model to compare, whatever format it is stored in."""
 
     kind: str
+    """The format, in words."""
     path: Path
     shape: ModelShape
     factor_set: FactorSet
     names: tuple[str, ...]
+    """Hugging Face names of the weights that are there, in the order of the model."""
     read: Callable[[str], Tensor]
+    """Returns one weight by its Hugging Face name."""
     load: Callable[[Runtime], LongRopeModel]
+    """Returns the whole model in float32."""
 
 
 @contextmanager
 def opened_side(path: Path | str) -> Iterator[Side]:
-    """Yields the model of a GGUF file, a Hugging Face folder, a Megatron checkpoint or a run
-    directory.
+    """Yields the model in a GGUF file, Hugging Face folder, Megatron checkpoint or run directory.
 
-    Weights that are missing or too many are no error here. Raises InputError for anything else, and
-    for damage.
+    Missing and surplus weights are no error here, as the comparison reports them. Raises
+    InputError for a path that holds no model, and for a damaged one.
     """
     path = Path(path)
     if is_gguf(path):
@@ -68,6 +69,7 @@ def _of_folder(kind: str, path: Path, folder: HfFolder) -> Side:
     factor_set = factor_set_from_hf(with_rope_said(folder.config))
     present = {name for name in folder.files if not name.endswith(DERIVED_SUFFIXES)}
     if shape.tie_embeddings:
+        # some folders store the tied output layer too: the same weight a second time
         present -= {
             copy for copy, of in TIED.items() if {copy, of} <= present and _same(folder, copy, of)
         }
@@ -94,7 +96,8 @@ def _of_checkpoint(folder: Path) -> Side:
     shape = description.shape
     stored = StoredTensors(weights_folder(folder))
     where = {name: entry for entry in bound_rules(shape) for name in entry[2].hf}
-    latest: dict[str, Tensor] = {}  # q, k and v, or gate and up, come from one weight: read it once
+    # HF's q, k and v (or gate and up) come from one Megatron weight, which is read once for them.
+    latest: dict[str, Tensor] = {}
 
     def read(name: str) -> Tensor:
         if name not in latest:

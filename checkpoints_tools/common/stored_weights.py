@@ -1,4 +1,4 @@
-"""A Megatron checkpoint's weights, checked against what its description says before one is read."""
+"""A Megatron checkpoint's weights, checked against its description before any is read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ _MODEL_PARTS = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
 
 @dataclass
 class StoredWeights:
-    """Reads whole weights, or their rows part by part. Raises InputError where names, sizes or
-    dtypes do not fit."""
+    """The weights of a checkpoint, to be read row by row.
+
+    Raises InputError where names, sizes or dtypes are not those of the description.
+    """
 
     folder: Path
+    """The checkpoint's folder of torch_dist data files."""
     description: CheckpointDescription
     _opened: StoredTensors | None = field(default=None, repr=False)
 
@@ -45,15 +48,17 @@ class StoredWeights:
             )
 
     def __getstate__(self) -> dict[str, object]:
-        """Other processes open the files themselves."""
+        """Returns what is pickled: not the open files, which other processes open themselves."""
         return {"folder": self.folder, "description": self.description, "_opened": None}
 
     @property
     def shape(self) -> ModelShape:
+        """Sizes of the model."""
         return self.description.shape
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype that all weights are stored in."""
         return self.description.torch_dtype
 
     @property
@@ -65,13 +70,15 @@ class StoredWeights:
     def parts(
         self, rule: WeightRule, layer: int | None, bound: WeightRule
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first row, rows) of one whole Megatron weight, as they are stored; rows of
-        padding may follow."""
+        """Yields (number of the first row, rows) for each stored part of one whole Megatron weight.
+
+        Rows that pad the vocabulary may follow the model's own.
+        """
         name, stacked = stored_name(self._stored, rule, layer, bound)
         yield from self._stored.row_parts(name, layer if stacked else None)
 
     def fingerprint(self) -> list[list[object]]:
-        """Returns what tells these files from others: each one's name, size and time of change."""
+        """Returns each file's name, size and time of change, to notice other contents."""
         files = sorted(file for file in self.folder.iterdir() if file.is_file())
         return [
             [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files
@@ -80,7 +87,7 @@ class StoredWeights:
     def _check(self, rule: WeightRule, name: str, sizes: tuple[int, ...]) -> None:
         wanted = rule.sizes_in_megatron(self.shape)
         fits = sizes == wanted
-        if rule.kind == "embedding":  # padded to another multiple by whoever wrote it
+        if rule.kind == "embedding":  # other writers pad the vocabulary to another multiple
             fits = sizes[1:] == wanted[1:] and sizes[0] >= self.shape.vocab_size
         if not fits:
             rule_text = f"{name} has sizes {list(sizes)}, its description says {list(wanted)}"
@@ -95,7 +102,11 @@ class StoredWeights:
 def stored_name(
     stored: StoredTensors, rule: WeightRule, layer: int | None, bound: WeightRule
 ) -> tuple[str, bool]:
-    """Returns a weight's name in the checkpoint, and whether all layers are stacked under it."""
+    """Returns a weight's name in the checkpoint, and whether all layers are stacked under it.
+
+    megatron-core stores a weight of all layers as one tensor with the layer as its first dim, or,
+    for layers that differ from one another, each layer's under a name with its number.
+    """
     if layer is not None and bound.stored not in stored.entries:
         return rule.stacked, True
     return bound.stored, False
@@ -104,7 +115,13 @@ def stored_name(
 def read_weight(
     stored: StoredTensors, rule: WeightRule, layer: int | None, bound: WeightRule
 ) -> Tensor:
-    """Returns one whole Megatron weight; checkpoints keep layers stacked under one name, or each
-    under its own."""
+    """Returns one whole Megatron weight of a checkpoint.
+
+    Args:
+        stored: the open checkpoint.
+        rule: the weight's rule for any layer.
+        layer: number of the layer; None for a weight outside the layers.
+        bound: the rule of that layer.
+    """
     name, stacked = stored_name(stored, rule, layer, bound)
     return stored.read(name, layer if stacked else None)

@@ -1,8 +1,8 @@
-"""safetensors files by byte ranges: rows in and out without holding a tensor, let alone a file.
+"""Reads and writes rows of safetensors files by byte ranges, without holding a whole tensor.
 
-The format is the one of the `safetensors` package, whose reader checks every header before this
-module looks at it. The package itself maps files into memory, and what was read stays counted as
-the process's; a range read does not.
+The reader of the `safetensors` package checks every header before this module looks at it. Rows are
+not read with the package, since it maps files into memory: what was read would count as memory of
+this process until the file is closed.
 """
 
 from __future__ import annotations
@@ -40,25 +40,29 @@ _SUM_WIDTH = 1024
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in its file: `start` in bytes from the file's beginning, rows one after
-    another."""
+    """Place of a tensor in its file, where its rows lie one after another."""
 
     dtype: torch.dtype
     sizes: tuple[int, ...]
     start: int
+    """Number of bytes before the tensor in its file."""
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row, a row being all numbers of one index of the first dim."""
         return math.prod(self.sizes[1:]) * self.dtype.itemsize
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the whole tensor."""
         return math.prod(self.sizes) * self.dtype.itemsize
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Returns what a safetensors file holds; raises InputError for one that is damaged or cut
-    short."""
+def read_safetensors_header(file: Path) -> dict[str, StoredTensor]:
+    """Returns the place of every tensor in a safetensors file, by name.
+
+    Raises InputError for a file that is damaged or cut short.
+    """
     try:
         with safe_open(file, "pt"):  # checks sizes, ranges, overlaps and the file's length
             pass
@@ -88,8 +92,10 @@ def _stored(name: str, entry: Mapping[str, Any], data_start: int, file: Path) ->
 def plan_file(
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
 ) -> tuple[bytes, dict[str, StoredTensor]]:
-    """Returns the first bytes of a safetensors file of these tensors, in this order, and where each
-    goes."""
+    """Returns the head of a safetensors file (the bytes before the data) and each tensor's place.
+
+    `tensors` gives dtype and sizes by name, in the order the file is to have.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, (dtype, sizes) in tensors.items():
@@ -101,7 +107,7 @@ def plan_file(
         }
         start = stop
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % _ALIGNMENT)
+    raw += b" " * (-len(raw) % _ALIGNMENT)  # the format asks for data aligned to 8 bytes
     places = {
         name: StoredTensor(dtype, sizes, 8 + len(raw) + header[name]["data_offsets"][0])
         for name, (dtype, sizes) in tensors.items()
@@ -110,8 +116,10 @@ def plan_file(
 
 
 def read_into(descriptor: int, start: int, target: Tensor, file: Path) -> None:
-    """Fills a contiguous tensor with the bytes from `start` on; raises InputError where the file
-    ends before."""
+    """Fills a contiguous tensor with the file's bytes from `start` on.
+
+    Raises InputError, which names `file`, where the file ends before the tensor is full.
+    """
     view = _bytes_of(target)
     done = 0
     while done < len(view):
@@ -122,7 +130,7 @@ def read_into(descriptor: int, start: int, target: Tensor, file: Path) -> None:
 
 
 def write_from(descriptor: int, start: int, source: Tensor) -> None:
-    """Writes a contiguous tensor's bytes at `start`."""
+    """Writes the bytes of a contiguous tensor to the file at byte `start`."""
     view = _bytes_of(source)
     done = 0
     while done < len(view):
@@ -130,30 +138,32 @@ def write_from(descriptor: int, start: int, source: Tensor) -> None:
 
 
 def begin_writeback(descriptor: int, start: int, length: int) -> None:
-    """Has the system bring written bytes to disk from now on, while more are made, instead of all
-    at the fsync.
+    """Asks the system to write these bytes to disk now, so that the final fsync has little left.
 
-    Advice that changes no byte; on Linux it also spares the page cache what nobody reads soon.
+    This is advice that changes no byte. On Linux it also drops them from the page cache, where
+    nobody would read them soon.
     """
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """Returns the memory of a contiguous tensor."""
+    """Returns a view of the memory of a contiguous tensor."""
     raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(raw)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Returns whether no number is NaN or infinite, at the speed of a sum: those two survive every
-    addition."""
+    """Returns whether no number of a tensor is NaN or infinite.
+
+    NaN and infinity survive every addition, so that a row with a finite sum holds neither: summing
+    rows costs far less than testing each number. A sum may overflow though no number is infinite;
+    rows with such sums are tested number by number.
+    """
     if not tensor.is_floating_point():
         return True
     flat = tensor.reshape(-1)
     whole = flat.numel() // _SUM_WIDTH * _SUM_WIDTH
     rows, rest = flat[:whole].view(-1, _SUM_WIDTH), flat[whole:]
-    suspicious = ~torch.isfinite(
-        rows.sum(dim=1)
-    )  # a sum may overflow without one of its numbers being infinite
+    suspicious = ~torch.isfinite(rows.sum(dim=1))
     return bool(torch.isfinite(rest).all()) and bool(torch.isfinite(rows[suspicious]).all())

@@ -1,9 +1,9 @@
-"""torch_dist checkpoints written a chunk at a time: no model, no process groups, no more memory
-than a chunk.
+"""Writes torch_dist checkpoints chunk by chunk, without a model, process groups or much memory.
 
-A chunk is what torch.distributed.checkpoint calls a box of a tensor with a place of its own.
-megatron-core reads any boxes into any layout, so ours are the layers' row blocks. Layers are
-stacked under one name, as megatron-core keeps them by default.
+A chunk is a box of a tensor (offsets and sizes along every dim) that lies in one piece in a data
+file of torch.distributed.checkpoint. megatron-core reads chunks of any boxes into any layout of
+processes; ours are blocks of rows of one layer. All layers are stacked under one name, with the
+layer as the first dim, as megatron-core stores them by default.
 """
 
 from __future__ import annotations
@@ -40,30 +40,41 @@ MODULES_WITH_EXTRA_STATE = (
     "mlp.linear_fc1",
     "mlp.linear_fc2",
 )
-"""Transformer Engine's layers look for an object of this name each; without FP8 it is empty."""
+"""Modules whose Transformer Engine version looks for an object in the checkpoint, its FP8 state.
+
+Without FP8 that object is empty, but loading fails where it is missing.
+"""
 
 
 class StoredTensorInfo(NamedTuple):
-    """A tensor as the checkpoint names it: layers stacked."""
+    """Dtype and sizes of a tensor of the checkpoint, all layers stacked."""
 
     dtype: torch.dtype
     sizes: tuple[int, ...]
 
 
 class StoredChunk(NamedTuple):
-    """A chunk of `name` in a data file; an object has no offsets and sizes."""
+    """A chunk of a tensor, or a whole object, in a data file."""
 
     name: str
+    """Name of the tensor or object."""
     offsets: tuple[int, ...] | None
+    """First index of the chunk along every dim of the tensor; None for an object."""
     sizes: tuple[int, ...] | None
+    """Sizes of the chunk; None for an object."""
     file: str
+    """Name of the data file."""
     start: int
+    """First byte in the data file."""
     length: int
+    """Length in bytes."""
 
 
 def write_object(stream: BinaryIO, value: object) -> tuple[int, int]:
-    """Appends a tensor or plain object as torch.distributed.checkpoint does; returns start and
-    length in bytes."""
+    """Appends a tensor or plain object as torch.distributed.checkpoint stores it.
+
+    Returns its first byte in the file and its length in bytes.
+    """
     start = stream.tell()
     with _without_checksums():
         torch.save(value, stream)
@@ -71,7 +82,10 @@ def write_object(stream: BinaryIO, value: object) -> tuple[int, int]:
 
 
 def write_tensor(stream: BinaryIO, tensor: Tensor) -> tuple[int, int]:
-    """Appends a tensor that fills its memory; returns start and length in bytes."""
+    """Appends a tensor; returns its first byte in the file and its length in bytes.
+
+    The tensor must be its whole storage, as torch.save writes the storage of a view entirely.
+    """
     assert tensor.untyped_storage().nbytes() == tensor.nbytes, "torch.save writes the whole storage"
     return write_object(stream, tensor)
 
@@ -79,11 +93,12 @@ def write_tensor(stream: BinaryIO, tensor: Tensor) -> tuple[int, int]:
 def write_metadata(
     weights: Path, tensors: Mapping[str, StoredTensorInfo], chunks: Iterable[StoredChunk]
 ) -> None:
-    """Writes what makes a folder of data files a checkpoint: metadata.json, common.pt and, last,
-    `.metadata`.
+    """Writes the files that make a folder of data files a checkpoint.
 
-    The bytes follow from the values alone: a pickle tells one string met twice from two equal ones,
-    so texts are interned.
+    These are common.pt, metadata.json and, last of all, `.metadata`, which lists every chunk.
+
+    Equal arguments give equal bytes. Strings are interned for that: a pickle stores a string object
+    met again as a reference, but an equal string of another identity a second time.
     """
     tensors = {intern(name): info for name, info in tensors.items()}
     boxes: dict[str, list[ChunkStorageMetadata]] = {name: [] for name in tensors}
@@ -114,8 +129,10 @@ def write_metadata(
 
 @contextmanager
 def _without_checksums() -> Iterator[None]:
-    """torch's zip checksums take longer than the disk, and no torch release compares them when it
-    reads."""
+    """Switches torch's zip checksums off inside the block.
+
+    Computing them takes longer than writing to disk, and no torch release compares them on reading.
+    """
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:

@@ -1,11 +1,13 @@
-"""Work in units, each one file: resumable after a kill at any moment, by one process or several,
-with the same bytes.
+"""Makes a folder file by file, in one process or several, and goes on after a kill at any moment.
 
-    <target>.partial/.conversion/plan.json     what is being converted: another plan starts over
-    <target>.partial/.conversion/<n>.json      unit n is whole and on disk; its maker's notes
-    <target>.partial/.conversion/<n>.<pid>     unit n under way
+Each file is a unit of work. The folder is made beside its place, with notes on what is done:
 
-A unit's bytes depend on the plan alone, so a unit that two processes make is the same file twice.
+    <target>.partial/.conversion/plan.json     what is being converted; another plan starts over
+    <target>.partial/.conversion/<n>.json      record of unit n, written once its file is on disk
+    <target>.partial/.conversion/<n>.<pid>     file of unit n while process <pid> writes it
+
+A unit's bytes depend on the plan alone. So the result has the same bytes however often it was
+interrupted, and a unit that two processes make is the same file twice.
 """
 
 from __future__ import annotations
@@ -31,26 +33,28 @@ from megatron_longrope.atomic import write_text_file
 from megatron_longrope.errors import InputError, LongRopeError
 
 Report = Callable[[int], None]
-"""Takes the bytes written since the last call."""
+"""A callback that takes the bytes written since the last call."""
 Progress = Callable[[int, int], None]
-"""Takes bytes done, those of an earlier run included, and bytes in all."""
+"""A callback that takes the bytes done, an interrupted run's included, and the bytes in all."""
 Record: TypeAlias = dict[str, Any]
 Maker = Callable[[int, Path, Report], Record]
-"""Writes unit n to the path and returns what to remember of it (JSON). Picklable."""
+"""A picklable function that writes unit n to a path and returns its record, to be kept as JSON."""
 _FOLDER = ".conversion"
 _ORPHAN_CHECK_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One file of the target and about how many bytes it takes."""
+    """One file of the folder to make."""
 
     path: str
+    """Path of the file below the folder."""
     num_bytes: int
+    """Size of its weights in bytes; the file may be a little larger."""
 
 
 def refuse_existing(field: str, target: Path) -> None:
-    """Raises InputError where something is at `target` already; an empty folder is nothing."""
+    """Raises InputError where something is at `target` already; an empty folder is accepted."""
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists() or target.is_symlink():
@@ -62,12 +66,12 @@ def refuse_existing(field: str, target: Path) -> None:
 
 
 def missing_parents(path: Path) -> list[Path]:
-    """Returns the folders above `path` that are not there yet, the innermost first."""
+    """Returns the parent folders of `path` that do not exist yet, the innermost first."""
     return [folder for folder in path.parents if not folder.exists()]
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Removes folders, given the innermost first, up to the first that something is in."""
+    """Removes folders, given the innermost first, and stops at the first that is not empty."""
     for folder in folders:
         if any(folder.iterdir()):
             return
@@ -76,19 +80,19 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 @contextmanager
 def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Iterator[Path]:
-    """Gives the folder the target is made in, with what an interrupted run of the same plan left
-    there.
+    """Yields the folder in which `target` is made, with what an interrupted run has finished.
 
-    Where the body fails (a kill runs nothing) the folder goes, and so do its parents if they were
-    made for it. Raises InputError while another process works on it or the disk has no room for
-    `num_bytes`.
+    Files that a run of another `plan` has left are removed first. Where the block raises a
+    LongRopeError the folder is removed, with the parents made for it; after a kill or an error of
+    the disk it stays, for the same call to go on from. Raises InputError while another process
+    works on the folder, and where the disk has no room for `num_bytes`.
     """
     partial = target.with_name(target.name + ".partial")
     text = json.dumps(plan, sort_keys=True, indent=1)
     marker = partial / _FOLDER / "plan.json"
     made = missing_parents(partial)
     if not (marker.is_file() and marker.read_bytes() == text.encode()):
-        with _locked(partial):  # nobody is at work in what goes away
+        with _locked(partial):  # refuses while another process works in what is removed
             shutil.rmtree(partial, ignore_errors=True)
         try:
             (partial / _FOLDER).mkdir(parents=True)
@@ -110,7 +114,7 @@ def partial_folder(target: Path, plan: Mapping[str, Any], num_bytes: int) -> Ite
 
 
 def forget(partial: Path) -> None:
-    """Removes the notes of the conversion, last of all before the folder is put in place."""
+    """Removes the notes on finished units, the last step before the folder is put in place."""
     shutil.rmtree(partial / _FOLDER)
 
 
@@ -122,31 +126,40 @@ def make_units(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """Makes the units that are not whole yet and returns all records, in order."""
+    """Makes the units that are not finished yet and returns the records of all, in order.
+
+    Args:
+        partial: the folder of `partial_folder`.
+        units: all files to make.
+        maker: writes one of them.
+        processes: number of processes to make them in; 1 is this process itself.
+        progress: called with bytes done and in all; with several processes after every unit.
+    """
     records = {
         number: record
         for number, unit in enumerate(units)
         if (record := _finished(partial, number, unit))
     }
-    meter = _Meter(
-        sum(unit.num_bytes for unit in units), sum(units[n].num_bytes for n in records), progress
-    )
+    total, done = sum(unit.num_bytes for unit in units), sum(units[n].num_bytes for n in records)
+    meter = _Meter(total, done, progress)
     missing = [number for number in range(len(units)) if number not in records]
     if processes == 1 or len(missing) <= 1:
         for number in missing:
             records[number] = _make(partial, number, units[number], maker, meter.add)
     else:
-        records |= _make_in_processes(
-            partial, units, missing, maker, min(processes, len(missing)), meter
-        )
+        workers = min(processes, len(missing))
+        records |= _make_in_processes(partial, units, missing, maker, workers, meter)
     return [records[number] for number in range(len(units))]
 
 
 class _Meter:
+    """Sums the bytes done and passes them on to the caller's progress callback."""
+
     def __init__(self, total: int, done: int, progress: Progress | None) -> None:
         self.total, self.done, self.progress = total, done, progress
 
     def add(self, num_bytes: int) -> None:
+        """Counts bytes as done and reports the new sum."""
         self.done += num_bytes
         if self.progress is not None:
             self.progress(self.done, self.total)
@@ -162,6 +175,7 @@ def _make_in_processes(
 ) -> dict[int, Record]:
     records: dict[int, Record] = {}
     threads = max(1, torch.get_num_threads() // processes)
+    # "spawn", since a fork of a process with running torch threads may hang
     pool = ProcessPoolExecutor(
         processes, get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(), threads)
     )
@@ -190,6 +204,7 @@ def _make(partial: Path, number: int, unit: Unit, maker: Maker, report: Report) 
     final.parent.mkdir(parents=True, exist_ok=True)
     record = record | {"file_bytes": scratch.stat().st_size}
     os.replace(scratch, final)
+    # The record comes after the file: a unit with a record is whole, whenever a kill strikes.
     write_text_file(partial / _FOLDER / f"{number}.json", json.dumps(record))
     return record
 
@@ -220,7 +235,7 @@ def _check_room(partial: Path, num_bytes: int) -> None:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Holds the folder against a second run; the lock ends with the process, however it ends."""
+    """Locks the folder against a second run; the lock ends with this process, however it ends."""
     if not partial.is_dir():
         yield
         return
@@ -235,14 +250,16 @@ def _locked(partial: Path) -> Iterator[None]:
 
 
 def _start_worker(parent: int, threads: int) -> None:
-    """Shares the cores out: workers of as many threads as there are cores each would wait for one
-    another."""
+    """Prepares a worker process: its share of the threads, and an end when its parent ends.
+
+    Workers with as many threads as there are cores would keep one another waiting.
+    """
     torch.set_num_threads(threads)
     _end_with_parent(parent)
 
 
 def _end_with_parent(parent: int) -> None:
-    """A worker whose parent was killed ends too, instead of working on beside the next run."""
+    """Ends this worker once its parent was killed, so that it does not work on beside a new run."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -253,4 +270,4 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _ignore(num_bytes: int) -> None:
-    """Workers do not report in between: the unit counts when it is whole."""
+    """Does nothing: bytes written in a worker process count once the whole unit is done."""

@@ -1,5 +1,4 @@
-"""The files beside the weights of two models, compared byte for byte: what `verify` says of
-them."""
+"""Compares the files beside the weights of two models (config, tokenizer, …) byte for byte."""
 
 from __future__ import annotations
 
@@ -13,11 +12,10 @@ from megatron_longrope.model.checkpoints.checkpoint import hf_folder
 
 
 def compare_files(a: Path, b: Path) -> dict[str, list[str]]:
-    """Returns the names of files under "equal", "differ", "only A" and "only B"; nothing where a
-    side has none.
+    """Returns the names of files under "equal", "differ", "only A" and "only B".
 
-    A GGUF file has none. Files that differ do not make two models differ: factors change
-    config.json.
+    Where one side has no such files, as a GGUF file, the result is empty. Files that differ do not
+    make two models differ: other factors, for example, change config.json.
     """
     left, right = _files(a), _files(b)
     if not left or not right:

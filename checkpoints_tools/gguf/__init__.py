@@ -1,1 +1,1 @@
-"""GGUF files to Hugging Face folders and back."""
+"""Reads and writes GGUF files, the model format of llama.cpp."""

@@ -1,4 +1,4 @@
-"""The `llama.*` keys of a GGUF file as a Hugging Face config; nothing unknown is dropped."""
+"""Translates the `llama.*` keys of a GGUF file to an HF config; unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -45,20 +45,29 @@ _SCALING_KEYS = {
     },
 }
 _NEUTRAL = {"factor": (0.0, 1.0), "attn_factor": (1.0,), "finetuned": (True, False)}
-"""Values that change nothing where their scaling type does not use them. finetuned is a remark."""
+"""Values of keys that may stand beside a scaling type that does not use them.
+
+They change nothing: factors of 1 (0 is llama.cpp's "not set"), and `finetuned`, which llama.cpp
+does not compute with.
+"""
 _TOKEN_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 ReadFactors = Callable[[str], list[float] | None]
-"""Reads one of the file's rope tensors by llama.cpp's name; None where it has none."""
+"""A function that reads a RoPE factor tensor of the file by name; None where there is none."""
 
 
 def hf_config(
     metadata: Mapping[str, Any], tied: bool, read_factors: ReadFactors, source: Path
 ) -> dict[str, Any]:
-    """Returns the config.json of a GGUF file's keys, for both generations of transformers.
+    """Returns the config.json of a GGUF file's keys, readable by transformers 4 and 5.
 
-    `tied`: the file has no output weights of its own. Raises InputError for another architecture
-    than llama, for keys that are missing or not known here, and for scaling that a HF config cannot
-    say.
+    Raises InputError for an architecture other than llama, for keys that are missing or unknown,
+    and for RoPE scaling that a Hugging Face config cannot express.
+
+    Args:
+        metadata: all keys of the file.
+        tied: whether the file has no output weights of its own.
+        read_factors: reads a RoPE factor tensor of the file.
+        source: the file, for error messages.
     """
     architecture = metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
@@ -80,7 +89,7 @@ def hf_config(
 
 
 class _Keys:
-    """The `llama.*` keys, each read with its type checked."""
+    """The `llama.*` keys of a file, read with their types checked."""
 
     def __init__(self, metadata: Mapping[str, Any], source: Path) -> None:
         self.source = source
@@ -89,6 +98,7 @@ class _Keys:
         }
 
     def refuse_unknown(self) -> None:
+        """Raises InputError for a key that this module does not read; scaling keys come later."""
         unknown = {key for key in self.values if not key.startswith(_SCALING)} - _READ_KEYS
         if unknown:
             key = min(unknown)
@@ -97,12 +107,14 @@ class _Keys:
             )
 
     def whole(self, key: str, default: int | None = None) -> int:
+        """Returns a positive whole number; raises InputError for anything else."""
         value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
             raise self.wrong(key, "must be a positive whole number")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """Returns a positive finite number; raises InputError for anything else."""
         value = self.values.get(key, default)
         if (
             not isinstance(value, int | float)
@@ -113,6 +125,7 @@ class _Keys:
         return float(value)
 
     def wrong(self, key: str, rule: str) -> InputError:
+        """Returns the error for a key, with its value and the rule it breaks."""
         shown = self.values.get(key)
         return InputError(
             f"llama.{key}", shown if len(str(shown)) < 80 else "…", f"{rule} ({self.source})"
@@ -140,7 +153,7 @@ def _shape(keys: _Keys, metadata: Mapping[str, Any], tied: bool) -> ModelShape:
 
 
 def _rope(keys: _Keys, shape: ModelShape, read_factors: ReadFactors) -> dict[str, Any]:
-    """Returns the rotary keys of a config.json. In ggml a type that is not said is linear, by 1."""
+    """Returns the RoPE keys of a config.json; without a type, scaling is linear as in llama.cpp."""
     kind = keys.values.get(f"{_SCALING}type", "linear")
     if kind not in _SCALING_KEYS:
         raise keys.wrong(f"{_SCALING}type", f"one of {', '.join(_SCALING_KEYS)}")
@@ -149,15 +162,14 @@ def _rope(keys: _Keys, shape: ModelShape, read_factors: ReadFactors) -> dict[str
     if kind == "longrope":
         settings = _longrope(keys, read_factors)
     else:
-        settings = _linear(keys) if kind == "linear" else _yarn(keys) if kind == "yarn" else None
+        readers = {"linear": _linear, "yarn": _yarn}
+        settings = readers[kind](keys) if kind in readers else None
         settings = _with_llama3(keys, settings, read_factors)
     if settings is None:
         default = {"rope_type": "default", "rope_theta": shape.rope_base}
         return {"rope_theta": shape.rope_base, "rope_scaling": None, "rope_parameters": default}
-    said = (
-        {"original_max_position_embeddings": settings[_ORIGINAL]} if _ORIGINAL in settings else {}
-    )
-    return said | {
+    window = {_ORIGINAL: settings[_ORIGINAL]} if _ORIGINAL in settings else {}
+    return window | {
         "rope_theta": shape.rope_base,
         "rope_scaling": settings,
         "rope_parameters": settings | {"rope_theta": shape.rope_base},
@@ -165,33 +177,28 @@ def _rope(keys: _Keys, shape: ModelShape, read_factors: ReadFactors) -> dict[str
 
 
 def _refuse_scaling_keys(keys: _Keys, kind: str) -> None:
-    said = {key.removeprefix(_SCALING) for key in keys.values if key.startswith(_SCALING)} - {
-        "type"
-    }
-    for key in sorted(said - _SCALING_KEYS[kind]):
+    said = {key.removeprefix(_SCALING) for key in keys.values if key.startswith(_SCALING)}
+    for key in sorted(said - {"type"} - _SCALING_KEYS[kind]):
         if keys.values[_SCALING + key] not in _NEUTRAL.get(key, ()):
             if key == "original_context_length" and kind in ("none", "linear"):
-                continue  # nothing asks for it
+                continue  # llama.cpp does not read it for these types
             raise keys.wrong(_SCALING + key, f"not known for scaling type {kind}")
     if kind != "linear" and "rope.scale_linear" in keys.values:
         raise keys.wrong("rope.scale_linear", f"not known for scaling type {kind}")
 
 
 def _linear(keys: _Keys) -> dict[str, Any] | None:
-    said = [
-        key
-        for key in (f"{_SCALING}factor", "rope.scale_linear")
-        if keys.values.get(key, 0.0) != 0.0
-    ]
+    names = (f"{_SCALING}factor", "rope.scale_linear")  # the latter is the older key
+    said = [key for key in names if keys.values.get(key, 0.0) != 0.0]
     factor = keys.number(said[0]) if said else 1.0
     return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 
 def _yarn(keys: _Keys) -> dict[str, Any]:
     factor = keys.number(f"{_SCALING}factor")
-    attention_factor = (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0) * keys.number(
-        f"{_SCALING}attn_factor", 1.0
-    )
+    # YaRN's own 0.1·ln s + 1 (arXiv 2309.00071), which llama.cpp multiplies by attn_factor
+    own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    attention_factor = own * keys.number(f"{_SCALING}attn_factor", 1.0)
     return {
         "rope_type": "yarn",
         "factor": factor,
@@ -214,8 +221,11 @@ def _longrope(keys: _Keys, read_factors: ReadFactors) -> dict[str, Any]:
 def _with_llama3(
     keys: _Keys, settings: dict[str, Any] | None, read_factors: ReadFactors
 ) -> dict[str, Any] | None:
-    """Llama 3.1's scaling is stored as a tensor of λ; its formula is not, so HF's longrope says the
-    same λ."""
+    """Returns the scaling `settings`, or those of Llama 3.1's λ where the file holds them.
+
+    GGUF stores Llama 3.1's scaling as a tensor of λ without the formula's parameters. HF's
+    `longrope` with the same λ for short and long inputs expresses it exactly.
+    """
     unused = [name for name in (LONG_FACTORS, SHORT_FACTORS) if read_factors(name) is not None]
     factors = read_factors(LLAMA3_FACTORS)
     if unused or (factors is not None and settings is not None):

@@ -1,4 +1,4 @@
-"""Megatron checkpoint → one GGUF file for llama.cpp, with its factors and tokenizer.
+"""Exports a Megatron checkpoint to one GGUF file for llama.cpp, with its factors and tokenizer.
 
 llama.cpp reads `rope_factors_long.weight` and `rope_factors_short.weight` for its architecture
 `llama` where `llama.rope.scaling.type` is longrope; see docs/serving.md for what it does with them.
@@ -49,13 +49,19 @@ def export_gguf(
     replace: bool = True,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Writes the GGUF file `target` with `factors` in force, the checkpoint's own if None; one
-    process does it.
+    """Writes the GGUF file `target` of a Megatron checkpoint; one process calls it.
 
-    Matrices keep their dtype, vectors become float32, as llama.cpp wants them; λ are rounded to
-    float32. `tokenizer` False leaves the tokenizer out: the engine is then fed token ids. Raises
-    InputError for what GGUF or llama.cpp's llama cannot carry; a file already there is replaced
-    when the new one is whole, unless `replace` is False.
+    Matrices keep their dtype and vectors become float32, as llama.cpp wants them; λ are rounded to
+    float32. A GGUF file already there is replaced once the new one is whole. Raises InputError for
+    a model or factors that GGUF, or llama.cpp's architecture llama, cannot carry.
+
+    Args:
+        megatron_dir: the checkpoint.
+        target: the file to write; its name ends in .gguf.
+        factors: the factors to store; None takes the checkpoint's own.
+        tokenizer: False leaves the tokenizer out, for engines that are fed token ids.
+        replace: False refuses a file that is there.
+        progress: called with the bytes of tensors written and in all.
     """
     target = Path(target)
     if not replace:
@@ -65,22 +71,18 @@ def export_gguf(
     check_geometry(factor_set, shape)
     _check_target(target)
     _check_architecture(shape, description.dtype)
-    block_sizes()
+    block_sizes()  # raises now, rather than after other work, where the package gguf is missing
     keys = _shape_keys(shape) | {
         "general.file_type": _FILE_TYPES[description.dtype],
         "general.name": target.stem,
     }
     keys |= _rope_keys(factor_set)
-    carried = hf_folder(megatron_dir)
-    keys |= (
-        tokenizer_to_gguf(carried, shape.vocab_size)
-        if tokenizer
-        else {"tokenizer.ggml.model": "none"}
-    )
-    vectors = _rope_tensors(factor_set)
-    num_bytes = _write(
-        target, keys, vectors, Path(megatron_dir), shape, description.torch_dtype, progress
-    )
+    if tokenizer:
+        keys |= tokenizer_to_gguf(hf_folder(megatron_dir), shape.vocab_size)
+    else:
+        keys |= {"tokenizer.ggml.model": "none"}
+    vectors, dtype = _rope_tensors(factor_set), description.torch_dtype
+    num_bytes = _write(target, keys, vectors, Path(megatron_dir), shape, dtype, progress)
     return Conversion(target, len(hf_sizes(shape)) + len(vectors), num_bytes, description.dtype)
 
 
@@ -125,7 +127,11 @@ def _shape_keys(shape: ModelShape) -> dict[str, Any]:
 
 
 def _rope_keys(factor_set: FactorSet) -> dict[str, Any]:
-    """`rope.scaling.factor` stays away: llama.cpp would divide every angle by it once more."""
+    """Returns the keys of the context length and of the RoPE scaling.
+
+    There is no `rope.scaling.factor` among them: llama.cpp would divide every angle by it, in
+    addition to the factor tensors.
+    """
     window = factor_set.geometry.original_length
     context = {"llama.context_length": max(factor_set.target_length, window)}
     if not _scaled(factor_set):
@@ -166,8 +172,7 @@ def _write(
     dtype: torch.dtype,
     progress: Progress | None,
 ) -> int:
-    """Writes the file beside its place and puts it there when whole; returns the bytes of its
-    tensors."""
+    """Writes the file beside `target`, renames it when whole, returns the bytes of its tensors."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
     made = missing_parents(target.resolve())
@@ -177,10 +182,8 @@ def _write(
     for key, value in keys.items():
         _add_key(writer, key, value)
     total = written = 0
-    for name, sizes in [
-        *((name, values.shape) for name, values in vectors.items()),
-        *hf_sizes(shape).items(),
-    ]:
+    sizes_by_name = {name: values.shape for name, values in vectors.items()} | hf_sizes(shape)
+    for name, sizes in sizes_by_name.items():
         half = len(sizes) > 1 and dtype != torch.float32
         num_bytes = int(np.prod(sizes)) * (2 if half else 4)
         kind = GGMLQuantizationType.BF16 if half and dtype == torch.bfloat16 else None
@@ -219,6 +222,7 @@ def _stored(name: str, tensor: Tensor, shape: ModelShape) -> np.ndarray:
     tensor = (permuted(tensor, heads) if heads else tensor).contiguous()
     if tensor.dim() == 1:
         return tensor.float().numpy()
+    # numpy has no bfloat16; its bits are written as they are
     return tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 

@@ -1,9 +1,9 @@
-"""The header of a GGUF file, every count and offset checked before it is believed.
+"""Reads the header of a GGUF file and checks every count and offset before using it.
 
 Layout (GGUF 2 and 3, little-endian): magic, version, number of tensors, number of keys; the keys
-with typed values; for each tensor its name, sizes (fastest first), block type and offset; then the
-data, aligned. The `gguf` package's own reader trusts the counts; this one never allocates more than
-the file could hold, nor more than the limits below.
+with typed values; for each tensor its name, sizes (the fastest-changing dim first), block type and
+offset; then the data, aligned. The reader of the `gguf` package trusts the counts. This one never
+allocates more than the file could hold, nor more than the limits below.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ ALIGNMENT_KEY = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
 _MAX_HEADER_BYTES = 256 << 20
 _MAX_ITEMS = 4 << 20
-"""Array entries, keys and tensors of a whole header: the largest vocabularies, merges included,
-have a quarter."""
+"""Limit on array entries, keys and tensors of a header: four times what the largest models have."""
 _MAX_DIMS = 4
 _MAX_VALUES = 1 << 40
 _SCALARS = {
@@ -47,25 +46,27 @@ _FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where one tensor lies, and how.
-
-    `sizes` are in Hugging Face's order, `kind` is ggml's number of the block type.
-    """
+    """Place, sizes and block type of one tensor in a GGUF file."""
 
     name: str
     sizes: tuple[int, ...]
+    """Sizes in Hugging Face's order, the fastest-changing dim last."""
     kind: int
+    """ggml's number of the block type, such as 0 for float32."""
     offset: int
+    """First byte of the data."""
     num_bytes: int
+    """Length of the data in bytes."""
 
     @property
     def num_values(self) -> int:
+        """Number of values, whatever blocks they are stored in."""
         return math.prod(self.sizes)
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Keys and tensors of a file, in its order; tensor offsets count from the start of the file."""
+    """Keys and tensors of a GGUF file, in the file's order; offsets count from the file's start."""
 
     path: Path
     metadata: Mapping[str, Any]
@@ -73,19 +74,19 @@ class GgufHeader:
 
 
 def is_gguf(path: Path) -> bool:
-    """Returns whether a path is a file that says it is GGUF."""
+    """Returns whether `path` is a file that begins with GGUF's magic bytes."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
         return file.read(4) == MAGIC
 
 
-def read_header(path: Path | str, block_sizes: Mapping[int, tuple[int, int]]) -> GgufHeader:
-    """Returns the checked header; `block_sizes` gives (values, bytes) per block of each block type.
+def read_gguf_header(path: Path | str, block_sizes: Mapping[int, tuple[int, int]]) -> GgufHeader:
+    """Returns the checked header of a GGUF file.
 
-    float32 values come back as the shortest decimal that rounds to them. Raises InputError for a
-    file that is cut short, whose counts or offsets cannot be, or that holds a block type not in
-    `block_sizes`.
+    `block_sizes` gives (values, bytes) of a block for each block type. float32 values of keys are
+    returned as the shortest decimal that rounds to them. Raises InputError for a file that is cut
+    short, whose counts or offsets are impossible, or that holds a block type not in `block_sizes`.
     """
     path = Path(path)
     try:
@@ -96,6 +97,8 @@ def read_header(path: Path | str, block_sizes: Mapping[int, tuple[int, int]]) ->
 
 
 class _Reading:
+    """One pass over a header, with what may still be read: bytes and items left."""
+
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
         self._size = path.stat().st_size
@@ -103,6 +106,7 @@ class _Reading:
         self._items = _MAX_ITEMS
 
     def header(self, block_sizes: Mapping[int, tuple[int, int]]) -> GgufHeader:
+        """Reads the file from its start and returns the checked header."""
         if self._size < 4 or self._bytes(4) != MAGIC:
             raise self._wrong("not a GGUF file")
         version = self._scalar(4)
@@ -119,7 +123,7 @@ class _Reading:
             metadata[key] = self._value(self._scalar(4), key)
         alignment = self._alignment(metadata)
         found = [self._tensor(block_sizes) for _ in range(num_tensors)]
-        data = -(-self._file.tell() // alignment) * alignment
+        data = -(-self._file.tell() // alignment) * alignment  # the next multiple of it
         return GgufHeader(self._path, metadata, self._placed(found, data, alignment))
 
     def _tensor(self, block_sizes: Mapping[int, tuple[int, int]]) -> GgufTensor:
@@ -143,6 +147,7 @@ class _Reading:
         return GgufTensor(name, sizes, kind, offset, math.prod(sizes) // values * num_bytes)
 
     def _placed(self, found: list[GgufTensor], data: int, alignment: int) -> dict[str, GgufTensor]:
+        """Returns the tensors by name with offsets in the file; raises where two overlap."""
         tensors: dict[str, GgufTensor] = {}
         end = 0
         for tensor in sorted(found, key=lambda tensor: tensor.offset):
@@ -209,7 +214,7 @@ class _Reading:
             raise self._wrong(f"damaged: {_shown(what)} is no UTF-8") from error
 
     def _count(self, what: str) -> int:
-        """Returns how many items follow, counted against the limit of the whole header."""
+        """Returns the number of items that follow, after taking it off the header's limit."""
         count: int = self._scalar(10)
         self._items -= count
         if self._items < 0:
@@ -235,12 +240,13 @@ class _Reading:
 def shortest(value: np.float32) -> float:
     """Returns the shortest decimal that rounds to a float32.
 
-    1.37 stored in 32 bits comes back as 1.37.
+    >>> float(np.float32(1.37)), shortest(np.float32(1.37))
+    (1.3700000047683716, 1.37)
     """
     return float(str(value))
 
 
 def _shown(value: object) -> str:
-    """Text from a file, short and on one line."""
+    """Returns a value from a file as a short text on one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"

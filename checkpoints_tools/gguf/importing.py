@@ -1,4 +1,4 @@
-"""GGUF file → Megatron checkpoint, a few rows at a time, blocks expanded to numbers."""
+"""Imports a GGUF file as a Megatron checkpoint, expanding its blocks a few rows at a time."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ def import_gguf(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Writes the Megatron checkpoint of a GGUF file of a Llama-type model; interrupted, the same
-    call goes on.
+    """Writes the Megatron checkpoint of a GGUF file; after an interruption the same call goes on.
 
-    With a runtime every rank calls it, one converts and the others wait. `tokenizer` False leaves
-    the file's tokenizer out; `replace` False refuses a checkpoint that is there. Raises InputError
-    for a damaged file, for another architecture, and for a tokenizer or scaling that cannot be
-    carried; MissingDependencyError without the package `gguf`.
+    Raises InputError for a damaged file, for an architecture other than llama, and for a tokenizer
+    or RoPE scaling that cannot be carried; MissingDependencyError without the package `gguf`.
+
+    Args:
+        path: the GGUF file.
+        megatron_dir: the checkpoint to write.
+        runtime: where given, every rank calls this function: one converts and the others wait.
+        tokenizer: False leaves the file's tokenizer out.
+        replace: False refuses a checkpoint that is there.
+        processes: number of processes to convert in.
+        progress: called with the bytes converted and in all.
     """
     with opened_gguf(path, tokenizer=tokenizer) as folder:
         options = ImportOptions(replace=replace, processes=processes, progress=progress)

@@ -1,4 +1,4 @@
-"""A GGUF file seen as a Hugging Face folder, to import, load or compare it like one."""
+"""Presents a GGUF file as a Hugging Face folder, to be imported, loaded or compared like one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_tools.gguf.config import hf_config
-from checkpoints_tools.gguf.header import GgufHeader, GgufTensor, read_header, shortest
+from checkpoints_tools.gguf.header import GgufHeader, GgufTensor, read_gguf_header, shortest
 from checkpoints_tools.gguf.names import (
     ROPE_TENSORS,
     block_sizes,
@@ -39,70 +39,75 @@ class GgufModel(HfFolder):
     """A Hugging Face folder whose weights come from a GGUF file.
 
     `path` is a folder with config.json and tokenizer files made from the file's keys. All weights
-    have one dtype: bfloat16 or float16 where the matrices are stored so and every other weight fits
-    into it without loss, else float32, which holds each value of every block type as its formula
-    gives it.
+    have one dtype: bfloat16 or float16 where all matrices are stored in it and every vector fits
+    into it without loss, else float32, which holds every value of every block type exactly.
     """
 
     source: GgufHeader
+    """Header of the GGUF file."""
     names: dict[str, str]
-    """llama.cpp's name of each HF weight."""
+    """Name in llama.cpp of each Hugging Face weight."""
     shape: ModelShape
     dtype: torch.dtype
 
     def tensor(self, name: str) -> Tensor:
-        """Returns a weight in HF's order of rows; raises InputError for damaged ones."""
+        """Returns a weight in HF's order of rows; raises InputError where it is damaged."""
         tensor = self._rows(name, 0, None)
         if not bool(torch.isfinite(tensor).all()):
             raise InputError("model", self.source.path, f"{name} holds NaN or infinity")
         return tensor
 
     def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """Returns sizes and dtype without reading the weight."""
+        """Returns sizes and dtype of a weight without reading it."""
         return self.source.tensors[self.names[name]].sizes, self.dtype
 
     def read_rows(self, name: str, first: int, target: Tensor) -> None:
-        """Fills `target` with the rows from `first` on, in HF's order; finite or not."""
+        """Fills `target` with a weight's rows from `first` on, in HF's order, finite or not."""
         target.copy_(self._rows(name, first, first + target.shape[0]))
 
     def fingerprint(self) -> list[list[object]]:
-        """Returns what tells this file from another: its name, size and time of change."""
+        """Returns the file's name, size and time of change, to notice other contents."""
         stat = self.source.path.stat()
         return [[str(self.source.path.resolve()), stat.st_size, stat.st_mtime_ns]]
 
     def check_weights(
         self, expected: Mapping[str, tuple[int, ...]], *, tied_to: Mapping[str, str]
     ) -> torch.dtype:
-        """As for folders; errors name the file."""
+        """Does what `HfFolder.check_weights` does, with errors that name the GGUF file."""
         try:
             return super().check_weights(expected, tied_to=tied_to)
         except InputError as error:
             raise InputError(error.field, self.source.path, error.rule) from error
 
     def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
-        """Reads the heads that hold the rows from `start` to `stop`; a head's rows lie in another
-        order in the file."""
+        """Returns the rows from `start` to `stop` in HF's order.
+
+        GGUF files order the rows of a q or k head differently, so the whole heads that hold these
+        rows are read.
+        """
         stored = self.source.tensors[self.names[name]]
         stop = stored.sizes[0] if stop is None else min(stop, stored.sizes[0])
         heads = rotated_heads(name, self.shape)
         if heads is None:
-            return read_rows(self.source, stored, start, stop).to(self.dtype)
+            return read_gguf_rows(self.source, stored, start, stop).to(self.dtype)
         per_head = stored.sizes[0] // heads
-        first, last = start // per_head, -(-stop // per_head)
-        rows = unpermuted(
-            read_rows(self.source, stored, first * per_head, last * per_head), last - first
-        )
+        first, last = (
+            start // per_head,
+            -(-stop // per_head),
+        )  # heads: the first, and after the last
+        whole = read_gguf_rows(self.source, stored, first * per_head, last * per_head)
+        rows = unpermuted(whole, last - first)
         return rows[start - first * per_head : stop - first * per_head].to(self.dtype)
 
 
 @contextmanager
 def opened_gguf(path: Path | str, *, tokenizer: bool = True) -> Iterator[GgufModel]:
-    """Yields the file as a folder that lives as long as the block.
+    """Yields a GGUF file as a Hugging Face folder, which exists as long as the block runs.
 
-    `tokenizer` False leaves the file's tokenizer out. Raises InputError for a damaged file, another
-    architecture, and what of it cannot be carried.
+    `tokenizer=False` leaves the file's tokenizer out. Raises InputError for a damaged file, for an
+    architecture other than llama, and for a tokenizer or RoPE scaling that cannot be carried.
     """
-    header = read_header(path, block_sizes())
+    header = read_gguf_header(path, block_sizes())
     tied = "output.weight" not in header.tensors
     config = hf_config(header.metadata, tied, lambda name: _rope_factors(header, name), header.path)
     shape = ModelShape.from_hf(config)
@@ -113,11 +118,8 @@ def opened_gguf(path: Path | str, *, tokenizer: bool = True) -> Iterator[GgufMod
     with tempfile.TemporaryDirectory(prefix="gguf-") as scratch:
         folder = Path(scratch)
         _write_json(folder / CONFIG_FILE, config)
-        ids = {
-            key: config[key]
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-            if key in config
-        }
+        names_of_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {key: config[key] for key in names_of_ids if key in config}
         _write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
         if tokenizer:
             tokenizer_from_gguf(header.metadata, folder, header.path)
@@ -126,10 +128,10 @@ def opened_gguf(path: Path | str, *, tokenizer: bool = True) -> Iterator[GgufMod
         )
 
 
-def read_rows(
+def read_gguf_rows(
     header: GgufHeader, stored: GgufTensor, start: int = 0, stop: int | None = None
 ) -> Tensor:
-    """Returns rows of a tensor, blocks expanded to float32, half precision as it is."""
+    """Returns rows of a tensor: half precision as stored, all other block types as float32."""
     if len(stored.sizes) == 1:
         return _read(header, stored, 0, 1).view(-1)[start:stop]
     rows = stored.num_values // stored.sizes[-1]
@@ -141,8 +143,10 @@ def read_rows(
 
 
 def _read(header: GgufHeader, stored: GgufTensor, first: int, rows: int) -> Tensor:
-    """Returns `rows` runs of blocks, each as long as the tensor's last size, expanded a few at a
-    time."""
+    """Returns [rows, last size of the tensor] from run `first` of such length on.
+
+    The blocks are expanded a few runs at a time, to bound the memory of raw bytes and copies.
+    """
     width = stored.sizes[-1]
     row_bytes = stored.num_bytes * width // stored.num_values
     out = torch.empty(rows, width, dtype=_HALVES.get(stored.kind, torch.float32))
@@ -174,17 +178,15 @@ def _values(raw: np.ndarray, stored: GgufTensor, path: Path) -> Tensor:
 
 
 def _common_dtype(header: GgufHeader, names: dict[str, str]) -> torch.dtype:
+    """Returns the one dtype that holds all weights without loss; see `GgufModel`."""
     weights = [header.tensors[name] for name in names.values()]
     kinds = {tensor.kind for tensor in weights if len(tensor.sizes) > 1}
     if len(kinds) != 1 or not kinds <= _HALVES.keys():
         return torch.float32
     half = _HALVES[kinds.pop()]
-    others = (read_rows(header, tensor) for tensor in weights if len(tensor.sizes) == 1)
-    return (
-        half
-        if all(torch.equal(values.to(half).to(values.dtype), values) for values in others)
-        else torch.float32
-    )
+    others = (read_gguf_rows(header, tensor) for tensor in weights if len(tensor.sizes) == 1)
+    fits = all(torch.equal(values.to(half).to(values.dtype), values) for values in others)
+    return half if fits else torch.float32
 
 
 def _rope_factors(header: GgufHeader, name: str) -> list[float] | None:
@@ -193,7 +195,7 @@ def _rope_factors(header: GgufHeader, name: str) -> list[float] | None:
         return None
     if stored.kind != _F32 or len(stored.sizes) != 1 or stored.num_values > _MAX_ROPE_FACTORS:
         raise InputError("gguf", header.path, f"{name} is not a list of float32 factors")
-    return [shortest(value) for value in read_rows(header, stored).numpy()]
+    return [shortest(value) for value in read_gguf_rows(header, stored).numpy()]
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

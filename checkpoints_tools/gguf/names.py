@@ -1,4 +1,4 @@
-"""What llama.cpp calls the weights of a Llama, and the order it wants the rows of q and k in."""
+"""Names of a Llama's weights in llama.cpp, and the order of rows it wants in q and k."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_longrope.errors import MissingDependencyError
 from megatron_longrope.model import ModelShape
 
 ARCHITECTURE = "llama"
-"""The one architecture whose keys and weights are read and written here, by llama.cpp's name."""
+"""The one architecture whose files are read and written here, by its name in llama.cpp."""
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 LLAMA3_FACTORS = "rope_freqs.weight"
 ROPE_TENSORS = (LONG_FACTORS, SHORT_FACTORS, LLAMA3_FACTORS)
@@ -30,7 +30,11 @@ _ONCE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_he
 
 
 def gguf_name(hf_name: str) -> str | None:
-    """Returns llama.cpp's name of a weight; None for one it has no name for."""
+    """Returns llama.cpp's name of a Hugging Face weight; None where it has no name for it.
+
+    >>> gguf_name("model.layers.3.self_attn.q_proj.weight")
+    'blk.3.attn_q.weight'
+    """
     part = hf_name.removesuffix(".weight")
     if part == hf_name:
         return None
@@ -42,7 +46,7 @@ def gguf_name(hf_name: str) -> str | None:
 
 
 def hf_names(num_layers: int) -> dict[str, str]:
-    """Returns HF's name for each of llama.cpp's, of a model with `num_layers` layers."""
+    """Returns the Hugging Face name of every weight of a model, by llama.cpp's name."""
     layers = (
         f"model.layers.{layer}.{part}.weight" for layer in range(num_layers) for part in _PER_LAYER
     )
@@ -50,28 +54,32 @@ def hf_names(num_layers: int) -> dict[str, str]:
 
 
 def rotated_heads(hf_name: str, shape: ModelShape) -> int | None:
-    """Returns the heads whose rows llama.cpp reorders; None for every other weight."""
+    """Returns the number of heads of a q or k weight, whose rows llama.cpp reorders, or None."""
     if hf_name.endswith("self_attn.q_proj.weight"):
         return shape.num_heads
     return shape.num_kv_heads if hf_name.endswith("self_attn.k_proj.weight") else None
 
 
 def permuted(tensor: Tensor, heads: int) -> Tensor:
-    """Returns q or k rows in llama.cpp's order, the halves of each pair side by side."""
+    """Returns rows of q or k in llama.cpp's order, the two dims of each RoPE pair side by side.
+
+    Hugging Face has dims i and i + head_dim/2 of a head as pair i; llama.cpp, like Meta's own code,
+    has dims 2i and 2i + 1.
+    """
     per_head = tensor.shape[0] // heads
     halves = tensor.reshape(heads, 2, per_head // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
 def unpermuted(tensor: Tensor, heads: int) -> Tensor:
-    """Returns q or k rows in HF's order: the inverse of `permuted`."""
+    """Returns rows of q or k in Hugging Face's order; the inverse of `permuted`."""
     per_head = tensor.shape[0] // heads
     pairs = tensor.reshape(heads, per_head // 2, 2, *tensor.shape[1:])
     return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
 def block_sizes() -> Mapping[int, tuple[int, int]]:
-    """Returns (values, bytes) per block of each of ggml's types.
+    """Returns (values, bytes) of a block for each of ggml's block types.
 
     Raises MissingDependencyError where the package `gguf` is not installed.
     """

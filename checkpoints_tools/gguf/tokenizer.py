@@ -1,8 +1,8 @@
-"""Byte-level BPE tokenizers between Hugging Face's tokenizer.json and GGUF's keys.
+"""Converts byte-level BPE tokenizers between Hugging Face's tokenizer.json and GGUF's keys.
 
-GGUF stores tokens, merges and token types; how text is cut before merging it only names
-(`tokenizer.ggml.pre`), and llama.cpp knows a closed list of such names. A tokenizer is carried if
-what it does is what one of them stands for.
+GGUF stores tokens, merges and token types. How a text is split before merging is stored as a name
+only (`tokenizer.ggml.pre`), out of a fixed list in llama.cpp. A tokenizer can be carried if it
+splits texts as one of these names stands for.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ _KEY = "tokenizer.ggml."
 
 
 class _Splitting(NamedTuple):
-    """What one of llama.cpp's names stands for."""
+    """What a tokenizer with one of llama.cpp's names for splitting does."""
 
     pre_tokenizer: Any
+    """The pre-tokenizer of the `tokenizers` package that splits a text the same way."""
     ignore_merges: bool = False
+    """Whether a piece that is a token itself is taken whole, whatever the merges are."""
     adds_bos: bool = False
-    """What llama.cpp does where the file has no add_bos_token."""
+    """Whether llama.cpp adds a start token where the file has no add_bos_token."""
 
 
 def _steps(*steps: PreTokenizer) -> PreTokenizer:
@@ -61,8 +63,7 @@ _SPLITTINGS = {
 def tokenizer_to_gguf(folder: Path, vocab_size: int) -> dict[str, Any]:
     """Returns GGUF's keys of the tokenizer in an HF folder, padded to `vocab_size` tokens.
 
-    Raises InputError for a tokenizer that llama.cpp would not repeat: every rule it has no place
-    for is named.
+    Raises InputError for a tokenizer that does what llama.cpp would not repeat, and names it.
     """
     values = _read_json(folder / TOKENIZER_FILE)
     try:
@@ -86,7 +87,10 @@ def tokenizer_to_gguf(folder: Path, vocab_size: int) -> dict[str, Any]:
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], folder: Path, source: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json of a GGUF file's keys to `folder`."""
+    """Writes tokenizer.json and tokenizer_config.json to `folder`, made from a GGUF file's keys.
+
+    Raises InputError, which names `source`, for a tokenizer that cannot be made from them.
+    """
     kind, pre = metadata.get(f"{_KEY}model"), metadata.get(f"{_KEY}pre")
     pre = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}.get(str(pre), pre)
     if kind != "gpt2" or pre not in _SPLITTINGS:
@@ -155,7 +159,10 @@ def _add_bos(tokenizer: Tokenizer, bos: str | None, index: int | None, source: P
 
 
 def _name_of(values: Mapping[str, Any], folder: Path) -> str:
-    """Returns llama.cpp's name of what a tokenizer.json does before merging."""
+    """Returns llama.cpp's name for the way in which a tokenizer.json splits texts.
+
+    Raises InputError where there is none, or where the tokenizer does more than split and merge.
+    """
     model = values.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = (
@@ -191,7 +198,7 @@ def _name_of(values: Mapping[str, Any], folder: Path) -> str:
 
 
 def _plain(step: Any) -> Any:
-    """Returns a pre-tokenizer's settings without what does not change tokens."""
+    """Returns a pre-tokenizer's settings without `trim_offsets`, which does not change tokens."""
     if not isinstance(step, dict):
         return step
     rest = {key: value for key, value in step.items() if key != "trim_offsets"}
@@ -232,8 +239,10 @@ def _special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _added_around(tokenizer: Tokenizer, folder: Path) -> dict[str, bool]:
-    """Returns what the tokenizer puts around a text, found by trying; llama.cpp knows start and end
-    tokens."""
+    """Returns the keys for what the tokenizer adds around a text, found by encoding one.
+
+    Raises InputError where that is more than one start token.
+    """
     whole, bare = (tokenizer.encode("a", add_special_tokens=adding).ids for adding in (True, False))
     before = whole[: len(whole) - len(bare)]
     if whole[len(before) :] != bare or len(before) > 1:

@@ -1,1 +1,1 @@
-"""Hugging Face folders to Megatron checkpoints and back."""
+"""Converts Hugging Face folders to Megatron checkpoints and back."""

@@ -1,5 +1,7 @@
-"""Megatron checkpoint → Hugging Face folder, a few rows at a time from file to file: no model, no
-process groups."""
+"""Exports a Megatron checkpoint to a Hugging Face folder, row by row from file to file.
+
+It builds no model and needs no process groups, and memory does not grow with the model's size.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ from checkpoints_tools.hf.writing import (
     MAX_SHARD_BYTES,
     refuse_foreign_hf_folder,
     shard_names,
-    write_index,
+    write_safetensors_index,
     write_settings,
 )
 from checkpoints_tools.serving import with_engine_keys
@@ -64,14 +66,22 @@ def export_hf(
     progress: Progress | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Conversion:
-    """Writes the HF folder of a Megatron checkpoint with `factors` in force, its own if None; one
-    caller does it.
+    """Writes the Hugging Face folder of a Megatron checkpoint; one process calls it.
 
-    Interrupted, the same call goes on where it was. A checkpoint nobody changed since its import
-    gets its config.json back byte for byte; `static` adds the keys that engines which choose one
-    set read the attention factor by. An export already there is replaced when the new one is whole;
-    `replace=False` refuses it. Raises InputError for what transformers' `longrope` cannot carry,
-    and for damaged checkpoints.
+    After an interruption the same call goes on where it stopped. A checkpoint that was not changed
+    since its import gets its config.json back byte for byte. An export already there is replaced
+    once the new one is whole. Raises InputError for factors that transformers' `longrope` cannot
+    carry, and for damaged checkpoints.
+
+    Args:
+        megatron_dir: the checkpoint.
+        hf_dir: the folder to write.
+        factors: the factors to put in config.json; None takes the checkpoint's own.
+        static: adds the attention factor under the keys that vLLM and SGLang read.
+        replace: False refuses an export that is there.
+        processes: number of processes to convert in.
+        progress: called with the bytes converted and in all.
+        max_shard_bytes: most bytes of weights in one file, unless one weight alone is larger.
     """
     target, megatron_dir = Path(hf_dir).resolve(), Path(megatron_dir)
     if not replace:
@@ -88,7 +98,7 @@ def export_hf(
     plan = {"export": weights.fingerprint(), "max_shard_bytes": max_shard_bytes}
     with partial_folder(target, plan, total) as partial:
         make_units(partial, maker.units(), maker, processes=processes, progress=progress)
-        write_index(partial, maker.shards, total)
+        write_safetensors_index(partial, maker.shards, total)
         write_settings(partial, config, carried if carried.is_dir() else None)
         forget(partial)
         put_in_place(partial, target)
@@ -97,12 +107,13 @@ def export_hf(
 
 @dataclass(frozen=True)
 class _ShardFile:
-    """Makes the folder's weight files, each with the tensors named in `shards`."""
+    """Writes the weight files of the folder; `shards` names the tensors of each."""
 
     weights: StoredWeights
     shards: tuple[tuple[str, ...], ...]
 
     def units(self) -> list[Unit]:
+        """Returns the weight files to write, with their sizes."""
         sizes, itemsize = hf_sizes(self.weights.shape), self.weights.dtype.itemsize
         return [
             Unit(file, sum(torch.Size(sizes[name]).numel() * itemsize for name in names))
@@ -131,8 +142,16 @@ class _ShardFile:
     def _pieces(
         self, rule: WeightRule, layer: int | None, bound: WeightRule, wanted: frozenset[str]
     ) -> Iterator[tuple[str, int, Tensor]]:
-        """Yields (HF name, first row, rows) of every run of rows this file wants of one Megatron
-        weight."""
+        """Yields (HF name, first row, rows) for each run of rows of one Megatron weight.
+
+        Rows of weights that are not `wanted` in this file are left out.
+
+        Args:
+            rule: the Megatron weight's rule for any layer.
+            layer: number of the layer; None outside the layers.
+            bound: the rule of that layer.
+            wanted: HF names of the weights in this file.
+        """
         if wanted.isdisjoint(bound.hf):
             return
         for first, part in self.weights.parts(rule, layer, bound):
@@ -140,6 +159,8 @@ class _ShardFile:
                 raise InputError(
                     "checkpoint", self.weights.folder, f"{bound.stored} holds NaN or infinity"
                 )
+            # Run by run of the Megatron weight, [at, at + count) is cut with [first, stop), the
+            # rows of this part, and moved to where its rows lie in the Hugging Face weight.
             at, stop = 0, first + part.shape[0]
             for source, start, count in bound.row_runs(self.weights.shape):
                 low, high = max(at, first), min(at + count, stop)
@@ -149,15 +170,14 @@ class _ShardFile:
 
 
 def hf_tensors(megatron_dir: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
-    """Yields (HF name, tensor) of a Megatron checkpoint, in the order of the model, in the dtype
-    stored."""
+    """Yields (HF name, tensor) for every weight of a checkpoint, in the order of the model."""
     stored = StoredTensors(weights_folder(megatron_dir))
     for rule, layer, bound in bound_rules(shape):
         yield from to_hf(bound, read_weight(stored, rule, layer, bound), shape).items()
 
 
 def _shards(description: CheckpointDescription, max_bytes: int) -> list[list[str]]:
-    """Returns the tensors of each weight file: as many as fit, in the order of the model."""
+    """Returns the tensors' names for each weight file, as many as fit, in the model's order."""
     shards: list[list[str]] = [[]]
     held = 0
     for name, sizes in hf_sizes(description.shape).items():
@@ -173,6 +193,7 @@ def _shards(description: CheckpointDescription, max_bytes: int) -> list[list[str
 def _config(
     description: CheckpointDescription, factors: FactorSet | None, carried: Path
 ) -> dict[str, Any] | bytes:
+    """Returns the config.json to write: the imported one's bytes where they are still right."""
     wanted, shape = factors or description.factor_set, description.shape
     check_geometry(wanted, shape)
     original = read_config(carried) if (carried / CONFIG_FILE).is_file() else None
@@ -195,17 +216,19 @@ def _config(
 
 
 def _says(config: dict[str, Any], wanted: FactorSet) -> bool:
-    """Whether a config asks for these factors; `dynamic` asks for some at every length and is never
-    the same."""
+    """Returns whether a config asks for exactly these factors.
+
+    rope_type `dynamic` never does: its factors follow the length of the input, while a factor set
+    has been fixed at one length.
+    """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return "dynamic" not in (
-        rope.get("rope_type"),
-        rope.get("type"),
-    ) and wanted == factor_set_from_hf(with_rope_said(config))
+    if "dynamic" in (rope.get("rope_type"), rope.get("type")):
+        return False
+    return wanted == factor_set_from_hf(with_rope_said(config))
 
 
 def check_geometry(factors: FactorSet, shape: ModelShape) -> None:
-    """Raises InputError for factors made for another rotary embedding than the checkpoint's."""
+    """Raises InputError for factors of another base, head_dim or window than the checkpoint's."""
     geometry = factors.geometry
     if geometry.head_dim != shape.head_dim:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Hugging Face model folders, read with every doubt checked; safetensors only."""
+"""Reads Hugging Face model folders with safetensors weights, and checks what they claim."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from checkpoints_tools.common.tensor_file import StoredTensor, is_finite, read_header, read_into
+from checkpoints_tools.common.tensor_file import (
+    StoredTensor,
+    is_finite,
+    read_into,
+    read_safetensors_header,
+)
 from checkpoints_tools.common.weight_map import DERIVED_SUFFIXES
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.checkpoints.carried_files import carried_files, stays_behind
@@ -29,17 +34,18 @@ _COMPARED_ROWS = 1024
 
 @dataclass(frozen=True)
 class HfFolder:
-    """A folder whose config, index and headers were read and agree; tensors are read one by one."""
+    """A model folder whose config, index and file headers agree; tensors are read one by one."""
 
     path: Path
     config: dict[str, Any]
+    """Contents of config.json."""
     files: Mapping[str, Path]
-    """File of each tensor."""
+    """The file that holds each tensor, by the tensor's name."""
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
-        """Where each tensor lies in its file."""
-        headers = [read_header(file) for file in sorted(set(self.files.values()))]
+        """The place of each tensor in its file, by the tensor's name."""
+        headers = [read_safetensors_header(file) for file in sorted(set(self.files.values()))]
         return {name: place for header in headers for name, place in header.items()}
 
     def tensor(self, name: str) -> Tensor:
@@ -50,11 +56,11 @@ class HfFolder:
         return tensor
 
     def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """Returns sizes and dtype without reading the tensor."""
+        """Returns sizes and dtype of a tensor without reading it."""
         return self.stored[name].sizes, self.stored[name].dtype
 
     def read_rows(self, name: str, first: int, target: Tensor) -> None:
-        """Fills `target`, which fills its memory, with the rows from `first` on; finite or not."""
+        """Fills a contiguous `target` with a tensor's rows from `first` on, finite or not."""
         place, file = self.stored[name], self.files[name]
         with file.open("rb", buffering=0) as stream:
             read_into(stream.fileno(), place.start + first * place.row_bytes, target, file)
@@ -63,12 +69,11 @@ class HfFolder:
         path = self.files[name]
         try:
             with safe_open(path, "pt") as file:
-                tensor: Tensor = (
-                    file.get_slice(name)[start:stop] if stop is not None else file.get_tensor(name)
-                )
+                if stop is None:
+                    return cast(Tensor, file.get_tensor(name))
+                return cast(Tensor, file.get_slice(name)[start:stop])
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise InputError("model", path, f"{name} cannot be read: {error}") from error
-        return tensor
 
     def fingerprint(self) -> list[list[object]]:
         """Returns each file's name, size and time of change, to notice other contents."""
@@ -79,7 +84,7 @@ class HfFolder:
         return [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
     def stays_behind(self) -> tuple[str, ...]:
-        """Returns the names in the folder that no conversion carries or reads."""
+        """Returns the names of files and folders that no conversion reads or carries."""
         return stays_behind(self.path, [INDEX_FILE, *(file.name for file in self.files.values())])
 
     def check_weights(
@@ -87,8 +92,9 @@ class HfFolder:
     ) -> torch.dtype:
         """Returns the one dtype of all weights, after comparing names and sizes with `expected`.
 
-        A weight in `tied_to` may be there a second time if it equals the one it is tied to. Raises
-        InputError that lists what is missing, unknown, of other sizes or of mixed dtypes.
+        `tied_to` gives, by name, weights that may be stored although they are tied to another: they
+        must equal it in every bit. Raises InputError for weights that are missing, unknown, of
+        other sizes or of mixed dtypes.
         """
         present = {name for name in self.files if not name.endswith(DERIVED_SUFFIXES)}
         self._refuse_names("weights are missing", expected.keys() - present)
@@ -118,16 +124,14 @@ class HfFolder:
         return dtypes.pop()
 
     def _same_bits(self, name: str, other: str) -> bool:
-        """Compares two weights a few rows at a time: an embedding may be larger than what memory is
-        left."""
+        """Returns whether two weights are equal, read in parts: memory may not hold both."""
         if self.header(name) != self.header(other):
             return False
-        starts = range(0, self.header(name)[0][0], _COMPARED_ROWS)
-        pairs = (
-            [self._rows(each, start, start + _COMPARED_ROWS) for each in (name, other)]
-            for start in starts
-        )
-        return all(bits_equal(*pair) for pair in pairs)
+        for start in range(0, self.header(name)[0][0], _COMPARED_ROWS):
+            stop = start + _COMPARED_ROWS
+            if not bits_equal(self._rows(name, start, stop), self._rows(other, start, stop)):
+                return False
+        return True
 
     def _refuse_names(self, what: str, names: Iterable[str]) -> None:
         some = sorted(names)
@@ -137,12 +141,12 @@ class HfFolder:
 
 
 def is_hf_folder(path: Path) -> bool:
-    """Returns whether a folder looks like an HF model: a config, and weights of some kind."""
+    """Returns whether a folder looks like an HF model: it has config.json and safetensors files."""
     return (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors*"))
 
 
 def open_hf_folder(path: Path | str) -> HfFolder:
-    """Returns the folder, checked; raises InputError that names what is wrong with it."""
+    """Returns the checked folder; raises InputError that says what is wrong with it."""
     path = Path(path)
     if path.is_file():
         raise InputError(
@@ -150,10 +154,9 @@ def open_hf_folder(path: Path | str) -> HfFolder:
         )
     if not path.is_dir():
         raise InputError("model", path, "no such folder")
-    config = read_config(path)
-    return HfFolder(
-        path, config, {name: file for file in _weight_files(path) for name in read_header(file)}
-    )
+    config, weight_files = read_config(path), _weight_files(path)
+    files = {name: file for file in weight_files for name in read_safetensors_header(file)}
+    return HfFolder(path, config, files)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -174,11 +177,9 @@ def bits_equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """Returns the files that hold weights, from the index or the single one; what the headers say
-    must agree."""
-    if (path / INDEX_FILE).is_file() and (
-        path / SINGLE_FILE
-    ).is_file():  # transformers would read the single one
+    """Returns the files that hold weights: those of the index, or the single one without index."""
+    if (path / INDEX_FILE).is_file() and (path / SINGLE_FILE).is_file():
+        # transformers would read the single file without a word
         raise InputError(
             "model",
             path,
@@ -216,7 +217,7 @@ def _indexed_files(path: Path) -> list[Path]:
     for file in sorted(set(weight_map.values())):
         if not (path / file).is_file():
             raise InputError("model", index, f"shard {file} is missing")
-        inside = read_header(path / file).keys()
+        inside = read_safetensors_header(path / file).keys()
         said = {name for name, where in weight_map.items() if where == file}
         if inside != said:
             raise InputError(

@@ -1,5 +1,4 @@
-"""Hugging Face folder → Megatron checkpoint, in the dtype the weights have, a few rows at a
-time."""
+"""Imports a Hugging Face folder as a Megatron checkpoint of the same dtype, row by row."""
 
 from __future__ import annotations
 
@@ -59,31 +58,29 @@ from megatron_longrope.rope import factor_set_from_hf, method_from_hf
 from megatron_longrope.runtime import Runtime
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+"""Weights of a tied model that some folders store although they equal another."""
 CHUNK_BYTES = 64 << 20
-"""Rows are read, checked and written in blocks of at most this; a block is a chunk of the
-checkpoint."""
+"""Most bytes of rows read, checked and written at once; they become one chunk of the checkpoint."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote. `left_out` names tensors not carried because they are computed or
-    stored twice.
-
-    `stayed_behind` names files and folders (with a slash) of the source that are neither weights
-    nor carried.
-    """
+    """What a conversion wrote, and what of the source it did not carry."""
 
     target: Path
     num_tensors: int
     num_bytes: int
+    """Bytes of all weights."""
     dtype: str
     left_out: tuple[str, ...] = ()
+    """Names of tensors left out, since they are computed from the config or stored twice."""
     stayed_behind: tuple[str, ...] = ()
+    """Names of other files and folders (these with a slash) of the source that were not carried."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """As in `import_hf`."""
+    """Options of an import, which `import_hf` explains."""
 
     keep_windows: bool = True
     dynamic_length: int | None = None
@@ -103,14 +100,22 @@ def import_hf(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Writes the Megatron checkpoint of an HF folder; interrupted, the same call goes on where it
-    was.
+    """Writes the Megatron checkpoint of a Hugging Face folder.
 
-    With a runtime every rank calls it, one converts and the others wait. `keep_windows=False`
-    switches sliding windows off, and exports say so. `dynamic_length` (tokens) fixes the factors of
-    rope_type dynamic, which else follow the input, at one length. A checkpoint already there is
-    replaced when the new one is whole; `replace=False` refuses it. Raises InputError for a folder
-    that is damaged, of an architecture or with an option that is not supported.
+    After an interruption the same call goes on where it stopped. A checkpoint already there is
+    replaced once the new one is whole. Raises InputError for a folder that is damaged, or whose
+    architecture or settings are not supported.
+
+    Args:
+        hf_dir: the folder to import.
+        megatron_dir: the checkpoint to write.
+        runtime: where given, every rank calls this function: one converts and the others wait.
+        keep_windows: False switches sliding-window attention off, also in later exports.
+        dynamic_length: length in tokens at which the factors of rope_type `dynamic`, which follow
+            the input's length otherwise, are fixed.
+        replace: False refuses a checkpoint that is there.
+        processes: number of processes to convert in.
+        progress: called with the bytes converted and in all.
     """
     options = ImportOptions(keep_windows, dynamic_length, replace, processes, progress)
     return _on_main_rank(runtime, lambda: _import(open_hf_folder(hf_dir), megatron_dir, options))
@@ -122,7 +127,7 @@ def import_folder(
     runtime: Runtime | None = None,
     options: ImportOptions | None = None,
 ) -> Conversion:
-    """As `import_hf`, of an opened folder, whose weights may lie in files of another kind."""
+    """Does what `import_hf` does with an opened folder, whose weights may come from GGUF files."""
     return _on_main_rank(runtime, lambda: _import(folder, megatron_dir, options or ImportOptions()))
 
 
@@ -133,7 +138,7 @@ def _on_main_rank(runtime: Runtime | None, convert: Callable[[], Conversion]) ->
     if runtime.is_main:
         try:
             outcome = convert()
-        except LongRopeError as error:  # the other ranks are to end with the same line
+        except LongRopeError as error:  # raised below on every rank, so that none waits forever
             outcome = error
     outcome = runtime.broadcast(outcome)
     if isinstance(outcome, LongRopeError):
@@ -189,26 +194,29 @@ def _import(folder: HfFolder, megatron_dir: Path | str, options: ImportOptions) 
 
 @dataclass(frozen=True)
 class _WeightFile:
-    """Makes the checkpoint's data files: one for what stands before the layers, one for each layer,
-    one for the end."""
+    """Writes the data files of the checkpoint.
+
+    The first holds the embedding, the last the final norm and the output layer, and those between
+    hold one layer each.
+    """
 
     folder: HfFolder
     shape: ModelShape
     dtype: torch.dtype
 
     def units(self) -> list[Unit]:
+        """Returns the data files to write, with their sizes."""
         sizes = [0] * (self.shape.num_layers + 2)
         for _, layer, rule in bound_rules(self.shape):
-            number = self._unit_of(rule, layer)
-            sizes[number] += (
-                torch.Size(rule.sizes_in_megatron(self.shape)).numel() * self.dtype.itemsize
-            )
+            numbers = torch.Size(rule.sizes_in_megatron(self.shape)).numel()
+            sizes[self._unit_of(rule, layer)] += numbers * self.dtype.itemsize
+        # torch.distributed.checkpoint's own names: file 0 of rank `number`
         return [
             Unit(f"{WEIGHTS_FOLDER}/__{number}_0.distcp", size) for number, size in enumerate(sizes)
         ]
 
     def stored_tensors(self) -> dict[str, StoredTensorInfo]:
-        """Returns every tensor under the name and with the sizes it has for all layers together."""
+        """Returns dtype and sizes of every tensor of the checkpoint, with all layers stacked."""
         tensors = {}
         for rule, layer, bound in bound_rules(self.shape):
             layers = () if layer is None else (self.shape.num_layers,)
@@ -219,9 +227,9 @@ class _WeightFile:
 
     def __call__(self, number: int, path: Path, report: Report) -> Record:
         chunks: list[list[Any]] = []
-        buffer = bytearray(
-            min(self.units()[number].num_bytes, max(CHUNK_BYTES, self._longest_row()))
-        )
+        # one buffer for all blocks: a row at least, even where it is longer than a chunk
+        size = min(self.units()[number].num_bytes, max(CHUNK_BYTES, self._longest_row()))
+        buffer = bytearray(size)
         with path.open("wb") as stream:
             for rule, layer, bound in bound_rules(self.shape):
                 if self._unit_of(bound, layer) != number:
@@ -235,6 +243,7 @@ class _WeightFile:
                     chunks.append([rule.stacked, offsets, sizes, start, length])
                     report(block.nbytes)
             if 0 < number <= self.shape.num_layers:
+                # megatron-core names an object of layer l of n "…/shard_l_n"
                 for module in MODULES_WITH_EXTRA_STATE:
                     owner = f"decoder.layers.{module}.{EXTRA_STATE}"
                     name = f"{owner}/shard_{number - 1}_{self.shape.num_layers}"
@@ -242,16 +251,17 @@ class _WeightFile:
         return {"chunks": chunks}
 
     def _blocks(self, rule: WeightRule, buffer: bytearray) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first row, rows) of a whole Megatron weight; all of them in the same buffer, one
-        after the other."""
+        """Yields (number of the first row, rows) for each block of rows of a whole Megatron weight.
+
+        All blocks lie in `buffer` one after the other: each is overwritten by the next.
+        """
         sizes = rule.sizes_in_megatron(self.shape)
         row_numbers = torch.Size(sizes[1:]).numel()
         at_once = max(1, CHUNK_BYTES // (row_numbers * self.dtype.itemsize))
         for first in range(0, sizes[0], at_once):
             rows = min(at_once, sizes[0] - first)
-            block = torch.frombuffer(buffer, dtype=self.dtype, count=rows * row_numbers).view(
-                rows, *sizes[1:]
-            )
+            flat = torch.frombuffer(buffer, dtype=self.dtype, count=rows * row_numbers)
+            block = flat.view(rows, *sizes[1:])
             read_megatron_rows(self.folder, rule, self.shape, first, block)
             yield first, block
 
@@ -273,8 +283,7 @@ def _chunks_of(units: list[Unit], records: list[Record]) -> Iterator[StoredChunk
 
 
 def check_folder(folder: HfFolder, *, keep_windows: bool = True) -> tuple[ModelShape, torch.dtype]:
-    """Returns shape and dtype of an HF folder whose weights are all there; raises InputError
-    otherwise."""
+    """Returns shape and dtype of an HF folder; raises InputError unless all weights are right."""
     shape = ModelShape.from_hf(folder.config, keep_windows=keep_windows)
     tied = TIED if shape.tie_embeddings else {}
     return shape, folder.check_weights(hf_sizes(shape), tied_to=tied)
@@ -282,7 +291,7 @@ def check_folder(folder: HfFolder, *, keep_windows: bool = True) -> tuple[ModelS
 
 @torch.no_grad()
 def load_hf_weights(model: LongRopeModel, folder: HfFolder) -> None:
-    """Fills this rank's share of the model, in the model's dtype, one weight at a time."""
+    """Fills this rank's part of the model from a folder, one weight at a time."""
     groups = model.runtime.groups
     for name, parameter in model.named_parameters():
         rule = rule_of(name, model.shape)

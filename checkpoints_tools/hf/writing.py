@@ -1,4 +1,4 @@
-"""Hugging Face model folders, written whole or not at all; safetensors only."""
+"""Writes Hugging Face model folders with safetensors weights, whole or not at all."""
 
 from __future__ import annotations
 
@@ -36,8 +36,14 @@ def write_hf_folder(
 ) -> int:
     """Writes a model folder and returns the bytes of its weights.
 
-    `config` as bytes is written unchanged. Raises InputError where `target` holds anything an
-    export does not write.
+    Raises InputError where `target` holds anything an export does not write.
+
+    Args:
+        target: the folder to write; an export that is there is replaced.
+        config: config.json, as bytes to be written unchanged or as a mapping.
+        tensors: (name, tensor) of every weight; as many are held in memory as fit into one file.
+        carried_from: folder whose tokenizer and other settings files are copied; None copies none.
+        max_shard_bytes: most bytes of weights in one file, unless one weight alone is larger.
     """
     refuse_foreign_hf_folder(target)
     partial = target.with_name(target.name + ".partial")
@@ -57,9 +63,8 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes
     def flush() -> None:
         file = folder / f"shard-{len(shards)}"
         save_file(held, file, metadata={"format": "pt"})
-        file.chmod(
-            (folder / CONFIG_FILE).stat().st_mode
-        )  # safetensors lets the owner alone read it
+        # save_file lets the owner alone read what it writes
+        file.chmod((folder / CONFIG_FILE).stat().st_mode)
         shards.append(list(held))
         held.clear()
 
@@ -73,19 +78,28 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes
     flush()
     for number, file in enumerate(shard_names(len(shards))):
         (folder / f"shard-{number}").rename(folder / file)
-    write_index(folder, shards, total)
+    write_safetensors_index(folder, shards, total)
     return total
 
 
 def shard_names(count: int) -> list[str]:
-    """Returns the file names of a folder with `count` weight files, as transformers calls them."""
+    """Returns transformers' names for the files of a folder with `count` weight files.
+
+    >>> shard_names(1), shard_names(2)[0]
+    (['model.safetensors'], 'model-00001-of-00002.safetensors')
+    """
     if count == 1:
         return [SINGLE_FILE]
     return [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
 
 
-def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int) -> None:
-    """Writes the index of weight files given by their tensors' names; one file has none."""
+def write_safetensors_index(
+    folder: Path, shards: Sequence[Iterable[str]], total_bytes: int
+) -> None:
+    """Writes the index that says which file holds each weight; a single file needs none.
+
+    `shards` gives the names of the tensors in each file.
+    """
     if len(shards) == 1:
         return
     named = zip(shards, shard_names(len(shards)), strict=True)
@@ -99,7 +113,7 @@ def write_index(folder: Path, shards: Sequence[Iterable[str]], total_bytes: int)
 def write_settings(
     folder: Path, config: Mapping[str, Any] | bytes, carried_from: Path | None
 ) -> None:
-    """Writes everything of a model folder that is no weight.
+    """Writes config.json and copies the tokenizer and other settings files of `carried_from`.
 
     `config` as bytes is written unchanged.
     """

@@ -1,1 +1,1 @@
-"""One module per subcommand; each exports its click command or group as `command`."""
+"""The subcommands of `longrope`, one module each, whose click command or group is `command`."""

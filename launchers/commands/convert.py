@@ -1,5 +1,4 @@
-"""`longrope convert import | export | verify`: Hugging Face folders, GGUF files, Megatron
-checkpoints, the proof."""
+"""`longrope convert import | export | verify`: Hugging Face, GGUF and Megatron checkpoints."""
 
 from __future__ import annotations
 
@@ -25,17 +24,18 @@ _processes = click.option(
     default=1,
     show_default=True,
     metavar="N",
-    help="Processes that work on files of the target side by side.",
+    help="Processes that write files of the target side by side.",
 )
 _replace = click.option(
-    "--replace", is_flag=True, help="Put the new model in the place of one that is at the target."
+    "--replace",
+    is_flag=True,
+    help="Overwrite a model that is at the target; without it that is refused.",
 )
 
 
 @click.group()
 def command() -> None:
-    """Convert between Hugging Face, GGUF and Megatron checkpoints without losing a bit, and prove
-    it."""
+    """Convert between Hugging Face, GGUF and Megatron checkpoints, and compare them bit for bit."""
 
 
 @command.command("import")
@@ -46,19 +46,21 @@ def command() -> None:
     type=click.Choice(["keep", "off"]),
     default="keep",
     show_default=True,
-    help="off: every layer attends to everything before it, and exports say so.",
+    help="For models with sliding-window layers. keep: as in the config. off: every layer attends "
+    "to everything before it, and exports say so.",
 )
 @click.option(
     "--dynamic-at",
     type=LENGTH,
     default=None,
     metavar="N",
-    help="rope_type dynamic only: fix its factors, which follow the input, at N tokens.",
+    help="For models with rope_type dynamic, whose factors follow the length of the input: keep "
+    "those for N tokens.",
 )
 @click.option(
     "--no-tokenizer",
     is_flag=True,
-    help="GGUF files: leave the tokenizer out instead of refusing its kind.",
+    help="For GGUF files: leave the tokenizer out, where its kind would be refused.",
 )
 @_replace
 @_processes
@@ -73,11 +75,11 @@ def import_command(
     processes: int,
     json_path: Path | None,
 ) -> None:
-    """Write the Megatron checkpoint MEGATRON_DIR of a Hugging Face folder, in the dtype it has, or
-    of a GGUF file.
+    """Convert a Hugging Face folder or a GGUF file to a Megatron checkpoint.
 
-    Quantized blocks of a GGUF file become the float32 numbers they stand for. Interrupted, the same
-    command goes on where it was.
+    The checkpoint is written to MEGATRON_DIR, in the number format that the source has; quantized
+    blocks of a GGUF file become the float32 numbers they stand for. Interrupted, the same command
+    goes on where it stopped.
     """
     from checkpoints_tools.gguf.header import is_gguf
     from checkpoints_tools.gguf.importing import import_gguf
@@ -125,28 +127,29 @@ def import_command(
     "--factors",
     "factors_name",
     metavar="NAME|FILE",
-    help="A published factor set or a factors JSON file to export with, instead of the factors the "
-    "checkpoint holds.",
+    help="Published factor set or factors JSON file to export with  [default: the factors the "
+    "checkpoint holds]",
 )
 @click.option(
     "--serve",
     type=click.Choice(["transformers", "static", "gguf"]),
     default="transformers",
     show_default=True,
-    help="transformers: two factor sets, by the length of the input. static: one set, for "
-    "engines that choose once. gguf: a file for llama.cpp. See docs/serving.md.",
+    help="What will load the model. transformers: one factor set for short inputs and one for long "
+    "ones. static: one set for all, for engines that choose once. gguf: a file for llama.cpp. See "
+    "docs/serving.md.",
 )
 @click.option(
     "--length",
     type=LENGTH,
     default=None,
     metavar="N",
-    help="Tokens to serve: chooses among several factor sets the one for N.",
+    help="Export the factor set for inputs of N tokens, where the model has several.",
 )
 @click.option(
     "--no-tokenizer",
     is_flag=True,
-    help="--serve gguf: leave the tokenizer out instead of refusing its kind.",
+    help="For --serve gguf: leave the tokenizer out, where its kind would be refused.",
 )
 @_replace
 @_processes
@@ -162,11 +165,11 @@ def export_command(
     processes: int,
     json_path: Path | None,
 ) -> None:
-    """Write the Hugging Face folder or GGUF file of the checkpoint MEGATRON_DIR; refuse what it
-    cannot carry.
+    """Convert a Megatron checkpoint to a Hugging Face folder or a GGUF file.
 
-    MEGATRON_DIR may be Megatron-LM's own. Interrupted, the same command goes on where it was, or
-    begins a GGUF file anew.
+    MEGATRON_DIR may also be a checkpoint of Megatron-LM itself. Factors that the target format
+    cannot say are refused. Interrupted, the same command goes on where it stopped; a GGUF file is
+    begun anew.
     """
     from checkpoints_tools.gguf.exporting import export_gguf
     from checkpoints_tools.hf.exporting import export_hf
@@ -215,15 +218,21 @@ def export_command(
 @command.command("verify")
 @click.argument("a", type=_FOLDER)
 @click.argument("b", type=_FOLDER)
-@click.option("--logits", is_flag=True, help="Also run both on the same random tokens, in float32.")
 @click.option(
-    "--tokens", type=LENGTH, default=None, metavar="N", help="Tokens of --logits; by default 256."
+    "--logits", is_flag=True, help="Also run both models on the same random tokens, in float32."
+)
+@click.option(
+    "--tokens",
+    type=LENGTH,
+    default=None,
+    metavar="N",
+    help="Random tokens for --logits  [default: 256]",
 )
 @click.option(
     "--all",
     "show_all",
     is_flag=True,
-    help="Show every row of the table, not just those that differ.",
+    help="Show all tensors, not only those that differ.",
 )
 @json_option
 @click.pass_context
@@ -236,11 +245,11 @@ def verify_command(
     show_all: bool,
     json_path: Path | None,
 ) -> None:
-    """Compare two models tensor by tensor; exit code 0: equal in every bit, 1: not, 2: no model or
-    a damaged one.
+    """Compare two models tensor by tensor.
 
     Each of A and B is a Hugging Face folder, a Megatron checkpoint, a GGUF file or a run directory.
-    Files beside the weights are compared too; they do not count for the exit code.
+    The exit code is 0 if they are equal in every bit, 1 if they are not, and 2 if one is damaged or
+    no model. Files beside the weights are compared too, but do not count for the exit code.
     """
     from checkpoints_tools.common.verify_files import compare_files
     from checkpoints_tools.verify import LOGITS_TOKENS, all_equal, counts, verify

@@ -1,4 +1,4 @@
-"""`longrope data pack | inspect | tokenizer`: token datasets from documents, and what is in one."""
+"""`longrope data pack | inspect | tokenizer`: token datasets and tokenizers from documents."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @click.group()
 def command() -> None:
-    """Pack documents into a token dataset, inspect one, or train a tokenizer."""
+    """Make token datasets from text, look into one, or train a tokenizer."""
 
 
 def _source_options(function: CallableT) -> CallableT:
-    """Adds the options that say where documents come from; `_read` reads them."""
+    """Adds the options that say where documents come from; `_read` reads the documents."""
     parts = click.Choice(["train", "search", "evaluation"])
     options = (
         click.option(
@@ -37,23 +37,25 @@ def _source_options(function: CallableT) -> CallableT:
             "texts",
             multiple=True,
             metavar="FILE …",
-            help="UTF-8 text, one document per file.",
+            help="Text files in UTF-8, one document per file.",
         ),
         click.option(
             "--jsonl",
             "jsonls",
             multiple=True,
             metavar="FILE …",
-            help="JSON Lines, one document per line.",
+            help="JSON Lines files, one document per line.",
         ),
         click.option(
             "--text-field",
             default="text",
             metavar="NAME",
-            help="Field of a JSON line with the text.",
+            help="Field of a JSON line that holds the text.",
         ),
         click.option(
-            "--stdlib", type=parts, help="A part of the running Python's standard library."
+            "--stdlib",
+            type=parts,
+            help="A part of the running Python's standard library, as this project divides it.",
         ),
     )
     for option in reversed(options):
@@ -68,23 +70,32 @@ def _source_options(function: CallableT) -> CallableT:
     "tokenizer_path",
     required=True,
     metavar="PATH",
-    help="A folder or a tokenizer.json.",
+    help="A tokenizer.json, or a folder (such as a model's) that holds one.",
 )
 @click.option(
     "--sequence-length", type=LENGTH, metavar="LENGTH", help="Tokens per packed row, e.g. 2k."
 )
 @click.option(
-    "--whole-documents", is_flag=True, help="One row per document instead of packed rows."
+    "--whole-documents", is_flag=True, help="Write one row per document, instead of packed rows."
 )
 @click.option(
-    "--min-piece", type=click.IntRange(1), default=1, help="Leave out pieces with fewer tokens."
+    "--min-piece",
+    type=click.IntRange(1),
+    default=1,
+    help="Leave out pieces of fewer tokens than this.",
 )
 @click.option(
-    "--add-bos", is_flag=True, help="Begin documents with a BOS where the tokenizer adds none."
+    "--add-bos",
+    is_flag=True,
+    help="Begin each document with a BOS token where the tokenizer adds none.",
 )
-@click.option("--append-eos", is_flag=True, help="End documents with the tokenizer's EOS.")
 @click.option(
-    "--drop-duplicates", is_flag=True, help="Keep the first of documents with equal text."
+    "--append-eos", is_flag=True, help="End each document with the tokenizer's EOS token."
+)
+@click.option(
+    "--drop-duplicates",
+    is_flag=True,
+    help="Keep only the first of several documents with equal text.",
 )
 @click.option(
     "--out", required=True, metavar="PREFIX", help="Writes PREFIX.bin, PREFIX.idx and PREFIX.json."
@@ -105,9 +116,11 @@ def pack(
     out: str,
     json_path: Path | None,
 ) -> None:
-    """Write documents as a dataset, packed or whole.
+    """Write documents as a token dataset, packed or whole.
 
-    Packed: cut to rows of --sequence-length tokens, the pieces best-fit packed, every token once.
+    With --sequence-length, documents are cut into pieces of at most that many tokens, and the
+    pieces are packed best-fit into rows of that length: each token is there once. With
+    --whole-documents each document is a row of its own, as `longrope eval ppl --data` reads them.
     """
     if whole_documents == (sequence_length is not None):
         raise InputError(
@@ -146,10 +159,10 @@ def pack(
 
 @command.command()
 @click.argument("prefix")
-@click.option("--verify", is_flag=True, help="Read everything and compare the checksums.")
+@click.option("--verify", is_flag=True, help="Also read all tokens and compare their checksums.")
 @json_option
 def inspect(prefix: str, verify: bool, json_path: Path | None) -> None:
-    """Show what a dataset holds: PREFIX.bin, PREFIX.idx, PREFIX.json."""
+    """Show what the dataset PREFIX (PREFIX.bin, PREFIX.idx and PREFIX.json) holds."""
     from megatron_longrope.data import PackedDataset
 
     dataset = PackedDataset(prefix)
@@ -170,10 +183,13 @@ def inspect(prefix: str, verify: bool, json_path: Path | None) -> None:
     type=click.IntRange(1),
     required=True,
     metavar="N",
-    help="Entries, special ones included.",
+    help="Size of the vocabulary, special tokens included.",
 )
 @click.option(
-    "--out", required=True, metavar="DIR", help="Folder for tokenizer.json and its two companions."
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="Folder that gets tokenizer.json and two config files beside it.",
 )
 @json_option
 def tokenizer(
@@ -185,7 +201,7 @@ def tokenizer(
     out: str,
     json_path: Path | None,
 ) -> None:
-    """Train a byte-level BPE; every digit is a token."""
+    """Train a byte-level BPE tokenizer on documents; every digit is a token of its own."""
     from data_prep.bpe import train_bpe
     from data_prep.documents import filter_documents
 
@@ -222,7 +238,7 @@ def _end_token(tokenizer: TextTokenizer) -> int:
 
 
 def _progress(total: int) -> Callable[[int, int], None]:
-    """Returns a callback that writes a line on stderr now and then: done, rate, time left."""
+    """Returns a function that now and then prints documents done, rate and time left on stderr."""
     started = last = time.monotonic()
 
     def show(documents: int, tokens: int) -> None:

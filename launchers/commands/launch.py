@@ -1,4 +1,4 @@
-"""`longrope launch`: prints how a subcommand starts under torchrun or Slurm, or starts it."""
+"""`longrope launch`: prints how a command starts under torchrun or Slurm, or starts it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 import click
 
-from launchers.job import Job
+from launchers.jobs.job import Job
 from launchers.options import json_option, write_json
 
 _PASSED_ON = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what both launchers take: `--submit`, `--json`, and the arguments to start."""
+    """Adds what both launchers take: `--submit`, `--json`, and the command to start."""
     command = click.argument(
         "arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- LONGROPE_ARGS…"
     )(command)
     command = json_option(command)
     return click.option(
-        "--submit", is_flag=True, help="Start it; without this it is only printed."
+        "--submit", is_flag=True, help="Start it now; without this it is only printed."
     )(command)
 
 
 @click.group()
 def command() -> None:
-    """Start a longrope command with torchrun or Slurm.
+    """Start a longrope command in many processes, with torchrun or as a Slurm job.
 
-    Prints what it will run; --submit runs it. The command's own arguments follow a --, such as:
+    Prints what it would run; with --submit it runs it. The command to start follows a --, such as:
 
     \b
         longrope launch torchrun --nproc-per-node 8 -- extend recipe.yaml --run-dir runs/256k
@@ -40,19 +40,17 @@ def command() -> None:
 @click.option(
     "--nproc-per-node",
     type=int,
-    help="Processes on each machine.  [default: one per GPU, 1 without GPUs]",
+    help="Processes on each machine  [default: one per GPU, 1 without GPUs]",
 )
 @click.option(
-    "--nnodes", type=int, default=1, help="Machines; start the same line on each of them."
+    "--nnodes", type=int, default=1, help="Machines; start the same command line on each of them."
 )
 @click.option(
     "--rdzv-endpoint",
     metavar="HOST:PORT",
-    help="Where several machines meet: one of them, and a free port.",
+    help="Where several machines find each other: the name of one of them, and a free port on it.",
 )
-@click.option(
-    "--rdzv-id", default="longrope", help="Name of the meeting, the same on each machine."
-)
+@click.option("--rdzv-id", default="longrope", help="Name of this job, the same on each machine.")
 @_shared
 def torchrun(
     arguments: tuple[str, ...],
@@ -61,8 +59,8 @@ def torchrun(
     nproc_per_node: int | None,
     **options: Any,
 ) -> None:
-    """Processes of one machine, or of several that each run this line."""
-    from launchers.torchrun import TorchrunOptions, torchrun_job
+    """Start a command with torchrun, on this machine or on several that each run the same line."""
+    from launchers.jobs.torchrun import TorchrunOptions, torchrun_job
 
     processes = _gpu_count() if nproc_per_node is None else nproc_per_node
     _start(
@@ -77,37 +75,39 @@ def torchrun(
     "--time",
     required=True,
     metavar="[D-]HH:MM:SS",
-    help="Time limit of one run; requeued runs go on.",
+    help="Time limit of one run. A job that reaches it saves, is queued again and goes on.",
 )
-@click.option("--nodes", type=int, default=1, help="Nodes, with one torchrun each.")
-@click.option("--gpus-per-node", type=int, default=8, help="GPUs on each node, 0 for none.")
-@click.option("--nproc-per-node", type=int, help="Processes on each node.  [default: one per GPU]")
+@click.option("--nodes", type=int, default=1, help="Nodes; each runs one torchrun.")
+@click.option("--gpus-per-node", type=int, default=8, help="GPUs on each node; 0 for none.")
+@click.option("--nproc-per-node", type=int, help="Processes on each node  [default: one per GPU]")
 @click.option("--cpus-per-task", type=int, default=16, help="CPU cores on each node.")
 @click.option("--job-name", default="longrope", help="Name of the job.")
-@click.option("--partition", help="Slurm partition.  [default: the cluster's]")
-@click.option("--account", help="Slurm account.  [default: yours]")
+@click.option("--partition", help="Slurm partition  [default: the cluster's]")
+@click.option("--account", help="Slurm account  [default: yours]")
 @click.option(
     "--log-dir",
     type=click.Path(path_type=Path),
     default=Path(),
-    help="Existing folder of NAME-JOB.out.",
+    help="Existing folder that gets the output, NAME-JOB.out.",
 )
 @click.option(
-    "--setup", type=click.Path(path_type=Path), help="Shell file to source first (module load …)."
+    "--setup",
+    type=click.Path(path_type=Path),
+    help="Shell file that the job sources first (module load …).",
 )
 @click.option(
     "--stop-before",
     type=int,
     default=300,
-    help="Seconds before the limit when workers save and stop.",
+    help="Seconds before the time limit at which processes are asked to save and stop.",
 )
 @click.option(
     "--max-requeues", type=int, default=20, help="How often an interrupted job is queued again."
 )
 @_shared
 def slurm(arguments: tuple[str, ...], submit: bool, json_path: Path | None, **options: Any) -> None:
-    """A Slurm job: a complete batch script. With --submit sbatch gets it at once."""
-    from launchers import slurm as launcher
+    """Print a complete Slurm batch script for a command; with --submit, hand it to sbatch."""
+    from launchers.jobs import slurm as launcher
 
     working_dir = Path.cwd()
     script = launcher.slurm_script(launcher.SlurmOptions(**options), arguments, working_dir)
@@ -120,7 +120,7 @@ def slurm(arguments: tuple[str, ...], submit: bool, json_path: Path | None, **op
 
 
 def _start(job: Job, submit: bool, json_path: Path | None) -> None:
-    """Prints the job and, where asked to, becomes it; from there its exit code is the job's own."""
+    """Prints the job and, if asked to, becomes it, so that the exit code is the job's own."""
     click.echo(job.shell_line(), err=submit)
     if json_path is not None:
         write_json(
@@ -132,7 +132,7 @@ def _start(job: Job, submit: bool, json_path: Path | None) -> None:
 
 
 def _gpu_count() -> int:
-    """Returns the GPUs of this machine, 1 where it has none."""
+    """Returns the number of GPUs of this machine, 1 where it has none."""
     import torch
 
     return max(1, torch.cuda.device_count())

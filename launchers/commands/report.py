@@ -1,4 +1,4 @@
-"""`longrope report RUN_DIR`: writes the HTML page of a run."""
+"""`longrope report RUN_DIR`: writes the HTML page of a run or a search."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from launchers.options import json_option, write_json
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @json_option
 def command(run_dir: Path, json_path: Path | None) -> None:
-    """Write RUN_DIR/report/index.html, one self-contained page, from the files a run or a search
-    left there."""
+    """Write the HTML report of a run or a search, from the files in RUN_DIR.
+
+    The report is RUN_DIR/report/index.html, one page that needs no other file. A run writes it by
+    itself at its end; this writes it anew, also for a run that is not done yet.
+    """
     from megatron_longrope.report import write_report  # matplotlib takes a second to import
 
     page = write_report(run_dir)

@@ -1,4 +1,4 @@
-"""`longrope search`: one search of one model at one target length."""
+"""`longrope search`: one search of one model for one target length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from launchers.loss_words import loss_words
 from launchers.options import (
     LENGTH,
     NameType,
@@ -16,7 +15,8 @@ from launchers.options import (
     layout_options,
     write_json,
 )
-from launchers.search_options import SearchCommand, check_request
+from launchers.progress import loss_words
+from launchers.search_options import SearchCommand, check_search_request
 from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.summaries import BaselineMargin, HeldOutMargins, SearchSummary
 from megatron_longrope.config import format_length
@@ -38,111 +38,134 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
     multiple=True,
     required=True,
     metavar="FILE …",
-    help="UTF-8, one document per file.",
+    help="Text files in UTF-8, one document per file, each of the target length or longer.",
 )
 @click.option(
     "--held-out",
     "held_out",
     multiple=True,
     metavar="FILE …",
-    help="Documents not to search on: margins are also of these, each scored once.",
+    help="Text files not to search on; the margins over the baselines are measured on them too.",
 )
 @click.option(
     "--target",
     required=True,
     type=LENGTH,
     metavar="LENGTH",
-    help="Length to search for, in tokens.",
+    help="Length in tokens to search for, such as 32k; beyond the model's window.",
 )
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Gets factors/best.json, journals/, result.json and a plot of all searchers run there; "
-    "run again, "
-    "it goes on.",
+    help="Directory that keeps everything: factors/best.json, journals/, result.json and a plot of "
+    "all searchers run in it.",
 )
 @click.option(
     "--from-factors",
     metavar="NAME|FILE",
-    help="Fine-tuned factors, a published set or a factors file: search beyond them (second "
-    "stage).",
+    help="Factors that the model was fine-tuned under, a published set or a file, to search beyond "
+    "them (second search).",
 )
 @click.option(
     "--starts-from",
     "starts",
     multiple=True,
     type=NameType(search_starts),
-    help="What the search starts from; may be repeated  "
+    help="Scaling method that the search starts from; may be repeated  "
     f"[default: {', '.join(default_search_starts())}]",
 )
 @click.option(
     "--space",
     type=click.Choice(["longrope", "longrope2"]),
     default="longrope",
-    help="longrope: λ from 1 to 1.25·s. longrope2: from s to 2s above the critical pair, a closed "
-    "form below.",
+    help="Bounds of λ, with s = target / window. longrope: from 1 to 1.25·s. longrope2: from s "
+    "to 2s from the critical pair on, a closed form below it.",
 )
 @click.option(
     "--critical-pair",
     type=click.IntRange(1),
     metavar="N",
-    help="Of longrope2  [default: by theory]",
+    help="For longrope2: number of the critical pair, from 0  [default: by theory]",
 )
 @click.option(
     "--early-stopping/--no-early-stopping",
     default=True,
-    help="Stop scoring candidates that are hopeless after some of the documents.",
+    help="Stop scoring a candidate that is hopeless after some of the documents.",
 )
 @click.option(
     "--ladder",
     multiple=True,
     type=LENGTH,
     metavar="LENGTH",
-    help="Of early stopping: score candidates at "
-    "this shorter length first, and the hopeless there only; may be repeated, ascending.",
+    help="For early stopping: score candidates at this shorter length first, and the hopeless ones "
+    "there only; may be repeated, in ascending order.",
 )
 @click.option(
     "--last-fraction",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     metavar="F",
-    help="Count predictions on this last part of each document only.",
+    help="Count only the predictions on this last part of each document.",
 )
 @click.option(
     "--retrieval-documents",
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Also score the answers of N passkey documents of the target length, at half the text's "
-    "weight.",
+    help="Also score the answers of N generated passkey documents of the target length, with half "
+    "the weight of the text.",
 )
 @click.option(
     "--attention-factor",
     type=click.Choice(["searched", "fixed", "one"]),
     default="searched",
-    help="Attention factor: searched from 1 to 1.3, fixed to √(1 + ln s/ln L), or one.",
+    help="Attention factor t (cos and sin times t). searched: with λ, from 1 to 1.3 or more. "
+    "fixed: √(1 + ln s / ln L). one: 1.",
 )
 @click.option(
     "--start-tokens",
     is_flag=True,
-    help="Search n̂, the start positions left as they were; HF cannot carry it.",
+    help="Also search n̂, the number of first positions that are not rescaled. Hugging Face configs "
+    "cannot carry it.",
 )
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of weights."
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Number format of the weights.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Of the search.")
+@click.option(
+    "--recompute",
+    type=click.Choice(["none", "selective", "full"]),
+    default="none",
+    help="For gradients: compute attention (selective) or whole layers (full) again in the "
+    "backward pass instead of keeping what they made.",
+)
+@click.option(
+    "--offload",
+    is_flag=True,
+    help="With --recompute full: keep each layer's input in host memory between the passes.",
+)
+@click.option(
+    "--angle-precision",
+    type=click.Choice(["float64", "hf"]),
+    default="float64",
+    help="hf repeats transformers' float32 angles, and has no gradients.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, metavar="N", help="Seed of the search.")
 @layout_options
 @engine_option
 @json_option
 def command(out: Path, json_path: Path | None, **settings: Any) -> None:
-    """Search the rescale factors, temperature included, that give the lowest perplexity on the
-    documents.
+    """Search the rescale factors and the attention factor with the lowest perplexity.
 
-    Under torchrun candidates are spread over the copies of the model that fit the processes.
+    At the end it prints the best perplexity on the documents, how much worse every other scaling
+    method is, and what the search cost. Interrupted, the same command goes on from its journal.
+    Under torchrun (longrope launch), candidates are shared among the copies of the model.
     """
-    check_request(out, settings)
+    check_search_request(out, settings)
     from launchers.factor_search import run_factor_search
 
     found = run_factor_search(out, **settings)
@@ -166,7 +189,7 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
 
 
 def _margin_line(row: BaselineMargin) -> str:
-    """A baseline's perplexity and by how much it exceeds the best one's."""
+    """Returns one line: a baseline's perplexity, and by how much it exceeds the best one's."""
     name = f"{row.method} ({row.attention_factor} attention factor)"
     if row.value is None or row.ratio is None:
         return f"  {name:<42} no finite {'perplexity' if not row.parts else 'score'}"
@@ -178,7 +201,7 @@ def _margin_line(row: BaselineMargin) -> str:
 
 
 def _say_held_out(held_out: HeldOutMargins) -> None:
-    """Prints the margins on documents nobody searched on."""
+    """Prints the margins over the baselines on the held-out documents."""
     names = ", ".join(held_out.documents)
     perplexity = "not finite" if held_out.perplexity is None else f"{held_out.perplexity:.4f}"
     click.echo(f"held out ({names}): perplexity {perplexity}")

@@ -1,4 +1,4 @@
-"""`longrope train RECIPE`: trains a fresh or given model on packed documents."""
+"""`longrope train RECIPE`: trains a fresh or a given model on packed documents."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from launchers.options import json_option, set_option, write_json
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
-    help="Where everything is kept  [default: runs/NAME]",
+    help="Directory that keeps everything  [default: runs/NAME, by the recipe's name]",
 )
 @set_option
 @json_option
 def command(
     recipe: str, run_dir: Path | None, overrides: tuple[str, ...], json_path: Path | None
 ) -> None:
-    """Train by RECIPE, a YAML file or the name of a shipped one (demo-model), and leave an HF
-    folder.
+    """Train a fresh model, or a given one further, and write it as a Hugging Face folder.
 
-    Interrupted, the same command goes on after the last checkpoint. Under `longrope launch` all
-    processes train.
+    RECIPE is a YAML file or the name of a shipped recipe (demo-model). Interrupted, the same
+    command goes on after the last checkpoint. Under `longrope launch` all processes share the
+    training.
     """
     from launchers.progress import ProgressLines
     from megatron_longrope.config import apply_settings, build_config, parse_overrides, read_yaml

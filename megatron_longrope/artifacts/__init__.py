@@ -1,1 +1,1 @@
-"""The files of a run directory, one schema each, free of torch: everybody imports them."""
+"""The files of a run directory, one schema each; nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""What evaluations of a search cost: tokens, floating-point operations and time."""
+"""The cost of a search's evaluations: tokens, floating-point operations and time."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ if TYPE_CHECKING:
     from typing import Self
 
 BACKWARD_OVER_FORWARD = 1.5
-"""Operations of a backward pass over those of a forward one, without gradients of weights: the
-products with weights once more, attention two and a half times."""
+"""Operations of a backward pass over those of a forward pass, without gradients of the weights.
+
+The products with the weights are computed once more, those of attention two and a half times.
+"""
 
 
 class SearchCost(FileRecord):
-    """What evaluations took.
-
-    `tokens` went through the model forward, `backward_tokens` of them backward too; `flops` are
-    floating-point operations, `seconds` wall time.
-    """
+    """The cost of some evaluations."""
 
     evaluations: Count
     tokens: Count
+    """Tokens that went through the model forward."""
     backward_tokens: Count
+    """How many of the tokens went through the model backward too."""
     flops: float
+    """Floating-point operations of all passes."""
     seconds: float
+    """Wall time."""
 
     @classmethod
     def of(cls, entries: Sequence[JournalEntry], flops_per_token: float) -> Self:
-        """Returns the sum over `entries` on a model of so many operations per token forward."""
+        """Returns the cost of `entries` on a model of `flops_per_token` operations forward."""
         tokens = sum(entry.cost_tokens for entry in entries)
         backward_tokens = sum(entry.cost_tokens for entry in entries if entry.has_gradient)
         return cls(
@@ -44,5 +46,5 @@ class SearchCost(FileRecord):
 
 
 def forward_equivalent(tokens: int, backward_tokens: int) -> float:
-    """Returns the tokens forward that take as many operations as these forward and backward."""
+    """Returns the tokens whose forward pass takes as many operations as these passes together."""
     return tokens + BACKWARD_OVER_FORWARD * backward_tokens

@@ -1,5 +1,4 @@
-"""Candidates of a search and what they came to: the values that searchers, objectives and journals
-hand to one another."""
+"""Candidates and evaluations: what searchers, objectives and journals hand to one another."""
 
 from __future__ import annotations
 
@@ -19,10 +18,12 @@ from megatron_longrope.errors import InputError
 
 @dataclass(frozen=True)
 class Candidate:
-    """One point of the search: λ per pair, n̂ in tokens and the attention factor t (q·k is
-    multiplied by t²).
+    """One point of a search space: λ of each pair, n̂ in tokens, and the attention factor t.
 
     Raises InputError where a number is not finite, λ or t is not positive, or n̂ is negative.
+
+    >>> Candidate((1.0, 4.0), attention_factor=1.1).to_json()
+    {'rescale': [1.0, 4.0], 'start_tokens': 0, 'attention_factor': 1.1}
     """
 
     rescale: tuple[float, ...]
@@ -45,7 +46,7 @@ class Candidate:
             raise InputError("start_tokens", self.start_tokens, "must be 0 tokens or more")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values; `from_json` gives back an equal candidate, bit for bit."""
+        """Returns JSON values; `from_json` makes the same candidate of them, bit for bit."""
         return {
             "rescale": list(self.rescale),
             "start_tokens": self.start_tokens,
@@ -60,33 +61,40 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """Derivatives of the loss (nats per token): by λ, float64 `[num_pairs]`, and by the attention
-    factor."""
+    """Derivatives of the loss in nats per token by λ and by the attention factor."""
 
     rescale: NDArray[np.float64]
+    """∂loss/∂λ_i of each pair, float64 [num_pairs]."""
     attention_factor: float
+    """∂loss/∂t."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Negative log-likelihood (nats) and predicted tokens of each document that was scored, in
-    document order.
+    """The losses of one candidate on the documents that were scored, in document order.
 
-    `completed` is False where scoring was stopped before the last document, and for a sample of the
-    documents. Sums and counts are kept apart so that they can be added up over documents and ranks
-    and divided once.
+    Sums and counts are kept apart so that they can be added up over documents and ranks and divided
+    once: a mean of means would weight the tokens of short documents more.
+
+    >>> evaluation = Evaluation(nll_sums=(200.0, 10.0), token_counts=(100, 5))
+    >>> evaluation.loss, round(evaluation.perplexity, 3)
+    (2.0, 7.389)
     """
 
     nll_sums: tuple[float, ...]
+    """Negative log-likelihood of each document, in nats."""
     token_counts: tuple[int, ...]
+    """Number of predicted tokens of each document."""
     completed: bool = True
+    """False where scoring was stopped before the last document, and for a sample of documents."""
     gradient: Gradient | None = field(default=None, compare=False)
+    """The derivatives of the loss, where a backward pass was made."""
     cost_tokens: int = -1
-    """Tokens that went through the model for this; by default as many as were predicted."""
+    """Tokens that went through the model; by default as many as were predicted."""
     sample: tuple[int, ...] | None = None
-    """The documents scored, where these were asked for alone; None: from the first one on."""
+    """Numbers of the documents scored where only these were asked for; None: from the first on."""
     rungs: tuple[float, ...] = ()
-    """Nats per token on shorter contexts, scored first: for early stopping, no part of the loss."""
+    """Nats per token at shorter lengths, for early stopping; they are no part of the loss."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nll_sums", tuple(float(value) for value in self.nll_sums))
@@ -104,17 +112,17 @@ class Evaluation:
 
     @property
     def tokens(self) -> int:
-        """Predicted tokens over all documents."""
+        """Number of predicted tokens over all documents."""
         return sum(self.token_counts)
 
     @property
     def loss(self) -> float:
-        """Nats per token, Σ nll / Σ tokens; NaN where nothing was scored."""
+        """Nats per token, Σ nll / Σ tokens; NaN where nothing or no finite sum was scored."""
         return math.fsum(self.nll_sums) / self.tokens if self._sums_are_finite else math.nan
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that overflows."""
+        """Perplexity exp(loss); infinite where that exceeds the range of a float."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -122,12 +130,11 @@ class Evaluation:
 
     @property
     def usable(self) -> bool:
-        """Whether this may be compared with others: completed, and finite."""
+        """Whether the loss may be compared with others: scoring was completed and it is finite."""
         return self.completed and math.isfinite(self.loss)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns strict JSON values (NaN and infinities as words); `from_json` gives back the same
-        numbers."""
+        """Returns strict JSON values, which `from_json` reads; NaN and infinities become words."""
         gradient = self.gradient and {
             "rescale": [_number_to_json(value) for value in self.gradient.rescale.tolist()],
             "attention_factor": _number_to_json(self.gradient.attention_factor),
@@ -168,33 +175,35 @@ class Evaluation:
 
 
 def _number_to_json(value: float) -> float | str:
+    """Returns `value`, or a word such as "nan" for what JSON has no number for."""
     return float(value) if math.isfinite(value) else repr(float(value))
 
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """Consecutive documents of an evaluation whose loss is one average over their tokens: `texts`
-    says of each which text it was cut from, `share` how much of the whole loss the average is.
-    """
+    """Consecutive documents of an evaluation whose loss is one average over their tokens."""
 
     name: str
     texts: tuple[Hashable, ...]
+    """The text that each document was cut from."""
     share: float = 1.0
+    """The weight of the average in the whole loss; the shares of all parts add up to 1."""
     is_text: bool = True
-    """Whether all its predictions are of text; else they are the answers of generated documents."""
+    """Whether predictions of text count, and not the answers in generated documents."""
 
 
 class PartLoss(FileRecord):
-    """Nats per token over one part of a loss alone, and the perplexity of a part that is text; None
-    stands for a number that was not finite."""
+    """The loss of one part alone; None stands for a number that was not finite."""
 
     name: str
     loss: float | None
+    """Nats per counted token."""
     perplexity: float | None = None
+    """exp(loss) of a part that is text, None for answers."""
 
     @property
     def words(self) -> str:
-        """The part and its number, as it is printed."""
+        """The name of the part and its perplexity or loss, as they are printed."""
         if self.perplexity is not None:
             return f"{self.name} perplexity {self.perplexity:.4f}"
         return (
@@ -203,8 +212,11 @@ class PartLoss(FileRecord):
 
 
 def part_losses(evaluation: Evaluation, parts: Sequence[ScoredPart]) -> tuple[PartLoss, ...]:
-    """Returns nats per counted token of each part, from an evaluation of all of them: its sums are
-    multiplied such that divided by all tokens they add up to the loss."""
+    """Returns the nats per counted token of each part of a completed evaluation.
+
+    The sums of an evaluation are scaled such that all of them over all tokens are the loss; the
+    share of a part undoes that.
+    """
     found: list[PartLoss] = []
     start = 0
     for part in parts:
@@ -222,8 +234,9 @@ def part_losses(evaluation: Evaluation, parts: Sequence[ScoredPart]) -> tuple[Pa
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a candidate came about: its generation (0 is the initial population) and `seed`,
-    `mutant`, `crossover`…"""
+    """The round and the step of a search that a candidate came from."""
 
     generation: int
+    """Number of the round; 0 is the initial population."""
     origin: str
+    """One word for the step, such as `seed`, `mutant` or `crossover`."""

@@ -1,4 +1,4 @@
-"""Factor sets as JSON files: versioned, written atomically, validated on reading."""
+"""Factor sets as JSON files: with a version, written atomically, validated when read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ VERSION = 1
 
 
 def write_factors(path: Path | str, factors: FactorSet | RopeFactors) -> None:
-    """Writes `factors` to `path` as JSON: whole or not at all; every float is read back bit for
-    bit."""
+    """Writes `factors` to `path` as JSON, whole or not at all; floats are read back bit for bit.
+
+    >>> from megatron_longrope.rope import RopeGeometry, Yarn
+    >>> geometry = RopeGeometry(base=10000.0, head_dim=8, original_length=512)
+    >>> factors = Yarn(scale=8).factors(geometry)
+    >>> write_factors(folder / "factors.json", factors)
+    >>> read_factors(folder / "factors.json") == FactorSet.single(factors)
+    True
+    """
     write_json_file(Path(path), factors_to_json(factors))
 
 
@@ -38,14 +45,13 @@ def read_factors(path: Path | str) -> FactorSet:
 
 
 def factors_to_json(factors: FactorSet | RopeFactors) -> dict[str, Any]:
-    """Returns what a factors file holds, as plain JSON values."""
+    """Returns the contents of a factors file as plain JSON values."""
     factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
     return {"format": FORMAT, "version": VERSION, **factor_set.model_dump(mode="json")}
 
 
 def factors_from_json(values: object, source: str) -> FactorSet:
-    """Returns the factor set of a parsed factors file; `source` names it in the InputError raised
-    for a wrong one."""
+    """Returns the factor set of a parsed factors file; raises InputError that names `source`."""
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise InputError("factors", source, f'not a factors file: it has no "format": "{FORMAT}"')
     version = values.get("version")
@@ -57,7 +63,7 @@ def factors_from_json(values: object, source: str) -> FactorSet:
 
 
 class _NotFiniteError(ValueError):
-    """NaN or an infinity, which Python's JSON reader would let through."""
+    """Raised for NaN and infinities, which Python's JSON reader would let through."""
 
 
 def _refuse_constant(name: str) -> float:

@@ -15,54 +15,67 @@ if TYPE_CHECKING:
     from typing import Self
 
 MAX_ATTENTION_FACTOR = 10.0
-"""Beyond it q·k would be multiplied by more than 100: no published method comes near."""
+"""The largest t allowed, which multiplies q·k by 100: no published method comes near it."""
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
+"""A positive number; text that looks like one is refused."""
 
 
 class FactorOrigin(StrictConfig):
-    """Where factors came from: method, model, data, their score there (loss in nats per token),
-    source, and the searcher that found them.
-
-    `scored` says what the score is of where that is not text alone: `text, answers`.
-    """
+    """Where factors came from."""
 
     method: str
+    """The scaling method or the searcher that made them."""
     model: str | None = None
+    """The model that they were made for."""
     data: str | None = None
+    """The documents that they were searched on."""
     score: float | None = None
+    """Their loss on these documents, in nats per token."""
     source: str | None = None
+    """Where they were published, or how they were put together."""
     searcher: str | None = None
+    """The searcher that found them."""
     scored: str | None = None
+    """The parts of the loss behind `score` where it is a mixture, such as `text, answers`."""
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what files of before did not have, where it says nothing: what was made from
-        them is told by their content."""
+        """Returns the values without later fields that are None.
+
+        Stages are told apart by the content of factor files, which must stay what it was.
+        """
         values: dict[str, Any] = handler(self)
         later = ("searcher", "scored")
         return {key: v for key, v in values.items() if v is not None or key not in later}
 
 
 class RopeFactors(StrictConfig):
-    """Pair i turns by n·θ_i for n < start_tokens and by n·θ_i/λ_i from there on (LongRoPE, arXiv
-    2402.13753, eq. 2).
+    """Everything that determines a model's rotary embedding at one range of input lengths.
 
-    `rescale` holds λ, one per pair. cos and sin are multiplied by `attention_factor` t, so q·k by
-    t². Lengths are in tokens. `hf_inverse_frequencies` are transformers' own float32 frequencies
-    [head_dim/2] where λ came from one of its formulas whose rounding λ alone cannot repeat; only
-    `angle_precision=hf` reads them.
+    At position n pair i turns by n·θ_i for n < n̂ and by n·θ_i/λ_i from there on, with
+    θ_i = base^(−2i/head_dim) (LongRoPE, arXiv 2402.13753, eq. 2).
     """
 
     rescale: tuple[Positive, ...]
+    """Rescale factors λ_i, one per pair, [head_dim/2]."""
     start_tokens: int = Field(default=0, ge=0)
+    """n̂, the number of first positions that keep their original angle."""
     attention_factor: float = Field(default=1.0, gt=0, le=MAX_ATTENTION_FACTOR, strict=True)
+    """t, by which cos and sin are multiplied, and so q·k by t²."""
     original_length: Length
+    """Pretrained window L, in tokens."""
     target_length: Length
+    """Input length that the factors were made for, in tokens."""
     base: float = Field(gt=1)
+    """Rotary base."""
     head_dim: int = Field(ge=4, multiple_of=2)
+    """Dimensions of a head, all of which are rotated."""
     origin: FactorOrigin
+    """Where the factors came from."""
     hf_inverse_frequencies: tuple[Positive, ...] | None = None
+    """The float32 frequencies of transformers, [head_dim/2], where its formula rounds otherwise
+    than λ gives. Only `angle_precision=hf` reads them."""
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
@@ -84,8 +97,8 @@ class RopeFactors(StrictConfig):
         for i, (frequency, rescale) in enumerate(zip(frequencies, self.rescale, strict=True)):
             original = self.base ** (-2 * i / self.head_dim)
             exact = original / rescale
-            # float32 rounding; llama3's blend of kept and interpolated parts cancels, hence the
-            # second term
+            # Rounding to float32 is relative to the result. The second term is for llama3: where
+            # its blend subtracts numbers of the size of θ_i, their rounding remains.
             if abs(frequency - exact) > 1e-5 * exact + 5e-7 * original:
                 raise ValueError(
                     f"hf_inverse_frequencies[{i}]={frequency} is not what λ gives: {exact}"
@@ -110,28 +123,34 @@ class RopeFactors(StrictConfig):
 
     @property
     def scale(self) -> float:
-        """s: target length / original length."""
+        """Scale s, the target length over the original length."""
         return self.target_length / self.original_length
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Returns a validated copy; new λ, base or head_dim drop transformers' float32 frequencies
-        of the old ones."""
+        """Returns a copy with the values of `update`, validated (pydantic's own copy is not)."""
         changes = dict(update or {})
+        # the float32 frequencies belong to the old values
         if changes.keys() & {"rescale", "base", "head_dim"}:
             changes.setdefault("hf_inverse_frequencies", None)
         return type(self).model_validate(self.model_dump() | changes)
 
 
 class FactorRange(StrictConfig):
-    """Factors for inputs of at most `up_to` tokens; None: of any length."""
+    """Factors for inputs of at most `up_to` tokens, or of any length where that is None."""
 
     up_to: Length | None
     factors: RopeFactors
 
 
 class FactorSet(StrictConfig):
-    """Factors by input length: ranges ascending in `up_to`; the last one serves everything longer
-    too."""
+    """Factors by input length: ranges that ascend in `up_to`, the last one for all longer inputs.
+
+    >>> from megatron_longrope.rope import LongRope, RopeGeometry
+    >>> method = LongRope(short=(1.0, 1.5), long=(1.0, 8.0), scale=8)
+    >>> factor_set = method.factor_set(RopeGeometry(base=10000.0, head_dim=4, original_length=64))
+    >>> factor_set.for_length(64).rescale, factor_set.for_length(65).rescale
+    ((1.0, 1.5), (1.0, 8.0))
+    """
 
     ranges: tuple[FactorRange, ...] = Field(min_length=1)
 
@@ -161,10 +180,10 @@ class FactorSet(StrictConfig):
 
     @property
     def geometry(self) -> RopeGeometry:
-        """The rotary geometry all ranges share."""
+        """The rotary geometry that all ranges share."""
         return self.ranges[0].factors.geometry
 
     @property
     def target_length(self) -> int:
-        """The length in tokens the last range was made for."""
+        """The input length in tokens that the last range was made for."""
         return self.ranges[-1].factors.target_length

@@ -1,4 +1,4 @@
-"""What of a model's rotary embedding every scaling method needs to know."""
+"""The geometry of a model's rotary embedding, which every scaling method starts from."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from megatron_longrope.config import Length, StrictConfig
 
 
 class RopeGeometry(StrictConfig):
-    """Rotary base, head_dim (all dimensions of a head are rotated), and the window in tokens it was
-    trained at."""
+    """Rotary base, head_dim and pretrained window of a model."""
 
     base: float = Field(gt=1)
+    """The base of θ_i = base^(−2i/head_dim)."""
     head_dim: int = Field(ge=4, multiple_of=2)
+    """Dimensions of a head, all of which are rotated."""
     original_length: Length
+    """Context length that the model was pretrained at, in tokens."""
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of dimensions turned by one angle each: head_dim / 2."""
+        """Number of pairs of dimensions, each turned by one angle: head_dim / 2."""
         return self.head_dim // 2

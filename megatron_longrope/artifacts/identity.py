@@ -1,4 +1,4 @@
-"""Comparing what a search is with what a file says it was."""
+"""Comparing the identity of a search with the identity stored in its file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from typing import Any
 from megatron_longrope.errors import InputError
 
 _SHOWN = 60
+"""Most characters of a value in an error."""
 
 
 def check_same(stored: Mapping[str, Any], present: Mapping[str, Any], source: str) -> None:
-    """Raises InputError that names the first key (dotted) whose value in `stored` differs from that
-    in `present`."""
+    """Raises InputError with the dotted name of the first key whose values differ.
+
+    `source` names the file that `stored` was read from.
+
+    >>> check_same({"cma": {"sigma": 0.1}}, {"cma": {"sigma": 0.2}}, "journal")
+    Traceback (most recent call last):
+    ...
+    megatron_longrope.errors.InputError: cma.sigma=0.2: differs from the 0.1 of the journal; ...
+    """
     difference = _first_difference(stored, present, ())
     if difference is not None:
         path, old, new = difference
@@ -26,6 +34,7 @@ def check_same(stored: Mapping[str, Any], present: Mapping[str, Any], source: st
 def _first_difference(
     stored: Mapping[str, Any], present: Mapping[str, Any], path: tuple[str, ...]
 ) -> tuple[str, object, object] | None:
+    """Returns the dotted key, the stored and the present value; None where all are the same."""
     for key in {**present, **stored}:
         old, new = stored.get(key, "(missing)"), present.get(key, "(missing)")
         if isinstance(old, Mapping) and isinstance(new, Mapping):

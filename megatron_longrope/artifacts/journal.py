@@ -1,10 +1,9 @@
-"""The append-only record of a search: one line of JSON per finished evaluation, on disk before the
-search goes on.
+"""The journal of a search: one line of JSON per evaluation, on disk before the search goes on.
 
-Line 1 is a header that fixes the search (searcher, seed, settings, space, seeds) and what it is
-judged by (a fingerprint of the objective). Every line ends with its own CRC-32, so that damage
-inside a number does not go unnoticed. A last line without its end is what a kill leaves behind: it
-is cut off on reopening. All other damage is refused.
+Line 1 is a header that determines the search (searcher, seed, settings, space, seeds) and
+identifies its objective. Every line ends with its own CRC-32, so that damage inside a number is
+noticed too. A process killed while writing leaves a last line without its newline, which is cut off
+when the file is opened again. All other damage is refused.
 """
 
 from __future__ import annotations
@@ -32,19 +31,22 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """One finished evaluation; `seconds` is its share of the wall time of its batch, `cost_tokens`
-    what it scored."""
+    """One finished evaluation as a line of the journal."""
 
     index: int
+    """Number of the evaluation in the search, from 0 on."""
     candidate: Candidate
     provenance: Provenance
+    """The round and the step of the search that the candidate came from."""
     evaluation: Evaluation
     seconds: float
+    """Wall time since the evaluation before it, or since the start of its batch."""
     cost_tokens: int
+    """Tokens that went through the model."""
 
     @property
     def has_gradient(self) -> bool:
-        """Whether a backward pass went through the model too."""
+        """Whether the evaluation took a backward pass too."""
         return self.evaluation.gradient is not None
 
     @property
@@ -53,7 +55,7 @@ class JournalEntry:
         return not self.evaluation.completed and self.evaluation.sample is None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the flat JSON values of one line."""
+        """Returns the JSON values of one line, without its checksum."""
         return {
             "index": self.index,
             "generation": self.provenance.generation,
@@ -78,36 +80,39 @@ class JournalEntry:
 
 
 class JournalObjective(FileRecord):
-    """What the candidates of a model's search were scored on: documents of these `lengths` in
-    tokens, and whatever else fixes an evaluation."""
+    """What the candidates of a search were scored on: documents of these `lengths` in tokens.
+
+    Further keys, which depend on the objective, are kept as they are.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     target_length: Tokens
     lengths: Annotated[tuple[Tokens, ...], Field(min_length=1)]
     weights: tuple[float, ...] = (1.0,)
-    """One per part of the loss."""
+    """Weights of the parts of the loss."""
 
     @property
     def is_perplexity(self) -> bool:
-        """Whether exp(loss) is a perplexity: of a mixture it is a score only."""
+        """Whether exp(loss) is a perplexity, which it is not where several parts are mixed."""
         return len(self.weights) == 1
 
     @property
     def measure(self) -> str:
-        """What exp(loss) is called."""
+        """The name of exp(loss) in plots and captions."""
         return "perplexity" if self.is_perplexity else "score, exp(loss)"
 
     @property
     def comparable(self) -> dict[str, Any]:
-        """What must be the same for perplexities of two journals to be compared; stopping early
-        changes none."""
+        """The values that must agree before perplexities of two journals are compared.
+
+        Settings of early stopping are left out: they change no perplexity of a completed candidate.
+        """
         return self.model_dump(exclude={"early_stopping", "ladder"}, exclude_unset=True)
 
 
 class JournalHeader(FileRecord):
-    """Line 1 of a journal of a model's search: who proposed the candidates, and what they were
-    scored on."""
+    """Line 1 of the journal of a model's search: its searcher and its objective."""
 
     searcher: str
     objective: JournalObjective
@@ -122,36 +127,46 @@ class SearchJournal:
 
 
 class Record(Protocol):
-    """What a search needs of a journal: what was there when it was opened, and a place for more."""
+    """The record of a search: its finished evaluations, and a way to add one."""
 
     @property
     def entries(self) -> Sequence[JournalEntry]:
-        """Finished evaluations, in order."""
+        """All finished evaluations in order, those of earlier runs included."""
 
     def append(self, entry: JournalEntry) -> None:
-        """Keeps one more finished evaluation."""
+        """Adds a finished evaluation."""
 
 
 class MemoryJournal:
-    """A record without a file: for ranks that do not write, which start from the entries the
-    writing rank read."""
+    """A record in memory alone.
+
+    Ranks that do not write the journal use it: they start from the entries that rank 0 has read.
+    """
 
     def __init__(self, entries: Sequence[JournalEntry] = ()) -> None:
         self._entries = list(entries)
 
     @property
     def entries(self) -> Sequence[JournalEntry]:
-        """Finished evaluations, in order."""
+        """All finished evaluations in order."""
         return tuple(self._entries)
 
     def append(self, entry: JournalEntry) -> None:
-        """Keeps `entry` in memory."""
+        """Adds a finished evaluation."""
         self._entries.append(entry)
 
 
 class Journal:
-    """A journal file open for appending, by one process. `Journal.open` makes one; use it in a
-    `with` statement."""
+    """A journal file that one process has open for appending.
+
+    >>> with Journal.open(folder / "search.jsonl", {"searcher": "random"}, "a formula") as journal:
+    ...     evaluation = Evaluation(nll_sums=(2.0,), token_counts=(1,))
+    ...     candidate, provenance = Candidate((1.0, 4.0)), Provenance(0, "seed")
+    ...     journal.append(JournalEntry(0, candidate, provenance, evaluation, 0.1, 1))
+    >>> header, entries = read_journal(folder / "search.jsonl")
+    >>> header["searcher"], entries[0].candidate.rescale
+    ('random', (1.0, 4.0))
+    """
 
     def __init__(self, path: Path, descriptor: int, entries: list[JournalEntry], size: int) -> None:
         self.path = path
@@ -161,32 +176,35 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any], objective: Any) -> Journal:
-        """Opens the journal at `path`, or creates it, for the search of this identity judged by
-        this objective.
+        """Opens the journal at `path` for appending, or creates it.
 
-        `identity` is a searcher's `identity()`, `objective` JSON values that change whenever
-        evaluations would. Raises InputError where the file is another search's (naming the first
-        key that differs) or damaged (naming the line).
+        `identity` is a searcher's `identity()`. `objective` are JSON values that identify the
+        objective: they differ wherever evaluations would. Raises InputError where the file is that
+        of another search, with the first key that differs, or damaged, with the number of the line.
         """
         header = _plain({"format": FORMAT, "version": VERSION, **identity, "objective": objective})
         if not path.exists():
-            with replacing(path) as partial:  # at no moment is there a file without a whole header
+            # atomically, so that there never is a journal without a whole header
+            with replacing(path) as partial:
                 partial.write_bytes(_line(header))
         stored, entries, size = _read(path)
         check_same(stored, header, f"journal {path}")
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        os.ftruncate(descriptor, size)
+        os.ftruncate(descriptor, size)  # cuts off a last line without its newline
         os.fsync(descriptor)
         return cls(path, descriptor, entries, size)
 
     @property
     def entries(self) -> Sequence[JournalEntry]:
-        """Finished evaluations, in order."""
+        """All finished evaluations in order, those of earlier runs included."""
         return tuple(self._entries)
 
     def append(self, entry: JournalEntry) -> None:
-        """Writes one line and waits until it is on disk; raises LongRopeError where another process
-        wrote too."""
+        """Writes one line and waits until it is on disk.
+
+        Raises LongRopeError for an entry out of order, and where another process has written to the
+        file since.
+        """
         if entry.index != len(self._entries):
             raise LongRopeError(
                 f"journal {self.path}: entry {entry.index} cannot follow {len(self._entries)} "
@@ -203,7 +221,7 @@ class Journal:
         self._entries.append(entry)
 
     def close(self) -> None:
-        """Closes the file; closing twice is harmless."""
+        """Closes the file; closing it again does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -221,21 +239,26 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[JournalEntry]]:
-    """Returns header and whole entries of the journal at `path` and leaves the file as it is;
-    raises InputError."""
+    """Returns the header and the whole entries of the journal at `path`; raises InputError.
+
+    The file stays as it is, a last line without its newline included.
+    """
     header, entries, _ = _read(path)
     return header, entries
 
 
 def read_search_journal(path: Path) -> SearchJournal:
-    """Returns the journal of a model's search at `path`, whose header must say what it was scored
-    on; leaves the file as it is and raises InputError."""
+    """Returns the journal of a model's search at `path` with a validated header.
+
+    Raises InputError as `read_journal` does, and where the header does not say what candidates were
+    scored on. The file stays as it is.
+    """
     header, entries, _ = _read(path)
     return SearchJournal(as_record(header, JournalHeader, path, "line 1"), entries)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[JournalEntry], int]:
-    """Header, entries and the bytes they take; what follows the last line end is not counted."""
+    """Returns header, entries, and their size in bytes up to and with the last newline."""
     if not path.is_file():
         raise InputError("journal", path, "no such file")
     *lines, _ = path.read_bytes().split(b"\n")
@@ -252,6 +275,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[JournalEntry], int]:
 
 
 def _entry(data: Mapping[str, Any], path: Path, number: int) -> JournalEntry:
+    """Returns the entry in line `number`; raises InputError for any but the one that is due."""
     try:
         entry = JournalEntry.from_json(data)
     except (KeyError, TypeError, ValueError, OverflowError, InputError) as error:
@@ -264,6 +288,7 @@ def _entry(data: Mapping[str, Any], path: Path, number: int) -> JournalEntry:
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """Returns the JSON object in a line without its checksum; raises InputError for a wrong one."""
     try:
         data = json.loads(line)
         crc = data.pop("crc")
@@ -281,15 +306,17 @@ def _line(data: Mapping[str, Any]) -> bytes:
 
 
 def _crc(data: Mapping[str, Any]) -> str:
+    """Returns the CRC-32 of the values, in hexadecimal; the order of keys does not matter."""
     text = json.dumps(data, sort_keys=True)
     return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` as it will be read back (tuples become lists)."""
+    """Returns `data` as it will be read back: tuples become lists."""
     return dict(json.loads(json.dumps(data, allow_nan=False)))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
+    """Writes all of `data`: os.write may write a part of it, such as on a disk that runs full."""
     while data:
         data = data[os.write(descriptor, data) :]

@@ -1,5 +1,4 @@
-"""Training metrics as JSON lines, one file that a resumed run goes on writing without a repeated
-step."""
+"""Training metrics as JSON lines; a resumed run goes on in the same file and repeats no step."""
 
 from __future__ import annotations
 
@@ -20,24 +19,32 @@ from megatron_longrope.atomic import write_text_file
 
 
 class MetricsRow(FileRecord):
-    """One optimizer step of one stage: `loss` in nats per token, `lr` the learning rate, `tokens`
-    trained on so far, `grad_norm` before clipping, `seconds` of this step.
-
-    The loss may be NaN, which the file says as NaN: a diverged run is reported, not hidden.
-    """
+    """One optimizer step of one training stage."""
 
     stage: str
     step: Count
     loss: float
+    """Nats per token. It may be NaN, which the file holds as NaN, so that divergence is seen."""
     lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Learning rate."""
     tokens: Count | None = None
+    """Tokens trained on so far."""
     grad_norm: float | None = None
+    """Norm of the gradient before clipping."""
     seconds: float | None = None
+    """Wall time of the step."""
+    skipped: Count | None = None
+    """Number of updates skipped so far because a gradient was not finite; None: none.
+
+    In such a step `grad_norm` is not finite.
+    """
 
 
 class MetricsFile:
-    """Appends one line per step. Lines of this stage after `resume_step` are taken back on opening:
-    they belong to steps whose checkpoint was never written and that are about to be done again.
+    """The metrics file of one training stage, to which one line is appended per step.
+
+    When it is opened, lines of the stage after `resume_step` are removed. They belong to steps
+    after the last checkpoint, which are about to be done again.
     """
 
     def __init__(self, path: Path, stage: str, resume_step: int = 0) -> None:
@@ -51,7 +58,7 @@ class MetricsFile:
         write_text_file(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, row: MetricsRow) -> None:
-        """Appends one line; values that are None are left out."""
+        """Appends one line, without the values that are None."""
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row.model_dump(exclude_none=True)) + "\n")
 
@@ -60,5 +67,5 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """Returns the steps in `path` in the order written; raises InputError where it is damaged."""
+    """Returns the steps in `path` in the order written; raises InputError for a damaged file."""
     return read_json_lines(path, MetricsRow)

@@ -1,6 +1,6 @@
-"""The base of the schemas of a run's files, and the one reader for them all.
+"""The base class of the schemas of a run's files, and the functions that read and write them.
 
-Whatever is wrong with a file becomes one InputError that names it and the place in it.
+Whatever is wrong with a file becomes one InputError that names the file and the place in it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from megatron_longrope.atomic import write_json_file
 from megatron_longrope.errors import InputError
 
 Count = Annotated[int, Field(ge=0)]
+"""A number of things, which may be 0."""
 Tokens = Annotated[int, Field(gt=0)]
+"""A positive number of tokens."""
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A duration in seconds."""
 
 
 class FileRecord(BaseModel):
-    """One row or object of a file: frozen; a wrong type is an error, an unknown key is ignored."""
+    """One row or object of a file: a wrong type is an error, unknown keys are ignored.
+
+    Files of newer versions, which may have further keys, can therefore be read.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
 
@@ -29,22 +35,22 @@ RecordT = TypeVar("RecordT", bound=FileRecord)
 
 
 def write_record(path: Path, record: FileRecord) -> None:
-    """Writes `record` to `path` as JSON, whole or not at all; a NaN or an infinity becomes null."""
+    """Writes `record` to `path` as JSON, whole or not at all; NaN and infinities become null."""
     write_json_file(path, record.model_dump())
 
 
 def read_record(path: Path, kind: type[RecordT]) -> RecordT:
-    """Returns the JSON object in `path` as a `kind`; raises InputError."""
+    """Returns the JSON object in `path` as a `kind`; raises InputError where it is none."""
     return as_record(read_json(path), kind, path)
 
 
 def read_json(path: Path) -> Any:
-    """Returns the JSON value in `path`; raises InputError where it is not whole or no UTF-8."""
+    """Returns the JSON value in `path`; raises InputError where it is damaged or not UTF-8."""
     return _decode(read_text(path), path, None)
 
 
 def read_text(path: Path) -> str:
-    """Returns the UTF-8 text of `path`; raises InputError when it cannot be read as such."""
+    """Returns the UTF-8 text of `path`; raises InputError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -52,10 +58,9 @@ def read_text(path: Path) -> str:
 
 
 def read_json_lines(path: Path, kind: type[RecordT]) -> list[RecordT]:
-    """Returns the objects of a JSON-lines file, one a line, as `kind`; raises InputError.
+    """Returns the objects of a JSON-lines file, each as a `kind`; raises InputError for a bad line.
 
-    A last line without its newline is a write cut short by a kill and is left out; any other bad
-    line is an error.
+    A process killed while writing leaves a last line without its newline, which is left out.
     """
     return [
         parse_line(line, number, kind, path) for number, line in enumerate(whole_lines(path), 1)
@@ -63,19 +68,22 @@ def read_json_lines(path: Path, kind: type[RecordT]) -> list[RecordT]:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Returns the lines of a text file that have their newline, without it."""
+    """Returns the lines of a text file that end with a newline, without that newline."""
     *lines, _ = read_text(path).split("\n")
     return lines
 
 
 def parse_line(line: str, number: int, kind: type[RecordT], path: Path) -> RecordT:
-    """Returns line `number` (from 1 on) of the JSON-lines file `path` as a `kind`."""
+    """Returns line `number` (from 1 on) of a JSON-lines file as a `kind`; `path` is for errors."""
     return as_record(_decode(line, path, number), kind, path, f"line {number}")
 
 
 def as_record(value: Any, kind: type[RecordT], path: Path, place: str = "") -> RecordT:
-    """Returns the JSON `value` as a `kind`; the InputError raised names the file, the place in it
-    and the first wrong key."""
+    """Returns the JSON `value` as a `kind`.
+
+    Raises InputError that names the file `path`, the `place` in it and the first wrong key.
+    """
+    # through JSON text, because pydantic's strict mode takes lists for tuples from JSON alone
     try:
         return kind.model_validate_json(json.dumps(value))
     except ValidationError as error:
@@ -86,6 +94,7 @@ def as_record(value: Any, kind: type[RecordT], path: Path, place: str = "") -> R
 
 
 def _decode(text: str, path: Path, line: int | None) -> Any:
+    """Returns the value of a JSON text; raises InputError that names the line."""
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:

@@ -1,5 +1,4 @@
-"""Result files of evaluations: written atomically, read strictly, added up before anything is
-divided."""
+"""The result files of evaluations, and perplexities over the rows in them."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ class NllTotal:
 
     @property
     def perplexity(self) -> float:
-        """exp(Σ nll / Σ tokens); infinite as soon as one of the sums was not a finite number."""
+        """Perplexity exp(Σ nll / Σ tokens), infinite as soon as one sum was not a finite number."""
         return perplexity_of(math.fsum(self.sums), self.tokens)
 
 

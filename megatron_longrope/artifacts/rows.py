@@ -74,7 +74,7 @@ class PerplexityRow(EvaluationRow):
 
     @property
     def perplexity(self) -> float:
-        """exp(Σ nll / Σ tokens)."""
+        """Perplexity of the document, exp(nll_sum / tokens)."""
         return perplexity_of(self.nll_sum, self.tokens)
 
     @property

@@ -1,17 +1,16 @@
-"""The tree of a run directory, and the module of this room that holds each file's schema.
+"""The tree of a run directory, and the module of this package that holds each file's schema.
 
 config.yaml            the resolved recipe
-stages/NAME.json       stages: what a stage was made from, and that it is complete
-data/                  training sets
+stages/NAME.json       what a stage was made from, and whether it is complete (`stages`)
+data/NAME/             training sets
 checkpoints/NAME/      Megatron checkpoints; checkpoints/training/NAME while a stage trains
-journals/NAME.jsonl    journal: a line per evaluation of a search; below it baselines/: of
-                       baselines, held-out/: on held-out documents
-factors/NAME.json      factors, factor_file: factor sets
-metrics.jsonl          metrics: a line per training step
-evals/*.json           rows, results: evaluation rows
+journals/NAME.jsonl    a line per evaluation of a search (`journal`); baselines/, held-out/: others
+factors/NAME.json      factor sets (`factors`, `factor_file`)
+metrics.jsonl          a line per training step (`metrics`)
+evals/NAME.json        evaluation rows (`rows`, `results`)
 export/                the Hugging Face checkpoint
-report/index.html, report/convergence.png where `longrope search` ran
-result.json            summaries: what a run, or one search, found
+report/index.html      the report; beside it convergence.png where `longrope search` ran
+result.json            what a run, or one search, found (`summaries`)
 """
 
 from __future__ import annotations
@@ -22,42 +21,56 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Names the places in a run directory."""
+    """The paths in the run directory `root`.
+
+    >>> RunDirectory(Path("runs/demo")).journal("search-2048").as_posix()
+    'runs/demo/journals/search-2048.jsonl'
+    """
 
     root: Path
 
     @property
     def config(self) -> Path:
+        """Path of the resolved recipe."""
         return self.root / "config.yaml"
 
     @property
     def metrics(self) -> Path:
+        """Path of the training metrics."""
         return self.root / "metrics.jsonl"
 
     @property
     def result(self) -> Path:
+        """Path of the result of the run or search."""
         return self.root / "result.json"
 
     @property
     def export(self) -> Path:
+        """Path of the exported Hugging Face checkpoint, a folder."""
         return self.root / "export"
 
     def stage(self, name: str) -> Path:
+        """Returns the path of the marker of a stage."""
         return self.root / "stages" / f"{name}.json"
 
     def data(self, name: str) -> Path:
+        """Returns the path of a training set, a folder."""
         return self.root / "data" / name
 
     def checkpoint(self, name: str) -> Path:
+        """Returns the path of a finished Megatron checkpoint, a folder."""
         return self.root / "checkpoints" / name
 
     def training(self, name: str) -> Path:
+        """Returns the path of the checkpoints of a stage that is still training, a folder."""
         return self.root / "checkpoints" / "training" / name
 
     def journal(self, name: str) -> Path:
+        """Returns the path of the journal of a search."""
         return self.root / "journals" / f"{name}.jsonl"
 
     def factors(self, name: str) -> Path:
+        """Returns the path of a factor set."""
         return self.root / "factors" / f"{name}.json"
 
     @property

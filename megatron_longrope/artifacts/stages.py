@@ -1,4 +1,4 @@
-"""Stages of a run: the marker each leaves in `stages/NAME.json`, and its line in the result."""
+"""The stages of a run: their markers in `stages/NAME.json`, and their lines in the result."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from megatron_longrope.artifacts.records import FileRecord, Seconds
 
 
 class StageMarker(FileRecord):
-    """What a stage was begun with, and once it is done its result; `seconds` is its work's time.
-
-    `inputs` and `result` are JSON values of the stage's own.
-    """
+    """The marker of a stage: what it was started with and, once it is done, its result."""
 
     status: Literal["started", "done"]
     inputs: dict[str, Any]
+    """JSON values of everything that the stage's result depends on."""
     seconds: Seconds
+    """Wall time of the stage's work."""
     result: Any = None
+    """JSON value that later stages read, in a form of the stage's own."""
 
     @property
     def is_done(self) -> bool:
-        """Whether the stage is complete and `result` stands."""
+        """Whether the stage is complete and `result` is valid."""
         return self.status == "done"
 
 
 class StageRecord(FileRecord):
-    """A stage in a run's result: what it cost, in seconds, and whether this run or an earlier one
-    did it ("done" or "skipped")."""
+    """A stage in the result of a run."""
 
     name: str
     seconds: Seconds
+    """Wall time of the stage's work."""
     status: str
+    """Whether this run did the stage ("done") or an earlier one ("skipped")."""

@@ -1,4 +1,4 @@
-"""`result.json`, of a run and of one search: what was found, in numbers."""
+"""The schemas of `result.json`, which a run and a single search leave."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_longrope.artifacts.stages import StageRecord
 
 
 class ModelFacts(FileRecord):
-    """The model of a run; everything but its name may be missing."""
+    """The model of a run; results of older versions have its name alone."""
 
     name: str
     parameters: Count | None = None
@@ -28,18 +28,32 @@ class ModelFacts(FileRecord):
 
 
 class Check(FileRecord):
-    """A question any extension should answer: what was measured, the bound a good one meets, and
-    whether this one did. None stands for a number that was not finite."""
+    """One of the checks at the end of a run: a question that every extension should answer.
+
+    None stands for a number that was not finite.
+    """
 
     name: str
     text: str
+    """The question, as the report shows it."""
     value: float | str | None
+    """The value measured."""
     bound: float | str | None
+    """The bound that a good extension meets."""
     met: bool
+    """Whether this extension meets it."""
 
     @classmethod
     def of(cls, name: str, text: str, value: float, bound: float, *, met: bool) -> Check:
-        """Returns the check of two numbers, rounded to four decimals for a reader."""
+        """Returns the check of two numbers, rounded to four decimals for a reader.
+
+        Args:
+            name: What is checked, such as `last-quarter`.
+            text: The question, as the report shows it.
+            value: The value measured.
+            bound: The bound that a good extension meets.
+            met: Whether this extension meets it.
+        """
         shown = [round(number, 4) if math.isfinite(number) else None for number in (value, bound)]
         return cls(name=name, text=text, value=shown[0], bound=shown[1], met=met)
 
@@ -52,10 +66,11 @@ class HeldOut(FileRecord):
 
 
 class RunSummary(FileRecord):
-    """`result.json` of a run. `checkpoint` is a folder of the run directory."""
+    """The `result.json` of a run."""
 
     format: Literal[1]
     checkpoint: str | None = None
+    """Folder of the final checkpoint, relative to the run directory."""
     model: ModelFacts | None = None
     target_length: Tokens | None = None
     stages: tuple[StageRecord, ...] = ()
@@ -63,7 +78,7 @@ class RunSummary(FileRecord):
     held_out: HeldOut | None = None
     environment: dict[str, str | int | float | None] = Field(default_factory=dict)
     summary: dict[str, float | str | None] = Field(default_factory=dict)
-    """The value of each check by its text."""
+    """The values of the checks by their texts."""
 
 
 class BaselineMargin(FileRecord):
@@ -82,10 +97,15 @@ class BaselineMargin(FileRecord):
     """Files of before call it `temperature`."""
     perplexity: float | None
     ratio: float | None
+    """The baseline's perplexity over that of the best candidate."""
     low: float | None
+    """Lower end of the ratio's 95 % interval."""
     high: float | None
+    """Upper end of the ratio's 95 % interval."""
     score: float | None = None
+    """exp(loss) where several parts are mixed; the ratio is then of scores."""
     parts: tuple[PartLoss, ...] = ()
+    """The loss of each part where parts are mixed."""
 
     @property
     def value(self) -> float | None:
@@ -94,42 +114,47 @@ class BaselineMargin(FileRecord):
 
 
 class HeldOutMargins(FileRecord):
-    """What a search found, on documents it did not search on: text of the searched length alone."""
+    """What a search found, measured on documents that it did not search on."""
 
     sha256: str
+    """Digest of the documents' tokens."""
     documents: tuple[str, ...]
+    """Names of the documents."""
     perplexity: float | None
+    """Perplexity of the best factors on the first tokens of these documents."""
     baselines: tuple[BaselineMargin, ...]
     cost: SearchCost
+    """Cost of scoring the best factors and the baselines there."""
 
 
 class SearchSummary(SearchCost):
-    """`result.json` of `longrope search`: what the search that ran last found and what it cost.
+    """The `result.json` of `longrope search`: what the latest search found and what it cost.
 
-    What has a default is missing in results of older versions.
+    Fields with a default are missing in results of older versions.
     """
 
     perplexity: float | None = None
-    """None where the loss is a mixture."""
+    """Perplexity of the best candidate on the search's documents; None where parts are mixed."""
     score: float | None = None
-    """exp(loss) of a mixture."""
+    """exp(loss) of the best candidate where parts are mixed."""
     parts: tuple[PartLoss, ...] = ()
-    """Of a mixture, each part alone."""
+    """The loss of each part where parts are mixed."""
     stopped_early: Count
+    """Number of candidates whose scoring was stopped early."""
     forward_equivalents: float | None = None
-    """The operations it took, over those of one evaluation of all documents."""
+    """The operations of the search over those of one forward pass over all documents."""
     recovered: Count = 0
-    """Evaluations taken from the journal of an interrupted run."""
+    """Number of evaluations taken from the journal of an interrupted run."""
     target_length: Tokens
     journal: str | None = None
-    """Its journal's name; without one it is that of the default searcher."""
+    """Name of the search's journal; None means the one of the default searcher, `search-LENGTH`."""
     baselines: tuple[BaselineMargin, ...]
     baselines_cost: SearchCost | None = None
-    """Beyond the search's own evaluations."""
+    """Cost of evaluating the baselines, which `tokens` and the other costs do not include."""
     factors: str | None = None
-    """The file of the best factors."""
+    """Path of the file with the best factors."""
     held_out: HeldOutMargins | None = None
-    """Where documents were held out."""
+    """The margins on held-out documents; None where there were none."""
 
     @property
     def value(self) -> float:
@@ -138,30 +163,32 @@ class SearchSummary(SearchCost):
 
     @property
     def journal_name(self) -> str:
-        """Name of its journal: `journals/NAME.jsonl`."""
+        """Name of the search's journal, NAME in `journals/NAME.jsonl`."""
         return self.journal or f"search-{self.target_length}"
 
     @property
     def best_baseline(self) -> BaselineMargin | None:
-        """The baseline of lowest perplexity, or score; None where none has one."""
+        """The baseline of lowest perplexity or score; None where no baseline has a finite one."""
         finite = [(row.value, row) for row in self.baselines if row.value is not None]
         return min(finite, key=lambda item: item[0])[1] if finite else None
 
 
 class _AnySummary(FileRecord):
-    """What one asks a `result.json` of either kind: a search's has baselines."""
+    """The fields that tell a `result.json` of a search, which has baselines, from that of a run."""
 
     baselines: Any = None
     checkpoint: str | None = None
 
 
 def read_summary(path: Path) -> RunSummary | SearchSummary:
-    """Returns a `result.json`, of a run or of one search; raises InputError where it is damaged."""
+    """Returns a `result.json` of a run or of a search; raises InputError where it is damaged."""
     is_search = read_record(path, _AnySummary).baselines is not None
     return read_record(path, SearchSummary) if is_search else read_record(path, RunSummary)
 
 
 def named_checkpoint(path: Path) -> str | None:
-    """Returns the `checkpoint` that a `result.json` names, None where it names none; raises
-    InputError where it is damaged."""
+    """Returns the `checkpoint` that a `result.json` names, None where it names none.
+
+    Raises InputError where the file is damaged.
+    """
     return read_record(path, _AnySummary).checkpoint

@@ -1,4 +1,4 @@
-"""Strict typed configs, lengths, YAML recipes and dotted overrides."""
+"""Strict typed configs, lengths in tokens, YAML recipes and dotted overrides."""
 
 from megatron_longrope.config.base import StrictConfig, build_config
 from megatron_longrope.config.lengths import Length, format_length, parse_length

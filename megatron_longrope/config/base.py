@@ -1,4 +1,4 @@
-"""The base of every config: frozen, typed, no unknown keys; and its errors in one line."""
+"""The base class of every config, and its validation errors as one line for the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_longrope.errors import InputError
 
 
 class StrictConfig(BaseModel):
-    """A frozen pydantic model that refuses unknown keys and non-finite floats."""
+    """A frozen pydantic model that refuses unknown keys and floats that are not finite."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
@@ -20,8 +20,10 @@ class StrictConfig(BaseModel):
 
     @classmethod
     def keys_of(cls, values: object) -> Mapping[str, FieldInfo]:
-        """Returns the keys that `values` may have: the fields, unless a plug-in named in `values`
-        has a say."""
+        """Returns the fields that `values` may have, by their keys.
+
+        A config whose keys depend on a plug-in named in `values` overrides this.
+        """
         return cls.model_fields
 
 
@@ -29,7 +31,17 @@ ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
 
 def build_config(kind: type[ConfigT], values: Mapping[str, Any], source: str = "config") -> ConfigT:
-    """Returns `values` as a validated `kind`; raises InputError that names the first wrong key."""
+    """Returns `values` as a validated `kind`; raises InputError that names the first wrong key.
+
+    `source` says in the error where the values were given.
+
+    >>> class Sizes(StrictConfig):
+    ...     knots: int = 8
+    >>> build_config(Sizes, {"knot": 4}, "my.yaml")
+    Traceback (most recent call last):
+    ...
+    megatron_longrope.errors.InputError: knot=4: unknown key in my.yaml; known here: knots
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -38,10 +50,8 @@ def build_config(kind: type[ConfigT], values: Mapping[str, Any], source: str = "
         if isinstance(value, Mapping):  # a rule about several keys, which its message names
             value = "several keys"
         if first["type"] == "extra_forbidden":
-            rule = (
-                f"unknown key in {source}; known here: "
-                f"{', '.join(_known_keys(kind, values, first['loc'][:-1]))}"
-            )
+            known = ", ".join(_known_keys(kind, values, first["loc"][:-1]))
+            rule = f"unknown key in {source}; known here: {known}"
         else:
             rule = f"{first['msg'].removeprefix('Value error, ')} (in {source})"
         more = len(error.errors()) - 1
@@ -49,13 +59,13 @@ def build_config(kind: type[ConfigT], values: Mapping[str, Any], source: str = "
 
 
 def _short(value: object) -> object:
-    """The value itself, or the beginning of one that would not fit a line."""
+    """Returns `value`, or the beginning of its text where that would not fit a line."""
     text = str(value)
     return value if len(text) <= 80 else text[:77] + "..."
 
 
 def _known_keys(kind: type[BaseModel], values: object, path: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields at `path` below `kind` and `values`, where that place is a config."""
+    """Returns the names of the fields of the config at `path` below `kind` and `values`."""
     current: Any = kind
     for part in path:
         fields = _fields(current, values)
@@ -63,23 +73,22 @@ def _known_keys(kind: type[BaseModel], values: object, path: tuple[int | str, ..
         if isinstance(part, int):
             continue  # an element of the sequence, whose kind is `current` already
         annotation = fields[part].annotation if part in fields else None
-        inner = [
-            a
-            for a in getattr(annotation, "__args__", ())
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
+        # the config inside of an optional or a sequence: tuple[Config, ...], Config | None
+        arguments = getattr(annotation, "__args__", ())
+        inner = [a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)]
         current = inner[0] if inner else annotation
     return sorted(_fields(current, values))
 
 
 def _fields(kind: Any, values: object) -> Mapping[str, FieldInfo]:
+    """Returns the fields of `kind` for these values; none where it is no config."""
     if isinstance(kind, type) and issubclass(kind, StrictConfig):
         return kind.keys_of(values)
     return getattr(kind, "model_fields", {})
 
 
 def _inner(values: object, part: int | str) -> object:
-    """What stands at `part` of a mapping or sequence; None where nothing does."""
+    """Returns the value at `part` of a mapping or sequence; None where there is none."""
     try:
         return values[part]  # type: ignore[index]
     except (KeyError, IndexError, TypeError):

@@ -1,4 +1,4 @@
-"""Lengths in tokens as people write them: 262144, 256k, 2M (binary multiples)."""
+"""Lengths in tokens as people write them: 262144, 256k or 2M, in binary multiples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _MULTIPLES = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
 def parse_length(value: int | str, field: str = "length") -> int:
-    """Returns tokens: `parse_length("256k") == 262144`. Raises InputError for anything else."""
+    """Returns a length in tokens; raises InputError, which names `field`, for anything else.
+
+    >>> parse_length("256k"), parse_length(4096)
+    (262144, 4096)
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     match = _PATTERN.fullmatch(str(value).strip())
@@ -26,7 +30,11 @@ def parse_length(value: int | str, field: str = "length") -> int:
 
 
 def format_length(tokens: int) -> str:
-    """Returns the shortest exact spelling: `format_length(262144) == "256k"`."""
+    """Returns the shortest exact spelling of a length.
+
+    >>> format_length(262144), format_length(1000)
+    ('256k', '1000')
+    """
     for suffix, multiple in (("M", 1 << 20), ("k", 1 << 10)):
         if tokens and tokens % multiple == 0:
             return f"{tokens // multiple}{suffix}"
@@ -34,6 +42,7 @@ def format_length(tokens: int) -> str:
 
 
 def _before(value: object) -> object:
+    """Returns the tokens of a length; raises ValueError, as pydantic's validators do."""
     try:
         return parse_length(value) if isinstance(value, int | str) else value
     except InputError as error:
@@ -41,4 +50,4 @@ def _before(value: object) -> object:
 
 
 Length = Annotated[int, BeforeValidator(_before), Field(gt=0)]
-"""A config field in tokens that also accepts `256k` and `2M`."""
+"""A config field that holds a length in tokens and accepts `256k` and `2M` too."""

@@ -1,4 +1,4 @@
-"""YAML 1.2 recipes and dotted overrides, read into plain dictionaries."""
+"""Recipes: YAML 1.2 files and dotted overrides, as plain dictionaries."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from megatron_longrope.errors import InputError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML 1.2 file (`2e-5` is a number, `off` a word)."""
+    """Returns the mapping in a YAML 1.2 file; raises InputError where it is none.
+
+    Unlike in YAML 1.1, `2e-5` is a number and `off` a word.
+    """
     if not path.is_file():
         raise InputError("recipe", path, "no such file")
     return parse_yaml(path.read_text(encoding="utf-8"), str(path))
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Returns the mapping in YAML `text`; `source` names it in errors."""
+    """Returns the mapping in YAML `text`; raises InputError that names `source`."""
     try:
         values = _yaml().load(text)
     except MarkedYAMLError as error:
@@ -82,7 +85,7 @@ def apply_settings(
 
 
 def write_yaml(values: Mapping[str, Any], path: Path) -> None:
-    """Writes `values` as YAML 1.2, whole or not at all."""
+    """Writes `values` to `path` as YAML 1.2, whole or not at all."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         _yaml().dump(dict(values), stream)
 
@@ -106,6 +109,7 @@ def _index(place: list[Any], key: str, dotted: str) -> int:
 
 
 def _yaml() -> YAML:
+    """Returns a reader and writer of YAML 1.2; ruamel.yaml's other one, in C, reads YAML 1.1."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     return yaml

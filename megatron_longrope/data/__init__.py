@@ -1,4 +1,4 @@
-"""Reading token datasets, making batches of them, and documents whose answers are known."""
+"""Token datasets, batches made of them, and generated documents whose answers are known."""
 
 from megatron_longrope.data.batches import DocumentBatch, PackedBatches
 from megatron_longrope.data.manifest import DatasetManifest, TokenizerIdentity

@@ -1,4 +1,4 @@
-"""Packed rows as tensors, and the deterministic order in which training sees them."""
+"""Packed rows as tensors, and the reproducible order in which training sees them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,37 @@ from megatron_longrope.errors import InputError
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """Documents laid end to end; attention and positions restart at each.
+    """Documents laid end to end; attention and positions restart at each of them.
 
-    tokens, labels, positions: [total] int64; loss_mask: [total] float32, 1 where a label counts;
-    cu_seqlens: [documents + 1] int32, where each document starts, padding included; max_length:
-    tokens of the longest document, padding included; longest: without padding, so that what depends
-    on it is the same under any layout. A label is the next token of the same document: its last
-    position has none. `context_size`: 1 for a whole batch; in a context-parallel share
-    (data/zigzag.py) the first four are cut in so many, the rest is the whole's.
+    A batch is whole, or a context-parallel share of a whole one (data/zigzag.py): then `tokens`,
+    `labels`, `loss_mask` and `positions` are this rank's, and all else describes the whole batch.
+
+    >>> batch = DocumentBatch.from_documents([np.array([7, 8, 9]), np.array([5, 6])])
+    >>> batch.labels.tolist(), batch.loss_mask.tolist()
+    ([8, 9, 0, 6, 0], [1.0, 1.0, 0.0, 1.0, 0.0])
+    >>> batch.positions.tolist(), batch.cu_seqlens.tolist()
+    ([0, 1, 2, 0, 1], [0, 3, 5])
     """
 
     tokens: torch.Tensor
+    """Token ids, [total] int64."""
     labels: torch.Tensor
+    """The next token of the same document, [total] int64; 0 where there is none."""
     loss_mask: torch.Tensor
+    """1 where there is a label that counts, else 0, [total] float32."""
     positions: torch.Tensor
+    """Position of each token in its document, [total] int64."""
     cu_seqlens: torch.Tensor
+    """Start of each document, and the end, padding included, [documents + 1] int32."""
     max_length: int
+    """Tokens of the longest document, padding included."""
     longest: int
+    """Tokens of the longest document without padding, and so the same under every layout.
+
+    Factors are selected by it.
+    """
     context_size: int = 1
+    """Number of context-parallel shares the batch was cut in; 1 for a whole batch."""
 
     @classmethod
     def from_documents(
@@ -40,10 +53,10 @@ class DocumentBatch:
     ) -> DocumentBatch:
         """Returns `pieces`, each [tokens] of integers, as one batch.
 
-        Every piece is padded at its end, with masked zeros, to a multiple of `pad_to_multiple` of
-        its own, so that context parallelism can cut each in equal chunks. Labels are shifted before
-        any such cut. `total` fills the batch up to so many tokens with a masked document: batches
-        of one size let kernels be prepared once.
+        Each piece is padded at its end, with masked zeros, to a multiple of `pad_to_multiple`, so
+        that context parallelism can cut it in equal chunks. `total` fills the batch up to that many
+        tokens with one masked document: kernels are then prepared for one size only. Labels are
+        shifted here, before any cut: afterwards a token's successor may be on another rank.
         """
         if not pieces or min(len(piece) for piece in pieces) == 0:
             raise InputError(
@@ -82,6 +95,7 @@ class DocumentBatch:
 
     @property
     def num_documents(self) -> int:
+        """Number of documents, with the one that only fills up the batch."""
         return len(self.cu_seqlens) - 1
 
     def to(self, device: torch.device | str) -> DocumentBatch:
@@ -93,6 +107,7 @@ class DocumentBatch:
 
 
 _BEFORE_IT_WAS_SAVED = {"balanced_steps": 1}
+"""What settings were in checkpoints older than the settings themselves."""
 
 
 class PackedBatches:
@@ -103,9 +118,9 @@ class PackedBatches:
     of n gets those at r, r + n, r + 2n, … of them, as micro-batches of `micro_batch_size` rows.
     `next()` returns this rank's micro-batches of one step.
 
-    A row of one long document takes longer than one of many short ones, and all ranks wait for the
-    longest. With `balanced_steps` above 1 the rows of so many steps are dealt out anew, those alike
-    in cost to one step.
+    A row of one long document takes longer than a row of many short ones, and all ranks wait for
+    the slowest. With `balanced_steps` above 1 the rows of that many steps are distributed over
+    these steps again, so that rows of similar cost share a step.
 
     >>> batches = PackedBatches(
     ...     dataset, global_batch_size=32, data_parallel_rank=0, data_parallel_size=4, seed=1
@@ -125,6 +140,18 @@ class PackedBatches:
         pad_to_multiple: int = 1,
         balanced_steps: int = 1,
     ) -> None:
+        """Raises InputError for sizes that do not divide, and for values out of range.
+
+        Args:
+            dataset: Where the rows come from.
+            global_batch_size: Rows of one step over all ranks.
+            data_parallel_rank: Number of this rank among the data-parallel ones, from 0.
+            data_parallel_size: Number of data-parallel ranks.
+            seed: Of the order of the rows.
+            micro_batch_size: Rows of one micro-batch.
+            pad_to_multiple: What each document's tokens are padded to a multiple of.
+            balanced_steps: Number of steps among which rows of similar cost are put together.
+        """
         if (
             global_batch_size < 1
             or micro_batch_size < 1
@@ -171,17 +198,21 @@ class PackedBatches:
 
     @property
     def epoch(self) -> float:
-        """How often the dataset has been gone through so far."""
+        """Number of times that the dataset has been read so far, with its fraction."""
         return self.step * self.global_batch_size / self.dataset.num_rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what `load_state_dict` needs to go on exactly here; JSON-able, equal on all
-        ranks."""
+        """Returns what `load_state_dict` needs to continue exactly here.
+
+        The values are JSON, and equal on all ranks.
+        """
         return {"step": self.step, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the step in `state`; raises InputError where data, seed or step size were
-        others."""
+        """Continues at the step in `state`.
+
+        Raises InputError where data, seed or batch size were others: the rows would be too.
+        """
         if "rows_per_step" in state:  # in checkpoints written before it was renamed
             state = {**state, "global_batch_size": state["rows_per_step"]}
         for name, value in self._identity().items():
@@ -211,19 +242,20 @@ class PackedBatches:
         order = random.permutation(self.dataset.num_rows)
         if self.balanced_steps == 1:
             return order
-        begun = (
-            -epoch * self.dataset.num_rows % self.global_batch_size
-        )  # rows of a step that the last epoch began
+        # The first rows may belong to a step that the last epoch began; they stay where they are.
+        begun = -epoch * self.dataset.num_rows % self.global_batch_size
         size = self.global_batch_size * self.balanced_steps
         for first in range(begun, len(order) - self.global_batch_size + 1, size):
             steps = min(self.balanced_steps, (len(order) - first) // self.global_batch_size)
             window = order[first : first + steps * self.global_batch_size]
+            # Sorted by cost and cut into steps, in an order that is drawn: training must not go
+            # from cheap rows to dear ones.
             alike = window[np.argsort([self._cost(row) for row in window], kind="stable")]
             window[:] = random.permutation(alike.reshape(steps, self.global_batch_size)).ravel()
         return order
 
     def _cost(self, row: int) -> int:
-        """Of attention; everything else costs the same in all rows."""
+        """Returns what attention costs over a row; everything else costs the same in all rows."""
         return sum(len(piece) ** 2 for piece in self.dataset.row(row))
 
     def _batch(self, rows: Sequence[int]) -> DocumentBatch:

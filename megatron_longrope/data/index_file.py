@@ -1,4 +1,10 @@
-"""Megatron's `.idx` layout: what it says about the tokens in the `.bin` beside it."""
+"""Megatron's `.idx` file, which says where each sequence lies in the `.bin` file beside it.
+
+All numbers are little-endian: 9 magic bytes; version (u64), code of the token type (u8), number of
+sequences (u64), number of entries of the document index (u64); length of each sequence in tokens
+(i32); offset of each sequence in the `.bin` in bytes (i64); document index (i64), the number of the
+first sequence of each document, and the number of sequences at the end.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +32,33 @@ DTYPE_CODES: dict[int, np.dtype] = {
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Returns the type Megatron picks for tokens: uint16 below 65500 entries, int32 above."""
+    """Returns the type that Megatron picks for tokens: uint16 below 65500 entries, else int32.
+
+    >>> token_dtype(32_000).name, token_dtype(128_256).name
+    ('uint16', 'int32')
+    """
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
 
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """Where each sequence lies: `lengths` [sequences] in tokens, `document_starts` [documents + 1]
-    in sequences."""
+    """The contents of an `.idx` file."""
 
     dtype: np.dtype
+    """Type of a token in the `.bin` file."""
     lengths: np.ndarray
+    """Tokens of each sequence, [sequences]."""
     document_starts: np.ndarray
+    """First sequence of each document, then the number of sequences, [documents + 1]."""
 
     @property
     def num_documents(self) -> int:
+        """Number of documents."""
         return len(self.document_starts) - 1
 
     @property
     def num_tokens(self) -> int:
+        """Number of tokens in the `.bin` file."""
         return int(self.lengths.sum(dtype=np.int64))
 
     def starts(self) -> np.ndarray:
@@ -53,7 +67,7 @@ class TokenIndex:
 
 
 def write_index(stream: BinaryIO, index: TokenIndex) -> None:
-    """Writes `index` as Megatron does."""
+    """Writes the bytes of an `.idx` file, as Megatron does."""
     code = next(code for code, dtype in DTYPE_CODES.items() if dtype == index.dtype)
     stream.write(MAGIC)
     stream.write(HEADER.pack(VERSION, code, len(index.lengths), len(index.document_starts)))
@@ -63,8 +77,10 @@ def write_index(stream: BinaryIO, index: TokenIndex) -> None:
 
 
 def read_index(path: Path) -> TokenIndex:
-    """Returns the index in `path`, every length, pointer and count checked; raises InputError for a
-    damaged file."""
+    """Returns the index in `path`; raises InputError for a damaged file.
+
+    Every length, offset and count is checked, so that nothing reads outside the `.bin` later.
+    """
     content = path.read_bytes()
     first = len(MAGIC) + HEADER.size
     if content[: len(MAGIC)] != MAGIC:

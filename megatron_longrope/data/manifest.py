@@ -1,5 +1,4 @@
-"""The `.json` beside `.bin` and `.idx`: what the tokens are, where they came from, and their
-checksums."""
+"""The `.json` beside `.bin` and `.idx`: what the tokens are, their sources, and checksums."""
 
 from __future__ import annotations
 
@@ -18,46 +17,49 @@ _CHUNK_BYTES = 1 << 20
 
 
 class TokenizerIdentity(StrictConfig):
-    """Which tokenizer made the tokens: its folder's name and the sha256 of its `tokenizer.json`."""
+    """The tokenizer that made the tokens."""
 
     name: str
+    """Name of the tokenizer's folder."""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class DocumentRecord(StrictConfig):
-    """One source document; `sha256` is of its UTF-8 text, for a generated one of its tokens as
-    little-endian int64.
-
-    `tokens` counts what the tokenizer made of it, before pieces shorter than `min_piece` were left
-    out.
-    """
+    """One source document of a dataset."""
 
     name: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Checksum of its UTF-8 text; of a generated document, of its tokens as little-endian int64."""
     tokens: int = Field(gt=0)
+    """Tokens of the whole document, before pieces shorter than `min_piece` were left out."""
 
 
 class DatasetCounts(StrictConfig):
-    """Sizes in tokens unless named otherwise; `unused` is row space without tokens, `left_out`
-    short pieces."""
+    """Sizes of a dataset."""
 
     rows: int = Field(gt=0)
     pieces: int = Field(gt=0)
     tokens: int = Field(gt=0)
     unused: int = Field(ge=0, default=0)
+    """Space left in the rows, in tokens."""
     left_out: int = Field(ge=0, default=0)
+    """Tokens of pieces shorter than `min_piece`, which are in no row."""
     left_out_pieces: int = Field(ge=0, default=0)
+    """Number of these pieces."""
 
 
 class DatasetManifest(StrictConfig):
-    """What a dataset says of itself. `sequence_length` stands for kind "packed" only."""
+    """The description of a dataset that lies beside it."""
 
     format_version: Literal[1] = FORMAT_VERSION
     kind: Literal["packed", "documents"]
+    """Whether a row holds pieces of several documents, or one whole document."""
     tokenizer: TokenizerIdentity
     vocab_size: int = Field(gt=0)
     sequence_length: Length | None
+    """Most tokens of a packed row; None for whole documents."""
     min_piece: int = Field(ge=1, default=1)
+    """Fewest tokens of a piece; shorter ones were left out."""
     counts: DatasetCounts
     documents: tuple[DocumentRecord, ...]
     bin_sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -65,8 +67,10 @@ class DatasetManifest(StrictConfig):
 
 
 def read_manifest(path: Path) -> DatasetManifest:
-    """Returns the manifest in `path`; raises InputError where it is missing, not JSON or not of
-    this version."""
+    """Returns the manifest in `path`.
+
+    Raises InputError where it is missing, damaged or of another version.
+    """
     if not path.is_file():
         raise InputError(
             "dataset",

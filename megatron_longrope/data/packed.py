@@ -14,7 +14,7 @@ _CHUNK = 1 << 24
 
 
 def dataset_files(prefix: str | Path) -> tuple[Path, Path, Path]:
-    """Returns the `.bin`, `.idx` and `.json` of a dataset named `prefix`."""
+    """Returns the paths of the `.bin`, `.idx` and `.json` file of a dataset named `prefix`."""
     stem = Path(prefix)
     return (
         stem.with_name(stem.name + ".bin"),
@@ -24,13 +24,17 @@ def dataset_files(prefix: str | Path) -> tuple[Path, Path, Path]:
 
 
 class PackedDataset:
-    """Rows of token pieces under `prefix` (`.bin`, `.idx`, `.json`).
+    """The rows of a token dataset in the files `prefix` + `.bin`, `.idx` and `.json`.
 
-    A row is one Megatron "document", a piece one Megatron "sequence". Kind "packed": a row holds
-    pieces of several documents, at most `sequence_length` tokens in all. Kind "documents": a row is
-    one whole document. Opening reads the index and the manifest and checks them against each other
-    and against the size of the `.bin`; given `vocab_size` or `tokenizer_sha256`, also against
-    those. Raises InputError for what does not fit.
+    A row is a Megatron "document", and a piece of it a Megatron "sequence". Kind "packed": a row
+    holds pieces of several documents, at most `sequence_length` tokens together. Kind "documents":
+    a row is one whole document.
+
+    Opening checks index, manifest and the size of the `.bin` against each other, and against
+    `vocab_size` and `tokenizer_sha256` where they are given. Raises InputError where they differ.
+
+    >>> dataset.num_rows, dataset.row_lengths(0).tolist()
+    (64, [16])
     """
 
     def __init__(
@@ -50,10 +54,11 @@ class PackedDataset:
 
     @property
     def num_rows(self) -> int:
+        """Number of rows."""
         return self._index.num_documents
 
     def row(self, index: int) -> list[np.ndarray]:
-        """Returns the pieces of row `index`, each [tokens] int64, in their order in the file."""
+        """Returns the pieces of row `index` in their order in the file, each [tokens] int64."""
         first, last = self._row_pieces(index)
         bounds = self._starts[first : last + 1]
         return [
@@ -61,8 +66,7 @@ class PackedDataset:
         ]
 
     def row_lengths(self, index: int) -> np.ndarray:
-        """Returns the lengths of the pieces of row `index`, [pieces] int32, without touching the
-        tokens."""
+        """Returns the lengths of the pieces of row `index`, [pieces] int32; reads no tokens."""
         first, last = self._row_pieces(index)
         return self._index.lengths[first:last]
 
@@ -84,8 +88,10 @@ class PackedDataset:
         return self.row(index)[0]
 
     def verify(self) -> None:
-        """Reads everything: raises InputError where a checksum differs or a token is outside the
-        vocabulary."""
+        """Reads the whole dataset and checks it.
+
+        Raises InputError where a checksum differs or a token is outside the vocabulary.
+        """
         expected = {
             self.bin_path: self.manifest.bin_sha256,
             self.idx_path: self.manifest.idx_sha256,

@@ -1,5 +1,4 @@
-"""Documents with a fact hidden in them and a question at their end, built to an exact number of
-tokens."""
+"""Documents of an exact number of tokens with a fact hidden in them and a question at the end."""
 
 from __future__ import annotations
 
@@ -35,29 +34,36 @@ _NAMES = (
 
 
 class Encoder(Protocol):
-    """Anything that turns text into ids: TextTokenizer, a `tokenizers.Tokenizer`, a transformers
-    tokenizer."""
+    """Anything that turns text into token ids.
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> Any: ...
+    TextTokenizer does, and so do `tokenizers.Tokenizer` and the tokenizers of transformers.
+    """
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> Any:
+        """Returns the token ids of `text`, or an object that has them in `ids`."""
+        ...
 
 
 @dataclass(frozen=True)
 class Filler:
-    """Text that says nothing of the key: `tokens` [total] int64, and where its sentences begin,
-    then the total."""
+    """Text without the key, as sentences that are repeated as often as needed."""
 
     tokens: np.ndarray
+    """Tokens of all sentences, [total] int64."""
     starts: np.ndarray
+    """Start of each sentence in `tokens`, then the total, [sentences + 1]."""
 
     def take(self, length: int, sentence: int) -> np.ndarray:
-        """Returns [length] tokens from the beginning of `sentence` on, going round at the end."""
+        """Returns `length` tokens from the start of `sentence` on, round and round."""
         return np.resize(
             np.roll(self.tokens, -int(self.starts[sentence % self.num_sentences])), length
         )
 
     def sentence_at(self, depth: float, length: int, sentence: int) -> int:
-        """Returns where, in `take(length, sentence)`, the sentence begins that holds the point at
-        `depth` of it."""
+        """Returns the start of the sentence at `depth` (0 to 1) of what `take` returns.
+
+        That is the last start at or before token `depth · length`; depth 1 is the very end.
+        """
         if depth == 1:
             return length
         rounds, place = divmod(int(depth * length), len(self.tokens))
@@ -70,33 +76,39 @@ class Filler:
 
     @property
     def num_sentences(self) -> int:
+        """Number of sentences."""
         return len(self.starts) - 1
 
 
 @dataclass(frozen=True)
 class PasskeyDocument:
-    """`tokens` [length] int64; its last `answer_length` tokens, from `answer_start` on, are the
-    answer `key`."""
+    """A document whose last tokens are the answer to a question about it."""
 
     tokens: np.ndarray
+    """Tokens of the document, answer included, [length] int64."""
     answer_start: int
+    """Position of the answer's first token."""
     answer_length: int
+    """Number of the answer's tokens."""
     key: str
+    """The answer as text."""
 
     @property
     def answer(self) -> np.ndarray:
+        """Tokens of the answer."""
         return self.tokens[self.answer_start :]
 
 
 def classic_filler(tokenizer: Encoder) -> Filler:
-    """Returns the sentences about grass, sky and sun that passkey retrieval is usually hidden
-    in."""
+    """Returns the sentences about grass, sky and sun in which passkeys are usually hidden."""
     return text_filler(tokenizer, CLASSIC_SENTENCES)
 
 
 def text_filler(tokenizer: Encoder, lines: Iterable[str]) -> Filler:
-    """Returns `lines` (each with its line end) as filler; raises InputError where they hold no
-    token."""
+    """Returns lines of text, each with its line end, as filler; a line counts as a sentence.
+
+    Raises InputError where they hold no token.
+    """
     pieces = [piece for piece in (_ids(tokenizer, line) for line in lines) if len(piece)]
     if not pieces:
         raise InputError("filler", "(empty)", "the filler needs at least one line with text")
@@ -114,15 +126,20 @@ def passkey_document(
     key_digits: int = 5,
     prefix: Sequence[int] = (),
 ) -> PasskeyDocument:
-    """Returns a document of exactly `length` tokens with a passkey at `depth` and the question at
-    its end.
+    """Returns a document with a passkey hidden in it, and the question for it at the end.
 
-    `depth` 0 puts the statement first, 1 right before the question, between them at the beginning
-    of a sentence of the filler (the classic sentences by default), which is cut to fit by the
-    token. `prefix` (a BOS, say) comes before everything. The key and the place where the filler
-    starts depend on `seed` alone. The answer, the document's last tokens, is what a tokenizer adds
-    for the key after "The pass key is". Raises InputError where `length` is too short for statement
-    and question.
+    The answer, the document's last tokens, is what the tokenizer adds for the key after "The pass
+    key is". Raises InputError where `length` is too short for statement and question.
+
+    Args:
+        tokenizer: Makes the tokens.
+        length: Exact number of tokens of the document; the filler is cut to fit.
+        depth: Where the statement stands: 0 first, 1 right before the question, between them at
+            the start of a sentence of the filler.
+        seed: Fixes the key and the sentence with which the filler starts.
+        filler: Text around the statement; by default the classic sentences.
+        key_digits: Number of digits of the key.
+        prefix: Tokens before everything else, such as a BOS.
     """
     if not 0 <= depth <= 1:
         raise InputError("depth", depth, "must be between 0 (first) and 1 (last)")
@@ -158,12 +175,19 @@ def key_value_document(
     value_digits: int = 4,
     prefix: Sequence[int] = (),
 ) -> PasskeyDocument:
-    """Returns a list of exactly `length` tokens of lines like "alpha-7 = 4821", then questions like
-    "alpha-7 ? 4821".
+    """Returns a list of lines like "alpha-7 = 4821", then questions like "alpha-7 ? 4821".
 
-    No name stands twice, every question asks for a line that is whole, and the list's first line is
-    cut to fit by the token. The answer is the last question's. Raises InputError where `length` is
-    too short for the questions.
+    No name stands twice, and only the list's first line may be cut; no question asks for that one.
+    The document's answer is the last question's. Raises InputError where `length` is too short for
+    the questions.
+
+    Args:
+        tokenizer: Makes the tokens.
+        length: Exact number of tokens of the document.
+        seed: Fixes names, values and their order.
+        num_questions: Number of questions; all but the last have their answers in the text.
+        value_digits: Number of digits of a value.
+        prefix: Tokens before everything else, such as a BOS.
     """
     if num_questions < 1 or value_digits < 1:
         raise InputError(
@@ -210,8 +234,8 @@ def question_and_answer(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ids of `prompt`, a space and `answer`, cut where the answer begins.
 
-    The space belongs to the prompt where the tokenizer gives it a token of its own, to the answer
-    where it does not.
+    They are encoded together, as a model would meet them: the space belongs to the prompt where the
+    tokenizer gives it a token of its own, and to the answer where it joins the answer's first one.
     """
     whole, before = _ids(tokenizer, f"{prompt} {answer}"), _ids(tokenizer, f"{prompt} ")
     shared = min(len(before), len(whole) - 1)

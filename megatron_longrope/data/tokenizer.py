@@ -1,4 +1,4 @@
-"""Tokenizers from a `tokenizer.json`: text in, token ids out, the same ids transformers gives."""
+"""Tokenizers from a `tokenizer.json`; they give the same token ids as transformers."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from megatron_longrope.errors import InputError
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer and its identity. Which special tokens it adds by itself stands in
-    `tokenizer.json`.
+    """A tokenizer and its identity.
 
-    `add_bos_token` of a `tokenizer_config.json` has no say, as in transformers where there is a
-    `tokenizer.json`.
+    Which special tokens it adds by itself is written in its `tokenizer.json`. As in transformers,
+    `add_bos_token` of a `tokenizer_config.json` changes nothing beside a `tokenizer.json`.
     """
 
     backend: Tokenizer
     identity: TokenizerIdentity
     vocab_size: int
+    """Highest token id, added tokens included, + 1."""
     bos_id: int | None = None
+    """Id of the token for the beginning of a text; None: there is none."""
     eos_id: int | None = None
+    """Id of the token for the end of a text; None: there is none."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
-        """Returns [tokens] int64: with the special tokens this tokenizer adds by itself, or without
-        any."""
+        """Returns the token ids of a text, [tokens] int64.
+
+        With the special tokens that the tokenizer adds by itself, or without any.
+        """
         return np.array(
             self.backend.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int64
         )
 
     def encode_documents(self, texts: Sequence[str], add_bos: bool = False) -> list[np.ndarray]:
-        """Returns whole documents, each [tokens] int64; `add_bos` puts a BOS first where the
-        tokenizer did not.
+        """Returns the token ids of whole documents, each [tokens] int64.
 
-        Texts are spread over the cores. Raises InputError where a BOS is asked of a tokenizer that
-        has none.
+        `add_bos` puts a BOS first where the tokenizer did not. Texts are encoded on all cores.
+        Raises InputError where a BOS is asked of a tokenizer that has none.
         """
         if add_bos and self.bos_id is None:
             raise InputError("--add-bos", self.identity.name, "this tokenizer names no bos_token")
@@ -60,15 +63,20 @@ class TextTokenizer:
         return self.encode_documents([text], add_bos)[0]
 
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of [tokens] ids, special tokens included."""
+        """Returns the text of token ids [tokens], special tokens included."""
         return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
-    """Returns the tokenizer in a folder, or in a `tokenizer.json` itself; no code from the folder
-    is ever run.
+    """Returns the tokenizer in a folder, or in a `tokenizer.json` itself.
 
-    Raises InputError where there is none, or where it cannot be read.
+    No code from the folder is ever run. Raises InputError where there is no tokenizer, or where it
+    cannot be read.
+
+    >>> from megatron_longrope.presets import model_path
+    >>> tokenizer = load_tokenizer(model_path("preset:demo"))
+    >>> tokenizer.decode(tokenizer.encode("import math"))
+    'import math'
     """
     place = Path(path)
     file = place / "tokenizer.json" if place.is_dir() else place
@@ -80,6 +88,7 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
         raise InputError(
             "tokenizer", file, f"cannot be read: {str(error).splitlines()[0]}"
         ) from error
+    # A tokenizer.json may have limits of a model's training in it.
     backend.no_truncation()
     backend.no_padding()
     config = _read_config(file.with_name("tokenizer_config.json"))
@@ -107,6 +116,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _token_id(backend: Tokenizer, token: str | dict[str, Any] | None) -> int | None:
-    """The id of a token given as text or, as older configs do, as {"content": text}."""
+    """Returns the id of a token given as text or, as in older configs, as {"content": text}."""
     text = token.get("content") if isinstance(token, dict) else token
     return backend.token_to_id(text) if text else None

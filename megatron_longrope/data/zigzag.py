@@ -1,9 +1,9 @@
-"""Which tokens of a packed batch a context-parallel rank holds, and how shares become the whole
-again.
+"""Zigzag shares: which tokens of a packed batch each context-parallel rank holds.
 
-Each document is cut in 2·size chunks and rank r holds chunks r and 2·size − 1 − r, in this order:
-under causal attention an early and a late chunk cost together the same on every rank. Transformer
-Engine cuts packed documents the same way, so one slicing serves both engines.
+Each document is cut in 2·size equal chunks, and rank r holds chunks r and 2·size − 1 − r, in this
+order. Under causal attention the queries of chunk c attend to chunks 0 … c, so its cost grows as
+c + ½; an early and a late chunk together cost r + ½ + 2·size − 1 − r + ½ = 2·size on every rank.
+Transformer Engine cuts packed documents the same way, so one slicing serves both engines.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from megatron_longrope.errors import InputError
 
 
 def context_share(batch: DocumentBatch, rank: int, size: int) -> DocumentBatch:
-    """Returns rank `rank` of `size`'s share: tokens, labels, loss_mask and positions are cut, the
-    rest still describes the whole batch (`cu_seqlens`, `max_length`, `longest`).
+    """Returns the share of rank `rank` of `size` of a whole batch.
 
-    Labels were shifted and positions counted before the cut. Raises InputError where a document's
-    padded length is no multiple of 2·size.
+    `tokens`, `labels`, `loss_mask` and `positions` are cut. `cu_seqlens`, `max_length` and
+    `longest` still describe the whole batch. Labels were shifted and positions counted before the
+    cut, so both stay right. Raises InputError where a document's padded length is no multiple of
+    2·size.
     """
     if size == 1:
         return batch
@@ -36,7 +37,13 @@ def context_share(batch: DocumentBatch, rank: int, size: int) -> DocumentBatch:
 
 
 def share_index(cu_seqlens: Tensor, rank: int, size: int) -> Tensor:
-    """Returns where in the whole batch each token of this share stands, int64 [total / size]."""
+    """Returns the place in the whole batch of each token of a share, int64 [total / size].
+
+    >>> share_index(torch.tensor([0, 8]), rank=0, size=2).tolist()  # one document of 8 tokens
+    [0, 1, 6, 7]
+    >>> share_index(torch.tensor([0, 8]), rank=1, size=2).tolist()
+    [2, 3, 4, 5]
+    """
     bounds = cu_seqlens.tolist()
     parts = []
     for start, stop in zip(bounds, bounds[1:], strict=False):
@@ -53,8 +60,10 @@ def share_index(cu_seqlens: Tensor, rank: int, size: int) -> Tensor:
 
 
 def whole_from_shares(shares: Sequence[Tensor], cu_seqlens: Tensor, dim: int = -1) -> Tensor:
-    """Returns the whole from every rank's share, in rank order: the inverse of `context_share`
-    along `dim`."""
+    """Returns the whole made of every rank's share, in rank order; `dim` is the tokens'.
+
+    It is the inverse of `context_share`.
+    """
     if len(shares) == 1:
         return shares[0]
     size = len(shares)

@@ -1,6 +1,7 @@
 """Evaluation tasks, the search objective, and the methods every table compares.
 
-Names are imported when first asked for: the tasks' registry is read where torch is not wanted.
+Each name is imported when it is first used, so that a command line can list the tasks without
+importing torch.
 """
 
 from __future__ import annotations

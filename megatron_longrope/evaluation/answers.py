@@ -1,5 +1,4 @@
-"""Exact match of the answers that documents end with, and the greedy decoding that its teacher
-forcing stands for."""
+"""Exact match of the answers at the end of documents, by teacher forcing or greedy decoding."""
 
 from __future__ import annotations
 
@@ -21,21 +20,22 @@ def answers_retrieved(
     documents: Sequence[PasskeyDocument],
     max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> NDArray[np.bool_]:
-    """Returns [documents]: whether each answer token is the arg-max given the true tokens before it
-    (ties: lowest id).
+    """Returns booleans [documents]: whether the model gives each document's answer exactly.
 
-    This holds exactly when greedy decoding gives the answer: up to the first wrong token both see
-    the same prefix, and after one neither counts as correct.
+    An answer is right if each of its tokens is the arg-max (ties: lowest id) given the true tokens
+    before it: teacher forcing, one pass per document. That holds exactly when greedy decoding gives
+    the answer: up to the first wrong token both see the same prefix, and after it neither counts as
+    correct. All ranks come here together and return the same.
     """
-    per_unit = max(
-        1, max_batch_tokens // max((len(document.tokens) for document in documents), default=1)
-    )
+    longest = max((len(document.tokens) for document in documents), default=1)
+    per_unit = max(1, max_batch_tokens // longest)
     units = [documents[start : start + per_unit] for start in range(0, len(documents), per_unit)]
 
     def retrieved(unit: Sequence[PasskeyDocument]) -> list[bool]:
         scores = score_documents(
             model, [document.tokens for document in unit], max_batch_tokens=max_batch_tokens
         )
+        # entry i of `correct` is of token i + 1, the answer's first token is `answer_start`
         return [
             bool(score.correct[document.answer_start - 1 :].all())
             for document, score in zip(unit, scores, strict=True)
@@ -47,12 +47,12 @@ def answers_retrieved(
 
 
 def greedy_decode(model: LongRopeModel, prompt: Tokens, num_tokens: int) -> NDArray[np.int64]:
-    """Returns [num_tokens] tokens after `prompt`, each the arg-max (ties: lowest id) of a pass over
-    all before it.
+    """Returns the tokens [num_tokens] that greedy decoding appends to `prompt`.
 
-    Every pass uses the factors that serve the final length: rotations of two factor sets must not
-    meet in one answer. It holds whole logits and repeats the prompt for each token: for tests and
-    short inputs. The model's factor set is the same afterwards as before.
+    Each is the arg-max (ties: lowest id) of one pass over all tokens before it. Every pass uses the
+    factors that serve the final length: rotations of two factor sets must not meet in one answer.
+    Whole logits are held and the prompt is read again for each token, which suits tests and short
+    inputs. Afterwards the model has its own factor set again.
     """
     before = model.factor_set
     model.set_factors(FactorSet.single(before.for_length(len(prompt) + num_tokens)))
@@ -67,8 +67,10 @@ def greedy_decode(model: LongRopeModel, prompt: Tokens, num_tokens: int) -> NDAr
 
 
 def trial_seed(seed: int, length: int, depth: float, trial: int) -> int:
-    """Returns the seed of one document, whichever other lengths, depths and trials are asked for
-    beside it."""
+    """Returns the seed of one generated document, from its own length, depth and trial alone.
+
+    So the document is the same whichever other lengths, depths and trials are measured beside it.
+    """
     words = np.random.SeedSequence([seed, length, round(depth * 1_000_000), trial]).generate_state(
         1, np.uint64
     )

@@ -1,5 +1,7 @@
-"""The scaling methods every table compares: each with its own attention factor, and once more with
-the searched one."""
+"""The scaling methods every table compares, with their own and with the searched attention factor.
+
+A baseline under the searched attention factor shows how much of a gain comes from λ alone.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,13 @@ from megatron_longrope.rope.methods.uses import baseline_kinds
 
 @dataclass(frozen=True)
 class ComparedMethod:
-    """One line of a comparison: its name, its factors for inputs of a given length, and whose
-    attention factor they hold."""
+    """One line of a comparison: a method's name and its factors for inputs of a given length."""
 
     name: str
     factors_at: Callable[[int], FactorSet]
+    """Maps a length in tokens to the factors the method uses there."""
     attention_factor: AttentionFactorSource = "own"
+    """Whether the factors hold the method's own attention factor or the searched one."""
 
     @classmethod
     def fixed(
@@ -29,7 +32,7 @@ class ComparedMethod:
         return cls(name, lambda length: factor_set, attention_factor)
 
     def with_searched(self, attention_factor: float) -> ComparedMethod:
-        """Returns the same λ and n̂ with another attention factor, labelled "searched"."""
+        """Returns this method's λ and n̂ with a searched attention factor, labelled "searched"."""
         own = self.factors_at
         return ComparedMethod(
             self.name, lambda n: with_attention_factor(own(n), attention_factor), "searched"
@@ -43,17 +46,21 @@ def baseline_methods(
     attention_factor: float | None = None,
     written_scales: Sequence[float] | None = None,
 ) -> list[ComparedMethod]:
-    """Returns every method that is a baseline (none, pi, ntk, dynamic-ntk, yarn) scaled to
-    `target_length`, each with its own attention factor.
+    """Returns every baseline (none, pi, ntk, dynamic-ntk, yarn …) scaled to `target_length`.
 
-    Raises InputError for a target below the window.
+    Each has its own attention factor. Raises InputError for a target below the window.
+
+    >>> geometry = RopeGeometry(base=10000, head_dim=64, original_length=2048)
+    >>> [method.name for method in baseline_methods(geometry, 8192)][:3]
+    ['none', 'pi', 'ntk']
 
     Args:
-        geometry: the model's base, head_dim and window.
-        target_length: in tokens.
-        attention_factor: a searched one; with it each method comes a second time, under that.
-        written_scales: a method whose scale must be written out (dynamic NTK's `factor`) is there
-            once per scale of these, by default once at target/window.
+        geometry: The model's base, head_dim and window.
+        target_length: Tokens; the scale is target_length over the window.
+        attention_factor: A searched one. If given, the list holds each method a second time, under
+            this attention factor.
+        written_scales: Scales for methods that have theirs written out (dynamic NTK's `factor`),
+            which are listed once per scale; by default once at target_length/window.
     """
     scale = target_length / geometry.original_length
     if scale < 1:
@@ -80,7 +87,7 @@ def baseline_methods(
 
 
 def with_attention_factor(factor_set: FactorSet, attention_factor: float) -> FactorSet:
-    """Returns the same factors with another temperature t in every range."""
+    """Returns the same λ and n̂ with another attention factor t in every range."""
     ranges = (
         FactorRange(
             up_to=entry.up_to,

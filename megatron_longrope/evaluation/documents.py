@@ -14,19 +14,27 @@ from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
 
 Tokens = NDArray[np.integer[Any]]
+"""Token ids [tokens] of one document."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationDocument:
-    """One document: its name in result rows and its `tokens` [total] of integers, as its tokenizer
-    encodes it."""
+    """One whole document as its tokenizer encodes it.
+
+    >>> EvaluationDocument("book", np.arange(100)).prefix(3)
+    array([0, 1, 2])
+    """
 
     name: str
+    """The document's name in result rows."""
     tokens: Tokens
+    """Its token ids, [total]."""
 
     def prefix(self, length: int) -> Tokens:
-        """Returns the first `length` tokens; raises InputError where there are fewer: nothing is
-        dropped or padded."""
+        """Returns the first `length` tokens; raises InputError where the document has fewer.
+
+        Documents are neither dropped nor padded: numbers at different lengths are of the same ones.
+        """
         if length < 2:
             raise InputError(
                 "length", length, "needs at least 2 tokens: the first one is not predicted"
@@ -41,8 +49,7 @@ class EvaluationDocument:
 
 
 def check_documents(documents: Sequence[EvaluationDocument], lengths: Iterable[int]) -> None:
-    """Raises InputError where there is no document, two share a name, or one is shorter than a
-    length."""
+    """Raises InputError unless there are documents, with names of their own, of every length."""
     if not documents:
         raise InputError("documents", 0, "at least one document is needed")
     names = [document.name for document in documents]
@@ -59,8 +66,10 @@ def check_documents(documents: Sequence[EvaluationDocument], lengths: Iterable[i
 
 
 def documents_sha256(documents: Iterable[EvaluationDocument]) -> str:
-    """Returns one hexadecimal digest of the documents' tokens (as little-endian int64) and lengths,
-    in order."""
+    """Returns one hexadecimal SHA-256 of the lengths and tokens of all documents, in order.
+
+    Tokens are hashed as little-endian int64, so that their dtype in memory does not count.
+    """
     digest = hashlib.sha256()
     for document in documents:
         digest.update(len(document.tokens).to_bytes(8, "little"))

@@ -1,5 +1,7 @@
-"""The search objective: candidates in, perplexity on long documents out, spread over the
-data-parallel groups."""
+"""The search objective: scores candidates by the loss of a model on long documents.
+
+Candidates, or the passes of one candidate, are spread over the data-parallel groups.
+"""
 
 from __future__ import annotations
 
@@ -37,30 +39,38 @@ from megatron_longrope.search.types import Terms
 
 
 class Pass(NamedTuple):
-    """Documents that share a forward pass; of a rung of the ladder, or of what counts (None)."""
+    """Documents that share a forward pass."""
 
     documents: list[int]
+    """Indices of the documents."""
     rung: int | None = None
+    """The rung of the ladder they belong to; None for documents that count."""
 
 
 class PerplexityObjective:
-    """Scores candidates on a model: called with candidates, it returns their evaluations, the same
-    on every rank.
+    """Scores candidates on a model: maps candidates to their evaluations, the same on every rank.
 
-    Each data-parallel group evaluates candidates with its own TP×PP×CP, and takes the next as soon
-    as it is free; where there are fewer candidates than groups, they share the passes of each.
-    After a call the model has the factors of the last candidate asked, on every rank: whoever goes
-    on with the model sets the factors wanted.
+    Each data-parallel group evaluates candidates with its own TP×PP×CP ranks and takes the next one
+    as soon as it is free; where there are fewer candidates than groups, the groups share the passes
+    of each. After a call the model has the factors of the last candidate, on every rank: whoever
+    goes on with the model sets the factors wanted.
 
-    An evaluation has an entry per document, parts in order. Token counts are those of the counted
-    predictions. Its loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end each part's
-    sums are multiplied by a constant, `scales[p]`, which is exactly 1 where there is one part. So
-    with one part the sums are plain nats. The gradient of a sample is of its share of that loss,
-    times documents over sampled documents: on average the gradient of all.
+    An evaluation has an entry per document, parts in order. Its token counts are those of the
+    counted predictions. Its loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end the
+    sums of each part are multiplied by a constant, `scales[p]`. The constant is exactly 1 where
+    there is one part, so that the sums are plain nats. The gradient of a sample of documents is the
+    gradient of their share of that loss, times documents over sampled documents, and so an unbiased
+    estimate of the gradient over all.
 
-    `ladder`: documents of shorter lengths, a list per length, scored before all others for early
-    stopping's sake. They count nothing, and are left out where nothing can be stopped: for
-    gradients and samples.
+    Args:
+        model: The model to score on.
+        documents: Token ids [tokens] of each document, or parts that say what counts.
+        target_length: Tokens that the factors are made for.
+        last_fraction: The part at the end of each document whose predictions count; for documents.
+        max_batch_tokens: Short documents share a forward pass up to this many tokens.
+        ladder: Documents of shorter lengths, a list per length, which are scored first so that
+            hopeless candidates are stopped cheaply. They do not count in the loss, and are left out
+            where nothing can be stopped: for gradients and samples.
 
     >>> objective = PerplexityObjective(model, documents, target_length=96)
     >>> (evaluation,) = objective([Candidate((1.0,) * 8)])
@@ -75,7 +85,6 @@ class PerplexityObjective:
         *,
         target_length: int,
         last_fraction: float = 1.0,
-        method: str = "search",
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         ladder: Sequence[Sequence[Tokens]] = (),
     ) -> None:
@@ -83,7 +92,7 @@ class PerplexityObjective:
         self.model = model
         self.parts = as_parts(documents, last_fraction)
         self.target_length = target_length
-        self.origin = FactorOrigin(method=method)
+        self.origin = FactorOrigin(method="search")
         self.max_batch_tokens = max_batch_tokens
         self.scales = part_scales(self.parts)
         self._documents = [tokens for part in self.parts for tokens in part.documents]
@@ -100,29 +109,27 @@ class PerplexityObjective:
 
     @property
     def num_documents(self) -> int:
-        """Entries of an evaluation: the documents of all parts."""
+        """Number of documents of all parts, and so of entries in an evaluation."""
         return len(self._documents)
 
     @property
     def document_tokens(self) -> int:
-        """Tokens of all documents, without the ladder's."""
+        """Number of tokens of all documents, without those of the ladder."""
         return sum(len(tokens) for tokens in self._documents)
 
     @property
     def cost_tokens(self) -> int:
-        """Tokens that go through the model for one candidate that is not stopped early."""
+        """Number of tokens that one candidate takes which is not stopped early."""
         return sum(len(tokens) for texts in (*self._ladder, self._documents) for tokens in texts)
 
     def __call__(
         self, candidates: Sequence[Candidate], terms: Terms | None = None
     ) -> list[Evaluation]:
-        """Returns the evaluation of each candidate, in the order asked; all ranks come with the
-        same candidates."""
+        """Returns the evaluation of each candidate; all ranks come with the same candidates."""
         return list(self.stream(candidates, terms or Terms()))
 
     def stream(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
-        """Yields what `__call__` returns, each evaluation as soon as it and all before it are
-        there."""
+        """Yields the evaluations, each as soon as it and all before it are known."""
         if len(candidates) >= self.model.runtime.data_parallel_size:
             whole = self._dispatcher.in_order(
                 len(candidates), lambda i: self._to_json(candidates[i], terms)
@@ -130,19 +137,19 @@ class PerplexityObjective:
             yield from (Evaluation.from_json(result) for result in whole)
         else:
             yield from self._stream_passes(candidates, terms)
-        if (
-            candidates
-        ):  # groups ended with different ones; ranks that disagree about factors would go unnoticed
+        if candidates:
+            # The groups ended with different candidates, and nothing later would notice ranks that
+            # disagree about the factors.
             self._set_factors(candidates[-1])
 
     def without_ladder(self) -> PerplexityObjective:
-        """Returns the same objective for candidates that are all to be scored at length."""
+        """Returns the same objective without the ladder, for candidates that none may stop."""
         plain = copy(self)
         plain._ladder, plain._passes = [], [one for one in self._passes if one.rung is None]
         return plain
 
     def evaluate(self, candidate: Candidate, terms: Terms | None = None) -> Evaluation:
-        """Returns the evaluation of one candidate by this rank's own model-parallel group alone."""
+        """Returns the evaluation of one candidate by this rank's model-parallel group alone."""
         asked = terms or Terms()
         passes = self._passes_of(asked)
         return self._joined(
@@ -153,7 +160,7 @@ class PerplexityObjective:
         return self.evaluate(candidate, terms).to_json()
 
     def _stream_passes(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
-        """The same evaluations, each candidate's passes spread over the groups."""
+        """Yields the same evaluations, with the passes of each candidate spread over the groups."""
         passes = self._passes_of(terms)
 
         def one_pass(item: int) -> dict[str, Any]:
@@ -167,7 +174,7 @@ class PerplexityObjective:
             yield self._joined(of_candidate, len(passes), terms)
 
     def _passes_of(self, terms: Terms) -> list[Pass]:
-        """All passes, or those over the documents asked for."""
+        """Returns all passes, or those over the sampled documents."""
         if terms.sample is not None:
             lengths = [len(self._documents[document]) for document in terms.sample]
             shared = _passes(lengths, self.max_batch_tokens)
@@ -175,8 +182,10 @@ class PerplexityObjective:
         return [one for one in self._passes if one.rung is None or not terms.gradient]
 
     def _pass(self, candidate: Candidate, one: Pass, terms: Terms) -> Evaluation:
-        """One forward pass, and a backward pass where gradients are asked for, over documents that
-        share it."""
+        """Returns the evaluation of one forward pass, with a backward pass for gradients.
+
+        The gradient is of Σ_d scale_d·Σ nll_d / (share · counted predictions of all documents).
+        """
         self._set_factors(candidate)
         if one.rung is not None:
             return self._on_rung(self._ladder[one.rung])
@@ -208,6 +217,7 @@ class PerplexityObjective:
         )
 
     def _on_rung(self, texts: Sequence[Tokens]) -> Evaluation:
+        """Returns an evaluation without documents that holds the mean loss on one rung."""
         scores = score_documents(self.model, texts, max_batch_tokens=self.max_batch_tokens)
         nats = math.fsum(float(np.asarray(score.nll).sum(dtype=np.float64)) for score in scores)
         per_token = nats / sum(len(text) - 1 for text in texts)
@@ -218,8 +228,11 @@ class PerplexityObjective:
         return sum(int(mask.sum()) for mask in self._masks)
 
     def _joined(self, passes: Iterable[Evaluation], num_passes: int, terms: Terms) -> Evaluation:
-        """All passes as one evaluation, or those up to where the rule stops it: the same whoever
-        did how many."""
+        """Returns all passes as one evaluation, or those up to where `terms.judge` stops it.
+
+        Passes are judged one by one in a fixed order, so that a candidate is stopped at the same
+        place however many groups shared its passes.
+        """
         done: list[Evaluation] = []
         for one in passes:
             done.append(one)
@@ -236,7 +249,7 @@ class PerplexityObjective:
 
     @cached_property
     def scored_parts(self) -> tuple[ScoredPart, ...]:
-        """What an evaluation's documents are, part by part, for margins and separate losses."""
+        """The parts that documents of an evaluation belong to, for margins and separate losses."""
         weights = math.fsum(part.weight for part in self.parts)
         return tuple(
             ScoredPart(
@@ -250,20 +263,20 @@ class PerplexityObjective:
 
     @property
     def is_perplexity(self) -> bool:
-        """Whether exp(loss) is the perplexity of a text: parts mixed by weight have none."""
+        """Whether exp(loss) is a perplexity, which it is not where several parts are mixed."""
         return len(self.parts) == 1 and not self.parts[0].is_generated
 
     def part_losses(self, evaluation: Evaluation) -> tuple[PartLoss, ...]:
-        """Returns nats per counted token of each part, from a completed evaluation this objective
-        made."""
+        """Returns the loss of each part of a completed evaluation by this objective."""
         return part_losses(evaluation, self.scored_parts)
 
     def identity(self) -> dict[str, Any]:
-        """Returns JSON values that say what is measured, for fingerprints: sizes, weights, target,
-        batching. Which texts is `documents_sha256`'s to say, which weights `model_identity`'s.
+        """Returns JSON values that say how candidates are scored, for fingerprints.
 
-        `generated_sha256` is there where that does not say it all: of every token and every mask,
-        where documents were generated or something else than the end of a document counts.
+        They hold sizes, weights, target and batching; `model_identity` and `documents_sha256` say
+        which model and which documents. Where that does not say it all, because documents were
+        generated or because something else than their ends counts, `generated_sha256` is a digest
+        of every token and every mask.
         """
         needs_content = any(part.is_generated or not ends_only(part) for part in self.parts)
         return {
@@ -287,8 +300,10 @@ def factors_of(
     target_length: int,
     origin: FactorOrigin | None = None,
 ) -> RopeFactors:
-    """Returns a candidate's λ, n̂ and t as factors of `geometry` for `target_length` tokens;
-    origin: method "search"."""
+    """Returns a candidate's λ, n̂ and t as factors of `geometry` for `target_length` tokens.
+
+    `origin` says where they come from; by default from the method "search".
+    """
     if len(candidate.rescale) != geometry.num_pairs:
         raise InputError(
             "rescale", len(candidate.rescale), f"one factor per rotary pair ({geometry.num_pairs})"
@@ -306,8 +321,10 @@ def factors_of(
 
 
 def _passes(lengths: Sequence[int], max_tokens: int) -> list[Pass]:
-    """Which documents share a forward pass: neighbours, up to `max_tokens` a pass (a longer one
-    goes alone)."""
+    """Returns which documents share a forward pass: neighbours of up to `max_tokens` in all.
+
+    A longer document has a pass to itself.
+    """
     passes: list[Pass] = []
     room = 0
     for document, length in enumerate(lengths):
@@ -322,6 +339,7 @@ def _passes(lengths: Sequence[int], max_tokens: int) -> list[Pass]:
 def _sum_of(
     passes: Sequence[Evaluation], is_whole: bool, sample: tuple[int, ...] | None
 ) -> Evaluation:
+    """Returns several passes as one evaluation, with a gradient where all passes are there."""
     sums = tuple(nats for one in passes for nats in one.nll_sums)
     counts = tuple(count for one in passes for count in one.token_counts)
     gradient = None

@@ -1,5 +1,4 @@
-"""The parts of a search's loss: documents, which of their predictions count, and what share each
-part has."""
+"""The parts of a search objective: documents, which predictions count, and weights in the loss."""
 
 from __future__ import annotations
 
@@ -16,26 +15,27 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.documents import Tokens
 
 Counted = NDArray[np.bool_]
+"""Marks [tokens − 1] of the predictions of one document that count."""
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectivePart:
-    """Documents that are scored together, which of their predictions count, and their share of the
-    loss.
+    """Documents of one kind, which of their predictions count, and their weight in the loss.
 
-    `counted[d]` [tokens − 1] marks the counted predictions of document d (entry i is of token i +
-    1). `texts[d]` says which text it was cut from, in whatever part: what is cut from one text is
-    no further evidence (by default each is of its own). Raises InputError for an empty part, a mask
-    of another size or without a prediction, and a weight that is not above 0.
+    Raises InputError for an empty part, for a mask that has another size or marks nothing, and for
+    a weight that is not above 0.
     """
 
     documents: tuple[Tokens, ...]
     counted: tuple[Counted, ...]
+    """One mask [tokens − 1] per document; entry i is of the prediction of token i + 1."""
     weight: float = 1.0
     name: str = "text"
+    """What the part is called where losses of parts are reported one by one."""
     texts: tuple[Hashable, ...] = ()
+    """The text each document was cut from, in this part or another; by default one of its own."""
     is_generated: bool = False
-    """Whether its documents were made for the occasion, and answers are what counts of them."""
+    """Whether the documents were generated, and the answers in them are what counts."""
 
     def __post_init__(self) -> None:
         if not self.documents or len(self.counted) != len(self.documents):

@@ -1,8 +1,8 @@
-"""Perplexity from the first token and by sliding window; by position in the context, and over its
-last quarter.
+"""Perplexity over a whole context, by position in it, and over its last quarter.
 
-Sums of negative log-likelihood and counts of predictions are kept apart and divided once, at the
-very end.
+Documents are read in one pass from the first token on, or through a sliding window. Sums of
+negative log-likelihood and numbers of predictions are kept apart and divided once, at the very end:
+a mean of document means would weigh tokens of short documents more.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from megatron_longrope.model import LongRopeModel, score_documents
 
 @dataclass(frozen=True)
 class PerplexityMeasurement:
-    """Rows of one method at one length: per document, and per position bucket over all
-    documents."""
+    """What one method measures at one length."""
 
     rows: list[PerplexityRow]
+    """One row per document."""
     positions: list[PositionRow]
+    """One row per bucket of positions, summed over all documents."""
 
 
 def measure_perplexity(
@@ -41,12 +42,24 @@ def measure_perplexity(
     bucket_tokens: int | None = None,
     max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> PerplexityMeasurement:
-    """Returns the rows over each document's first `length` tokens (length − 1 predictions), under
-    the factors in force.
+    """Measures the model under the factors in force on the first `length` tokens of each document.
 
-    Documents are spread over the data-parallel groups; every rank returns the same. Position
-    buckets are `bucket_tokens` wide (by default a sixteenth of `length`). Raises InputError for a
-    document shorter than `length`.
+    Documents are spread over the data-parallel groups; every rank returns the same rows, of
+    length − 1 predictions per document. Raises InputError for a document shorter than `length`.
+
+    >>> chosen = [EvaluationDocument("a", documents[0])]
+    >>> measured = measure_perplexity(model, chosen, 64, EvaluationLabels("tiny", "none"))
+    >>> [(row.document, row.tokens) for row in measured.rows]
+    [('a', 63)]
+
+    Args:
+        model: The model, with the factors to measure set.
+        documents: Whole documents, each with a name of its own.
+        length: Tokens of each document to read.
+        labels: What the rows say of themselves: model, method, and whose attention factor.
+        sliding: Windows to read through; by default each document is read in one pass.
+        bucket_tokens: Width of a position bucket in tokens; by default a sixteenth of `length`.
+        max_batch_tokens: Short documents share a forward pass up to this many tokens.
     """
     check_documents(documents, [length])
     losses = token_losses(
@@ -66,10 +79,12 @@ def token_losses(
     sliding: SlidingWindow | None = None,
     max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> list[NDArray[np.float64]]:
-    """Returns nats [tokens − 1] per document: entry i is of token i + 1; the same on every rank.
+    """Returns the nats [tokens − 1] of each document's predictions; entry i is of token i + 1.
 
-    The units of work do not depend on the number of ranks, so neither does any bit of the result.
+    Every rank returns the same. The units of work do not depend on the number of ranks, so neither
+    does any bit of the result.
     """
+    # one pass over a whole document is a window that is longer than the longest document
     protocol = sliding or SlidingWindow(max(map(len, documents), default=2) + 1, 1)
     pieces = [
         (index, span)
@@ -87,13 +102,18 @@ def token_losses(
 
 
 def last_quarter(length: int) -> slice:
-    """Returns which of the length − 1 predictions fall on the last quarter of the context (at least
-    one)."""
+    """Returns which of the length − 1 predictions fall on the last quarter of the context.
+
+    At least one does, however short the context.
+
+    >>> last_quarter(8)
+    slice(5, 7, None)
+    """
     return slice(length - 1 - max(1, length // 4), length - 1)
 
 
 def _units(inputs: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
-    """Groups neighbours up to `max_tokens`: what one data-parallel group scores at a time."""
+    """Groups neighbours of up to `max_tokens` in all, each scored by one data-parallel group."""
     units: list[list[Tokens]] = []
     room = 0
     for tokens in inputs:
@@ -136,8 +156,10 @@ def _row(
 def _position_rows(
     losses: Sequence[NDArray[np.float64]], length: int, labels: EvaluationLabels, width: int
 ) -> list[PositionRow]:
-    """Sums over all documents per bucket of the predicted token's position; position 0 is never
-    predicted."""
+    """Returns sums over all documents, by bucket of the predicted token's position.
+
+    Position 0 is never predicted: the first bucket has one prediction less than the others.
+    """
     if width < 1:
         raise InputError("bucket_tokens", width, "must be 1 token or more")
     total = np.sum(losses, axis=0)

@@ -11,16 +11,20 @@ from megatron_longrope.errors import InputError
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Windows of `window` tokens that start every `stride` tokens; the last one ends with the
-    document.
+    """Windows of `window` tokens that start every `stride` tokens, until one reaches the end.
 
-    Each token is scored once, by the first window that holds it: with all before it in the first
-    window, later with window − stride to window − 1 tokens of context. Raises InputError unless 1 ≤
-    stride < window.
+    Each token is scored once, by the first window that holds it. In the first window its context is
+    everything before it, later the window − stride to window − 1 tokens before it. Raises
+    InputError unless 1 ≤ stride < window.
+
+    >>> list(SlidingWindow(4, 2).spans(7))
+    [(0, 4, 1), (2, 6, 4), (4, 7, 6)]
     """
 
     window: int
+    """Tokens that the model sees at once."""
     stride: int
+    """Tokens from the beginning of one window to the beginning of the next."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.stride < self.window:
@@ -32,15 +36,14 @@ class SlidingWindow:
 
     @classmethod
     def parse(cls, text: str) -> SlidingWindow:
-        """Returns the window written WINDOW:STRIDE, as in 2k:512."""
+        """Returns the window written WINDOW:STRIDE in tokens, as in 2k:512."""
         window, colon, stride = text.partition(":")
         if not colon:
             raise InputError("--sliding", text, "is written WINDOW:STRIDE, as in 2k:512")
         return cls(parse_length(window, "--sliding"), parse_length(stride, "--sliding"))
 
     def spans(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """Yields (start, stop, new) in tokens: the window tokens[start:stop] scores
-        tokens[new:stop]."""
+        """Yields (start, stop, new): the window tokens[start:stop] scores tokens[new:stop]."""
         new = 1  # the first token of a document is never predicted
         for start in range(0, length, self.stride):
             stop = min(start + self.window, length)

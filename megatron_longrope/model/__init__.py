@@ -1,5 +1,7 @@
-"""The megatron-core GPT: shape, builder, rotary angles per batch, attention, loss, forward
-passes."""
+"""The model: a GPT of megatron-core whose rotary factors come with each batch.
+
+`build_model` makes one, `score_documents` evaluates it, `set_factors` changes its RoPE.
+"""
 
 from megatron_longrope.runtime import cpu_platform
 

@@ -1,4 +1,4 @@
-"""The one place where a model is made."""
+"""The one place where a model is made: layer specifications, megatron-core's config, the chunks."""
 
 from __future__ import annotations
 
@@ -43,13 +43,22 @@ def build_model(
     purpose: Purpose = "training",
     sequence_length: int | None = None,
 ) -> LongRopeModel:
-    """Returns this process's share on its device, unscaled; `initialize=False` leaves weights for a
-    checkpoint to fill.
+    """Returns this process's share of a new model, on its device, with unscaled RoPE.
 
-    `offload` keeps the inputs of recomputed layers in host memory. A model built for
-    `purpose="training"` scores as well; `sequence_length` is the longest row's over all processes,
-    where it is known already. Raises InputError where the layout cannot cut this shape, for offload
-    without full recomputation, and where backend, layout, shape and machine do not go together.
+    Raises InputError where the layout cannot cut this shape, for offload without full
+    recomputation, and where backend, layout, shape and machine do not go together.
+
+    Args:
+        shape: Sizes and options of the model.
+        runtime: This process's device, process groups and layout.
+        dtype: Of the weights.
+        recompute: Which activations the backward pass computes again.
+        initialize: Whether weights are drawn at random; False leaves them for a checkpoint to fill.
+        angle_precision: How rotary angles are computed.
+        offload: Whether inputs of recomputed layers wait in host memory.
+        backend: What is asked of the engine; by default whatever serves on this machine.
+        purpose: What the engine is checked for; a model built for training can score too.
+        sequence_length: Tokens of the longest row over all processes, where known already.
     """
     if offload and recompute != "full":
         raise InputError(
@@ -88,7 +97,7 @@ def build_model(
         initialize=initialize,
         on_cpu=runtime.device.type == "cpu",
     )
-    with switches_kept():
+    with switches_kept():  # building changes environment variables that choose attention kernels
         chunks = [
             _build_chunk(shape, runtime, resolved, config, number)
             for number in range(layout.virtual_pipeline)
@@ -104,8 +113,9 @@ def build_model(
 def _build_chunk(
     shape: ModelShape, runtime: Runtime, backend: Backend, config: TransformerConfig, number: int
 ) -> LongRopeGPT:
-    """Returns chunk `number` of this process's; the first on the first rank has the embedding, the
-    last on the last the output layer.
+    """Returns chunk `number` of this process.
+
+    The model's first chunk has the embedding, its last one the output layer.
     """
     layout = runtime.layout
     return LongRopeGPT(
@@ -128,8 +138,10 @@ def _build_chunk(
 def block_spec(
     shape: ModelShape, layers: range, backend: Backend, tp_group: dist.ProcessGroup
 ) -> TransformerBlockSubmodules:
-    """Returns megatron-core's specification of `layers` (from 0): Transformer Engine's, or its own
-    with our parts."""
+    """Returns megatron-core's specification of `layers`, which count from 0.
+
+    It is Transformer Engine's, or megatron-core's local one, with our parts in their places.
+    """
     if backend.engine == "transformer-engine":
         from megatron_longrope.model.engine.transformer_engine import FINAL_NORM
 
@@ -144,6 +156,7 @@ def block_spec(
 
 
 def _te_layer(shape: ModelShape, layer: int, backend: Backend) -> ModuleSpec:
+    # Not at the top: the module below needs Transformer Engine to be installed.
     from megatron_longrope.model.engine.transformer_engine import te_layer_spec
 
     settings = backend.settings
@@ -174,8 +187,10 @@ def _local_layer(
 
 
 def _layers_of_chunk(shape: ModelShape, runtime: Runtime, number: int) -> range:
-    """Returns the layers, from 0, of this process's chunk `number`: chunks are dealt to the
-    pipeline ranks in turn."""
+    """Returns the layers, counted from 0, of this process's chunk `number`.
+
+    Chunk c of the model lies on pipeline rank c mod pipeline_parallel.
+    """
     num_layers = shape.num_layers // runtime.layout.model_chunks
     first = (number * runtime.layout.pipeline_parallel + runtime.groups.pp.rank()) * num_layers
     return range(first, first + num_layers)
@@ -191,7 +206,17 @@ def transformer_config(
     initialize: bool,
     on_cpu: bool,
 ) -> TransformerConfig:
-    """Returns megatron-core's config of a model of this shape under this layout and engine."""
+    """Returns megatron-core's config of a model.
+
+    Args:
+        shape: Sizes and options of the model.
+        layout: How the model is spread over processes.
+        backend: The engine, checked.
+        dtype: Of the weights, and of what travels between pipeline stages.
+        recompute: Which activations the backward pass computes again.
+        initialize: Whether weights are drawn at random.
+        on_cpu: Whether they are drawn on the CPU.
+    """
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -216,8 +241,9 @@ def transformer_config(
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline
         if layout.is_interleaved
         else None,
-        # The interleaved schedule sends activations and gradients both ways around a ring. Between
-        # two ranks these are one pair's messages: in one batch they would be taken for each other.
+        # The interleaved schedule sends activations one way around the ring of stages and gradients
+        # the other way. Between two ranks both directions meet in the same pair: sent in one batch,
+        # one message would be taken for the other.
         overlap_p2p_comm=layout.is_interleaved,
         batch_p2p_comm=not layout.is_interleaved,
         context_parallel_size=layout.context_parallel,
@@ -225,9 +251,11 @@ def transformer_config(
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         fp16=False,
+        # Batches differ in length, so pipeline stages tell each other the shape of what they send.
         variable_seq_lengths=True,
-        # no experts here, but its default refuses variable lengths
+        # There are no experts here, but the default of this field refuses variable lengths.
         moe_token_dispatcher_type="alltoall",
+        # Losses are sums over tokens, divided once by the tokens of all ranks (schedule.py).
         calculate_per_token_loss=True,
         use_cpu_initialization=on_cpu,
         perform_initialization=initialize,
@@ -242,7 +270,10 @@ def transformer_config(
 
 
 def _skipped_rotations(shape: ModelShape) -> list[int] | None:
-    """Returns megatron-core's 1 for each layer that does not rotate; None where all do."""
+    """Returns megatron-core's list with a 1 for each layer that does not rotate, 0 for others.
+
+    None: all layers rotate.
+    """
     return (
         [int(layer in shape.rope_free_layers) for layer in range(shape.num_layers)]
         if shape.rope_free_layers
@@ -251,6 +282,7 @@ def _skipped_rotations(shape: ModelShape) -> list[int] | None:
 
 
 def _recompute_settings(recompute: Recompute) -> dict[str, Any]:
+    """Returns megatron-core's settings: full recomputes whole layers, selective attention only."""
     if recompute == "full":
         return {
             "recompute_granularity": "full",

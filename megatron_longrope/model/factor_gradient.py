@@ -1,10 +1,15 @@
-"""The gradient of a loss with respect to rescale factors and attention temperature, weights
-untouched.
+"""The gradient of a loss by the rescale factors λ and the attention factor t, weights unchanged.
 
-The angles of a batch are the leaf of a backward pass: ∂loss/∂λ_i = Σ_n ∂loss/∂angle_{n,i} ·
-∂angle_{n,i}/∂λ_i, summed over positions, heads and layers, with the last factor known exactly. The
-softmax scale s = t²/√d multiplies every q·k, so s · ∂loss/∂s = Σ q · ∂loss/∂q: read off the query
-on its way back, with no change to what is computed forward.
+For λ: the angles of a batch are the leaf of a backward pass. All layers and heads use one table of
+angles φ_{n,i}, so autograd sums their gradients in it (rotary.py), and the chain rule gives
+
+    ∂loss/∂λ_i = Σ_n ∂loss/∂φ_{n,i} · ∂φ_{n,i}/∂λ_i,    ∂φ_{n,i}/∂λ_i = −n·θ_i/λ_i² for n ≥ n̂
+
+and 0 for n < n̂, where φ = n·θ_i does not depend on λ.
+
+For t: the softmax scale is s = t²/√d, and it multiplies every q·k, so s · ∂loss/∂s = Σ q · ∂loss/∂q
+(attention/core.py reads it off the query's gradient; nothing changes in the forward pass). With
+∂s/∂t = 2s/t this gives ∂loss/∂t = 2/t · (s · ∂loss/∂s).
 """
 
 from __future__ import annotations
@@ -44,21 +49,28 @@ from megatron_longrope.rope import RopeFactors, angle_derivatives
 
 @dataclass(frozen=True, eq=False)
 class FactorGradient:
-    """Derivatives of Σ weight · nats: by λ, float64 [num_pairs], and by the attention factor t."""
+    """Derivatives of a weighted sum of losses, Σ weight · nats."""
 
     rescale: NDArray[np.float64]
+    """Derivative by each λ_i, float64 [num_pairs]."""
     attention_factor: float
+    """Derivative by the attention factor t."""
 
 
 @dataclass
 class _Pass:
-    """One forward pass and the leaves its backward pass fills."""
+    """One forward pass, and the leaves whose gradients its backward pass fills."""
 
     batch: DocumentBatch
+    """The whole batch."""
     share: DocumentBatch
+    """This context-parallel rank's share of it."""
     weights: Tensor
+    """Weight of each prediction of the share, float64 [tokens]; 0 for padding."""
     factors: RopeFactors
+    """The factors the batch's longest document selects."""
     packed: LongRopePackedParams
+    """Holds the two leaves, `rotary_table` and `scale_gradient`."""
 
 
 def score_with_gradient(
@@ -68,12 +80,19 @@ def score_with_gradient(
     *,
     max_batch_tokens: int = 16384,
 ) -> tuple[list[NDArray[np.floating[Any]]], FactorGradient]:
-    """Returns the nats [tokens − 1] of each document's predictions, and the gradient of Σ weights ·
-    nats.
+    """Returns each document's nats [tokens − 1], and the gradient of Σ weight · nats.
 
-    `weights[d]` [tokens − 1] are those of document d. The nats are `score_documents`' own, in
-    float64 for a float64 model; the result is the same on every rank of the model-parallel group.
-    Model weights get no gradient. Raises InputError as `score_documents` does.
+    `weights[d]` [tokens − 1] are the weights of document d's predictions. The nats are those that
+    `score_documents` returns, but in float64 for a float64 model. The result is the same on every
+    rank of the model-parallel group. Model weights get no gradient. Raises InputError as
+    `score_documents` does.
+
+    >>> from dataclasses import replace
+    >>> exact = replace(model, angle_precision="float64")  # gradients need it
+    >>> ones = [np.ones(len(document) - 1) for document in documents]
+    >>> nats, gradient = score_with_gradient(exact, documents, ones)
+    >>> gradient.rescale.shape == (model.shape.head_dim // 2,)
+    True
     """
     if model.angle_precision != "float64":
         raise InputError("angle_precision", model.angle_precision, "gradients need float64 angles")
@@ -95,6 +114,7 @@ def score_with_gradient(
 def _prepare(
     model: LongRopeModel, documents: Sequence[Tokens], weights: Sequence[NDArray[np.float64]]
 ) -> _Pass:
+    """Returns a pass over `documents` as one batch, with fresh leaves."""
     batch = to_batch(model, documents)
     group = model.runtime.groups.cp
     share = share_of(model, batch)
@@ -106,6 +126,8 @@ def _prepare(
     packed.scale_gradient = torch.zeros(
         (), dtype=torch.float64, device=model.runtime.device, requires_grad=True
     )
+    # Weights stand where their predictions do: the label of position i is token i + 1. Last
+    # positions and padding keep weight 0.
     placed = torch.zeros(batch.tokens.numel(), dtype=torch.float64)
     for start, weight in zip(batch.cu_seqlens.tolist(), weights, strict=False):
         placed[start : start + len(weight)] = torch.from_numpy(np.asarray(weight, dtype=np.float64))
@@ -123,12 +145,11 @@ def _prepare(
 def _forward_backward(
     model: LongRopeModel, passes: Sequence[_Pass]
 ) -> list[NDArray[np.floating[Any]]]:
-    """Runs all passes there and back; returns the last stage's nats of each, on every pipeline
-    stage."""
+    """Runs all passes forward and backward; returns each one's nats on every pipeline stage."""
     filled = filled_up(
         model, passes, lambda: _prepare(model, [FILLER], [np.zeros(len(FILLER) - 1)])
     )
-    # recomputation is done in training mode only
+    # Training mode, because megatron-core recomputes activations in that mode only.
     with model.running(training=True, output="losses"), _frozen(model):
         logs = run_schedule(model, functools.partial(_step, model), filled)
     return from_last_stage(model, [log["nats"] for log in logs])[: len(passes)]
@@ -137,13 +158,16 @@ def _forward_backward(
 def _step(
     model: LongRopeModel, passes: Iterator[_Pass], stage: torch.nn.Module
 ) -> tuple[Tensor, Callable[..., Any]]:
+    """Takes the next pass through a chunk; see `schedule.Step` for what is returned."""
     current = next(passes)
     output = forward_stage(model, stage, current.share, current.packed)
 
     def weighted(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         total = (losses.double() * current.weights).sum()
         nats = whole_output(model, current.batch, losses.detach(), dim=-1)
-        # one token, so that megatron-core has nothing to divide by
+        # Three values, as in training: for two, megatron-core would multiply the loss by the
+        # context-parallel size and divide it by the number of micro-batches. The token count in the
+        # middle is 1, so that nothing is divided.
         return (
             total,
             torch.ones((), dtype=torch.int, device=total.device),
@@ -155,7 +179,10 @@ def _step(
 
 @contextmanager
 def _frozen(model: LongRopeModel) -> Iterator[None]:
-    """No weight gets a gradient, and megatron-core's end of a training step is left out."""
+    """Keeps weights from getting gradients, and skips megatron-core's end of a training step.
+
+    That end (`finalize_model_grads_func`) would reduce and scale the gradients of weights.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config: Any = model.config
     finalize, config.finalize_model_grads_func = config.finalize_model_grads_func, None
@@ -170,8 +197,11 @@ def _frozen(model: LongRopeModel) -> Iterator[None]:
 
 
 def _collect(model: LongRopeModel, passes: Sequence[_Pass]) -> FactorGradient:
-    """Adds up what lies in the leaves, over passes and over all ranks that hold a part of the
-    model."""
+    """Returns the gradient from all leaves, summed over passes and over the model's ranks.
+
+    Each rank's leaves have the parts of its own heads (tensor parallel), layers (pipeline) and
+    tokens (context parallel). These never overlap, so the sum over the three groups is the whole.
+    """
     total = torch.zeros(
         model.shape.head_dim // 2 + 1, dtype=torch.float64, device=model.runtime.device
     )
@@ -187,7 +217,7 @@ def _collect(model: LongRopeModel, passes: Sequence[_Pass]) -> FactorGradient:
             by_rescale = angle_derivatives(positions.to(by_angle.device), current.factors)
             total[:-1] += (by_angle * by_rescale).sum(dim=0)
         if scale.grad is not None:
-            # s = t²/√d, so t · ∂/∂t = 2 s · ∂/∂s
+            # The leaf holds s · ∂loss/∂s; with s = t²/√d, t · ∂/∂t = 2s · ∂/∂s.
             total[-1] += 2 * scale.grad / current.factors.attention_factor
     for group in (model.runtime.groups.tp, model.runtime.groups.pp, model.runtime.groups.cp):
         if group.size() > 1:

@@ -1,5 +1,4 @@
-"""What a model is, in a few characters: any other weights, any other precision of the arithmetic
-give others."""
+"""A model's identity in a few characters: other weights or another precision give another one."""
 
 from __future__ import annotations
 
@@ -16,8 +15,10 @@ from megatron_longrope.model.longrope_model import LongRopeModel
 
 
 def model_identity(model: LongRopeModel) -> dict[str, Any]:
-    """Returns JSON values that differ where another model's scores would: weights, geometry, types,
-    engine. The same under every parallel layout; all ranks come here together.
+    """Returns JSON values that differ between any two models whose scores may differ.
+
+    They are of weights, geometry, dtypes and engine, and the same under every parallel layout. All
+    ranks call it together.
     """
     dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
     settings = model.backend.settings
@@ -32,8 +33,10 @@ def model_identity(model: LongRopeModel) -> dict[str, Any]:
 
 
 def weights_fingerprint(model: LongRopeModel) -> str:
-    """Returns a digest of all weights, whole: of each the sum of its numbers' bits, which knows no
-    order and so none of how a layout cuts it up. Rows that pad the vocabulary do not count.
+    """Returns a digest of all weights that is the same under every parallel layout.
+
+    Each weight counts by the sum of its numbers' bit patterns. A sum does not depend on order, and
+    so not on how a layout cuts the weight up. Rows that pad the vocabulary do not count.
     """
     sums: dict[str, int] = {}
     state = sharded_weights(model)
@@ -54,7 +57,8 @@ def weights_fingerprint(model: LongRopeModel) -> str:
 def _without_padding(shard: ShardedTensor, vocab_size: int) -> torch.Tensor:
     assert shard.data is not None
     data: torch.Tensor = shard.data.detach()
-    if not shard.allow_shape_mismatch:  # only what holds the vocabulary may be padded
+    # megatron-core marks like this the weights whose rows are the vocabulary, padding included.
+    if not shard.allow_shape_mismatch:
         return data
     return data[: max(0, vocab_size - shard.global_offset[shard.prepend_axis_num])]
 

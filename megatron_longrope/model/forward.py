@@ -1,5 +1,8 @@
-"""Running a model through megatron-core's schedules: one step for training, scores for
-evaluation."""
+"""Forward passes through megatron-core's schedules: micro-batches for training, document scores.
+
+A batch is cut for context parallelism, goes through this process's chunks with its angles and
+softmax scale, and the outputs of all shares are joined again on every rank.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from megatron_longrope.model.schedule import filled_up, run_schedule
 
 Tokens = NDArray[np.integer[Any]]
 FILLER: Tokens = np.zeros(2, dtype=np.int64)
-"""A document for passes that nobody looks at."""
+"""A document for passes that only fill up the schedule; their output is thrown away."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,23 @@ class DocumentScores:
     """What the model makes of one document: entry i concerns token i + 1 given tokens ≤ i."""
 
     nll: NDArray[np.float32]
-    """Nats [tokens − 1]."""
+    """Negative log-likelihood of each token in nats [tokens − 1]."""
     correct: NDArray[np.bool_]
-    """Whether the token is the arg-max [tokens − 1]; ties go to the lowest id."""
+    """Whether each token is the model's first choice [tokens − 1]; ties go to the lowest id."""
 
 
 def share_of(model: LongRopeModel, batch: DocumentBatch) -> DocumentBatch:
-    """Returns what of a whole `batch` this context-parallel rank holds: the batch itself where
-    there is one rank."""
+    """Returns this context-parallel rank's share of a whole batch; one rank alone has it all."""
     group = model.runtime.groups.cp
     return context_share(batch, group.rank(), group.size())
 
 
 def run_stage(model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch) -> Tensor:
-    """Runs this rank's share of one micro-batch (`share_of`) through `stage`, one of the model's
-    chunks, bare or wrapped for data parallelism, under the factors in force. The last chunk returns
-    what `set_output` chose, over the tokens of the share.
+    """Returns the output of one chunk of the model for this rank's share of a micro-batch.
+
+    `stage` is the chunk, bare or wrapped for data parallelism; `batch` comes from `share_of`. The
+    factors in force apply. The last chunk returns what `set_output` chose, over the share's tokens;
+    others return hidden states.
     """
     packed = packed_params(
         batch, model.factor_set, model.angle_precision, model.runtime.device, model.dtype
@@ -59,7 +63,7 @@ def run_stage(model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch
 def forward_stage(
     model: LongRopeModel, stage: torch.nn.Module, batch: DocumentBatch, packed: LongRopePackedParams
 ) -> Tensor:
-    """Runs this rank's share of one micro-batch with the angles and temperature of `packed`."""
+    """Does what `run_stage` does, with the angles and softmax scale of `packed`."""
     size, device = model.runtime.groups.cp.size(), model.runtime.device
     assert batch.context_size == size, "a whole batch is cut by share_of(model, batch) first"
     model.backend.check_batch(batch)
@@ -81,9 +85,13 @@ def score_documents(
 ) -> list[DocumentScores]:
     """Returns each document's scores, the same on every rank of the model-parallel group.
 
-    Neighbouring documents share a forward pass up to `max_batch_tokens` (a longer one goes alone)
-    if the same factors serve them. Raises InputError for a document of fewer than two tokens or
-    with a token the model has no row for.
+    Neighbouring documents that use the same factors share a forward pass, up to `max_batch_tokens`
+    together; a longer document goes alone. Raises InputError for a document of fewer than two
+    tokens, and for a token beyond the model's vocabulary.
+
+    >>> scores = score_documents(model, documents)
+    >>> [len(score.nll) - len(document) for score, document in zip(scores, documents)]
+    [-1, -1]
     """
     for index, document in enumerate(documents):
         check_document(model, document, index)
@@ -96,13 +104,18 @@ def score_documents(
 
 
 def document_logits(model: LongRopeModel, document: Tokens) -> NDArray[np.float32]:
-    """Returns logits [tokens, vocab_size] on every rank: for comparisons over short inputs."""
+    """Returns logits [tokens, vocab_size] on every rank, for comparisons over short inputs.
+
+    >>> document_logits(model, documents[0]).shape == (len(documents[0]), model.shape.vocab_size)
+    True
+    """
     check_document(model, document, 0)
     (output,) = _forward_only(model, [to_batch(model, [document])], "logits")
     return output[: len(document)].astype(np.float32)
 
 
 def check_document(model: LongRopeModel, document: Tokens, index: int) -> None:
+    """Raises InputError for a document too short to score, or with tokens the model lacks."""
     if len(document) < 2:
         raise InputError(
             f"documents[{index}]", f"{len(document)} tokens", "a document needs at least 2 tokens"
@@ -118,7 +131,10 @@ def check_document(model: LongRopeModel, document: Tokens, index: int) -> None:
 def share_passes(
     model: LongRopeModel, documents: Sequence[Tokens], max_tokens: int
 ) -> list[list[Tokens]]:
-    """Groups neighbours that the same factors serve, up to `max_tokens` a group."""
+    """Returns the documents grouped by forward pass.
+
+    A group holds neighbours that use the same factors, up to `max_tokens` together or one document.
+    """
     batches: list[list[Tokens]] = []
     room, serving = 0, None
     for document in documents:
@@ -132,11 +148,11 @@ def share_passes(
 
 
 def to_batch(model: LongRopeModel, documents: Sequence[Tokens]) -> DocumentBatch:
-    """Returns the documents as one batch, each padded to what the layout cuts, all together to what
-    the engine takes.
+    """Returns the documents as one batch, padded for the layout and the engine.
 
-    A document alone is padded itself, so that it stays the only one; several get a masked one after
-    them.
+    Each document is padded to a multiple of what context and sequence parallelism cut it into. The
+    whole batch is padded to a multiple of what FP8 needs: a single document by itself, so that it
+    stays the only one; after several a masked document follows.
     """
     layout, multiple = model.runtime.layout.sequence_divisor, model.backend.token_multiple
     if len(documents) == 1 or multiple == 1:
@@ -159,6 +175,12 @@ def _forward_only(
 
 
 def _scoring_step(model: LongRopeModel) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
+    """Returns the step that makes the whole batch's output, as a numpy array on the CPU.
+
+    In forward-only runs megatron-core calls the returned function with `non_loss_data=True` and
+    keeps any value it returns.
+    """
+
     def step(
         batches: Iterator[DocumentBatch], stage: torch.nn.Module
     ) -> tuple[Tensor, Callable[..., Any]]:
@@ -176,8 +198,10 @@ def _scoring_step(model: LongRopeModel) -> Callable[..., tuple[Tensor, Callable[
 
 
 def whole_output(model: LongRopeModel, batch: DocumentBatch, share: Tensor, dim: int) -> Tensor:
-    """Returns an output over the whole batch on every context-parallel rank; `dim` is the
-    tokens'."""
+    """Returns the output over the whole batch on every context-parallel rank.
+
+    `share` is this rank's part of it, and `dim` the dimension of the tokens.
+    """
     group = model.runtime.groups.cp
     if group.size() == 1:
         return share
@@ -187,6 +211,7 @@ def whole_output(model: LongRopeModel, batch: DocumentBatch, share: Tensor, dim:
 
 
 def from_last_stage(model: LongRopeModel, outputs: list[Any]) -> list[NDArray[np.floating[Any]]]:
+    """Returns the last pipeline stage's outputs on every stage."""
     group = model.runtime.groups.pp
     if group.size() == 1:
         return outputs
@@ -206,8 +231,10 @@ def _split_scores(
 def split_by_document(
     model: LongRopeModel, documents: Sequence[Tokens], output: NDArray[np.floating[Any]]
 ) -> list[NDArray[np.floating[Any]]]:
-    """Cuts one pass's [total] back into its documents; padding and each last position have no
-    label."""
+    """Returns one pass's output [total] cut into its documents, each [tokens − 1].
+
+    Padding and each document's last position have no label and are left out.
+    """
     divisor = model.runtime.layout.sequence_divisor
     parts, start = [], 0
     for document in documents:

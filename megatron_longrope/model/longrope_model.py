@@ -1,5 +1,4 @@
-"""This process's share of a model: chunks of consecutive layers, and the factors in force over all
-of them."""
+"""This process's share of a model: chunks of consecutive layers, and the factors in force."""
 
 from __future__ import annotations
 
@@ -20,19 +19,32 @@ from megatron_longrope.runtime import Runtime
 
 @dataclass
 class LongRopeModel:
-    """This process's share of a model, and the factors in force."""
+    """This process's share of a model, and the factors in force.
+
+    It is not a module: with an interleaved pipeline a process holds several, its chunks.
+    """
 
     shape: ModelShape
     runtime: Runtime
     chunks: list[LongRopeGPT]
-    """One, or `virtual_pipeline` of them, in the order in which a batch passes through."""
+    """This process's modules, in the order in which a batch passes through them.
+
+    There is one, or `virtual_pipeline` of them.
+    """
     factor_set: FactorSet
     backend: Backend
     angle_precision: AnglePrecision = "float64"
 
     def set_factors(self, factors: FactorSet | RopeFactors) -> None:
-        """Puts λ, n̂ and temperature in force together, from the next batch on; refuses another
-        geometry."""
+        """Puts λ, n̂ and the attention factor in force together, from the next batch on.
+
+        Raises InputError for factors of another head_dim or rotary base.
+
+        >>> from megatron_longrope.rope import Yarn
+        >>> before = model.factor_set
+        >>> model.set_factors(Yarn(scale=4.0).factors(model.geometry))
+        >>> model.set_factors(before)
+        """
         factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
         for part in factor_set.ranges:
             if part.factors.head_dim != self.shape.head_dim:
@@ -59,7 +71,10 @@ class LongRopeModel:
 
     @contextmanager
     def running(self, *, training: bool, output: OutputKind) -> Iterator[None]:
-        """In this mode, returning this; as before afterwards."""
+        """Puts the model in training or evaluation mode and chooses its output, for a `with` block.
+
+        Afterwards both are as before.
+        """
         was_training, was_output = self.chunks[0].training, self.output_kind
         self.train(training)
         self.set_output(output)
@@ -75,35 +90,39 @@ class LongRopeModel:
             yield from chunk.parameters()
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Yields this process's weights by their names in the whole model, layers counted from its
-        first."""
+        """Yields this process's weights with their names in the whole model.
+
+        Layers are counted from the first of the whole model.
+        """
         for chunk in self.chunks:
             for name, parameter in chunk.named_parameters():
                 yield chunk.global_name(name), parameter
 
     @property
     def stage(self) -> LongRopeGPT:
-        """All of this process's share, where stages are not interleaved."""
+        """The only chunk of this process; stages must not be interleaved."""
         (stage,) = self.chunks
         return stage
 
     @property
     def output_kind(self) -> OutputKind:
+        """Kind of output that `set_output` chose."""
         return self.chunks[0].output_kind
 
     @property
     def config(self) -> TransformerConfig:
-        """megatron-core's settings, one object for all chunks."""
+        """The config of megatron-core, one object for all chunks."""
         config: TransformerConfig = self.chunks[0].config
         return config
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Data type of the weights."""
         return next(self.parameters()).dtype
 
     @property
     def geometry(self) -> RopeGeometry:
+        """Rotary base, head_dim and original length of the model."""
         return RopeGeometry(
             base=self.shape.rope_base,
             head_dim=self.shape.head_dim,

@@ -1,4 +1,4 @@
-"""The sizes and options of a model, read from a Hugging Face config and nothing dropped."""
+"""The sizes and options of a model, read from a Hugging Face config without dropping any."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ ArchitectureName = Annotated[str, AfterValidator(_known_family)]
 
 
 class ModelShape(StrictConfig):
-    """What a model is made of. RoPE scaling is not here: it travels as a factor set."""
+    """The sizes and options of a model; RoPE scaling is not among them but a factor set.
+
+    >>> model.shape.window(0) is None, model.shape.padded_vocab_size % VOCABULARY_MULTIPLE
+    (True, 0)
+    """
 
     num_layers: PositiveInt
     hidden_size: PositiveInt
@@ -42,8 +46,10 @@ class ModelShape(StrictConfig):
     initializer_range: PositiveFloat = 0.02
     architecture: ArchitectureName = "llama"
     attention_windows: tuple[PositiveInt | None, ...] = ()
-    """Tokens each layer's attention reaches back, itself included; None: all of them. Empty: None
-    everywhere."""
+    """Tokens the attention of each layer reaches back, the query included; None: all.
+
+    Empty: all, in every layer.
+    """
     rope_free_layers: tuple[NonNegativeInt, ...] = ()
     """Layers, counted from 0, whose queries and keys are not rotated."""
 
@@ -62,7 +68,7 @@ class ModelShape(StrictConfig):
 
     @property
     def family(self) -> Architecture:
-        """What the models of its family have in common."""
+        """The model family: what its models have in common."""
         return ARCHITECTURES[self.architecture]
 
     def window(self, layer: int) -> int | None:
@@ -71,12 +77,12 @@ class ModelShape(StrictConfig):
 
     @property
     def padded_vocab_size(self) -> int:
-        """Embedding rows with padding, which is masked out of every loss and cut on export."""
+        """Number of embedding rows with padding, which no loss counts and export cuts off."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     @property
     def num_parameters(self) -> int:
-        """Weights as Hugging Face counts them: tied embeddings once, no padding."""
+        """Number of weights as Hugging Face counts them: tied embeddings once, no padding."""
         return sum(
             (self.num_layers if rule.is_per_layer else 1) * math.prod(sizes)
             for rule in self.family.rules(tied=self.tie_embeddings)
@@ -86,7 +92,9 @@ class ModelShape(StrictConfig):
     def forward_flops(self, length: int) -> float:
         """Returns the floating-point operations of a forward pass over `length` tokens.
 
-        Causal attention is counted by half.
+        Each weight of a matrix costs 2 per token (tied embeddings count once, as the output layer),
+        and each key that a query attends to costs 4 · head_dim per head: 2 for q·k, 2 for the
+        weighted sum of values. The mean over a causal mask is half the length.
         """
         projections = self.num_parameters - self.vocab_size * self.hidden_size * (
             0 if self.tie_embeddings else 1
@@ -98,7 +106,7 @@ class ModelShape(StrictConfig):
     def from_hf(cls, config: Mapping[str, Any], *, keep_windows: bool = True) -> Self:
         """Returns the shape that a Hugging Face `config.json` describes.
 
-        Raises InputError for a family or an option that is not carried. `keep_windows=False`
+        Raises InputError for a family or an option that is not supported. `keep_windows=False`
         switches sliding windows off: every layer attends to everything before it.
         """
         return cls(**family_of(config).read(config, keep_windows=keep_windows))
@@ -106,12 +114,15 @@ class ModelShape(StrictConfig):
     def to_hf(self) -> dict[str, Any]:
         """Returns the config keys of this shape for its family in transformers, without RoPE.
 
-        Raises InputError for windows that the family cannot say.
+        Raises InputError for windows that the family's config cannot express.
         """
         return self.family.write(self)
 
 
 def _mean_reach(length: int, window: int | None) -> float:
-    """Keys a query attends to on average over `length` tokens."""
+    """Returns how many keys a query attends to on average over `length` tokens.
+
+    The first `reach` queries attend to half of `reach` on average, all later ones to `reach`.
+    """
     reach = length if window is None else min(window, length)
     return reach - reach * reach / (2 * length)

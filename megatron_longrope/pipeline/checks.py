@@ -1,4 +1,4 @@
-"""The questions any extension should answer with numbers, and the bounds a good one meets."""
+"""The questions that any extension should answer with numbers, and the bounds of a good one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from megatron_longrope.evaluation.tasks import TASKS
 from megatron_longrope.pipeline.measuring import RunModels
 
 LAST_QUARTER_RATIO = 1.10
+"""Most perplexity at the end of the target length, over that of the base inside its window."""
 SHORT_RATIO = 1.02
+"""Most perplexity inside the old window, over that of the base and of the control."""
 
 
 def run_checks(
     rows: EvaluationRows, tasks: Iterable[str], models: RunModels, window: int
 ) -> list[Check]:
-    """Returns every check the rows have numbers for: perplexity's, then those of the `tasks`."""
+    """Returns every check that the rows have numbers for: of perplexity, then of the `tasks`.
+
+    `window` is the context length of the pretrained model in tokens.
+    """
     from_first = [row for row in rows.perplexity if row.protocol == "first-token"]
     return [
         *_search_beats_baselines(from_first, models),
@@ -30,12 +35,15 @@ def run_checks(
 
 
 def _one(rows: Iterable[PerplexityRow], *, last_quarter: bool = False) -> float | None:
-    """Perplexity over all rows; None where there are none."""
+    """Returns the perplexity over all rows; None where there are none."""
     return aggregate(rows, lambda row: None, last_quarter=last_quarter).get(None)
 
 
 def _search_beats_baselines(rows: Sequence[PerplexityRow], models: RunModels) -> list[Check]:
-    """Without fine-tuning, on documents not searched on."""
+    """Checks that the searched factors beat every baseline without fine-tuning.
+
+    The rows are of held-out documents, on which nothing was searched.
+    """
     length = models.first.target_length
     at_target = [row for row in rows if (row.model, row.length) == ("base", length)]
     by_method = aggregate(at_target, lambda row: (row.method, row.attention_factor))
@@ -52,7 +60,7 @@ def _search_beats_baselines(rows: Sequence[PerplexityRow], models: RunModels) ->
 
 
 def _last_quarter(rows: Sequence[PerplexityRow], models: RunModels) -> list[Check]:
-    """At the target, over the last quarter of the context."""
+    """Checks that the extended model still uses its context at the end of the target length."""
     length = models.steps[-1].target_length
     at_target = [row for row in rows if row.length == length]
     ours = _one((row for row in at_target if _is_extended(row)), last_quarter=True)
@@ -68,7 +76,7 @@ def _last_quarter(rows: Sequence[PerplexityRow], models: RunModels) -> list[Chec
 
 
 def _short_inputs(rows: Sequence[PerplexityRow], window: int) -> list[Check]:
-    """What the extension costs inside the old window, against the base and against the control."""
+    """Checks what the extension costs inside the old window, against base and control."""
     checks = []
     for length in sorted({row.length for row in rows if row.length <= window}):
         at_length = [row for row in rows if row.length == length]
@@ -89,5 +97,6 @@ def _is_extended(row: PerplexityRow) -> bool:
 
 
 def _within(name: str, text: str, value: float, bound: float) -> Check:
-    """A bound that is not a finite number bounds nothing: only a finite value meets it."""
-    return Check.of(name, text, value, bound, met=math.isfinite(value) and value <= bound)
+    """Returns the check that `value` is at most `bound`; it is missed unless both are finite."""
+    met = math.isfinite(value) and math.isfinite(bound) and value <= bound
+    return Check.of(name, text, value, bound, met=met)

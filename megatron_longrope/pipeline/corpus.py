@@ -1,4 +1,4 @@
-"""The documents of a run in three parts that share none: trained on, searched on, held out."""
+"""The documents of a run in three parts without overlap: trained on, searched on, held out."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from megatron_longrope.pipeline.recipe import CorpusConfig
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokenized documents of a run."""
+    """The tokenized documents of a run."""
 
     train: list[TokenDocument]
     search: list[EvaluationDocument]
     held_out: list[EvaluationDocument]
+    """Documents that results are measured on, which neither search nor training has seen."""
 
     @property
     def train_sha256(self) -> str:
-        """Identifies the tokens trained on."""
+        """SHA-256 of the tokens that are trained on."""
         return documents_sha256([EvaluationDocument(d.name, d.tokens) for d in self.train])
 
     @property
     def held_out_sha256(self) -> str:
-        """Identifies the held-out tokens."""
+        """SHA-256 of the held-out tokens."""
         return documents_sha256(self.held_out)
 
     def identity(self) -> dict[str, object]:
-        """Returns what fingerprints a run's documents."""
+        """Returns the digests of all three parts, for fingerprints."""
         return {
             "train": self.train_sha256,
             "search": documents_sha256(self.search),
@@ -43,8 +44,11 @@ class Corpus:
 
 
 def load_corpus(config: CorpusConfig, tokenizer: TextTokenizer, target_length: int) -> Corpus:
-    """Returns the documents of `config`, tokenized; raises InputError where too few reach
-    `target_length`."""
+    """Returns the documents of `config`, tokenized.
+
+    Raises InputError where a part has no documents, and where a document to search on or to measure
+    on has fewer than `target_length` tokens.
+    """
     train, search, held_out = _texts(config, tokenizer, target_length)
     for name, documents in (("train", train), ("search", search), ("evaluation", held_out)):
         if not documents:
@@ -85,7 +89,11 @@ def _texts(
 def _divide(
     documents: Texts, config: CorpusConfig, tokenizer: TextTokenizer, target_length: int
 ) -> tuple[Texts, Texts, Texts]:
-    """The first long documents are searched and evaluated on, the rest is trained on."""
+    """Returns the documents to train on, search on and measure on.
+
+    The first documents of `target_length` tokens or more are searched on, the next ones are
+    measured on, and all others are trained on.
+    """
     needed = config.num_search + config.num_evaluation
     lengths = [
         len(tokens)

@@ -1,4 +1,4 @@
-"""The tables of a run: every method against length, before and after, and further tasks."""
+"""Measures one model under many factor sets, for the tables of a run."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from megatron_longrope.rope import FactorSet, NoScaling, RopeFactors
 
 Announce = Callable[[str], None]
 SHORT_TOKENS = 4096
-"""Of each document: shorter lengths are measured on consecutive stretches of so many tokens."""
+"""Shorter lengths are measured on stretches of so many tokens at the beginning of a document."""
 
 
 @dataclass
 class Measurements:
-    """Rows as they come in, by the name of their evals file."""
+    """The rows of a run, by the name of the file in evals/ that they are written to."""
 
     files: dict[str, list[Row]] = field(default_factory=dict)
 
     def add(self, task: str, rows: Iterable[Row]) -> None:
-        """Adds a task's rows to its file, or to the one that their kind has to itself."""
+        """Adds a task's rows to the task's file, or to the file of their kind where it has one."""
         for row in rows:
             self.files.setdefault(row.FILE or task, []).append(row)
 
@@ -62,7 +62,7 @@ class Evaluator:
         length: int,
         attention_factor: AttentionFactorSource = "own",
     ) -> None:
-        """Adds a method's rows at one length, from the first token on."""
+        """Adds a method's perplexity rows at `length` tokens, each document read in one pass."""
         self.model.set_factors(factors)
         measured = measure_perplexity(
             self.model,
@@ -75,8 +75,10 @@ class Evaluator:
         self.rows.add("perplexity", [*measured.rows, *measured.positions])
 
     def inside_own_window(self, length: int) -> None:
-        """Adds the unscaled model's rows over `length` tokens, seen through a sliding window of its
-        own size."""
+        """Adds rows of the unscaled model that reads `length` tokens through its own window.
+
+        The window slides over the document, so that the model never leaves its trained range.
+        """
         self.model.set_factors(self._unscaled())
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
         labels = EvaluationLabels(self.name, "none")
@@ -93,8 +95,7 @@ class Evaluator:
         attention_factor: AttentionFactorSource = "own",
         up_to: int | None = None,
     ) -> None:
-        """Adds a method's rows of every task of the recipe, at lengths of at most `up_to`
-        tokens."""
+        """Adds a method's rows of all tasks in the recipe, at lengths of at most `up_to` tokens."""
         self.model.set_factors(factors)
         labels = EvaluationLabels(self.name, method, attention_factor)
         for name, settings in self.config.tasks.items():
@@ -107,8 +108,10 @@ class Evaluator:
                     self.rows.add(name, task.run(inputs, length, settings, labels))
 
     def baselines(self, target: int, lengths: Sequence[int], searched: RopeFactors) -> None:
-        """Adds every method scaled to `target`, with its own attention factor and, at the target,
-        with the searched one."""
+        """Adds the rows of every baseline scaled to `target`, and of the searched factors.
+
+        Baselines have their own attention factor and, at the target, the searched one as well.
+        """
         methods = baseline_methods(
             self.model.geometry, target, attention_factor=searched.attention_factor
         )
@@ -121,8 +124,10 @@ class Evaluator:
             self.perplexity("longrope", searched, length, "searched")
 
     def second_interpolations(self, tuned: RopeFactors, searched: RopeFactors, length: int) -> None:
-        """Adds the config's methods on top of the fine-tuned factors, with their own attention
-        factor and the searched."""
+        """Adds rows of the recipe's scaling methods applied on top of the fine-tuned factors.
+
+        Each method has its own attention factor, and once more the searched one.
+        """
         for method in self.config.second_interpolations:
             factors = second_interpolation(method, tuned, length)
             self.announce(f"perplexity {self.name} second {method} at {length}")
@@ -131,10 +136,11 @@ class Evaluator:
             self.perplexity(f"second-{method}", other, length, "searched")
 
     def _documents(self, length: int) -> Sequence[EvaluationDocument]:
-        """Consecutive stretches of `length` tokens, so that all lengths are measured on much the
-        same text.
+        """Returns the documents to measure `length` tokens on.
 
-        The first few hundred tokens of a document are not like the rest of it.
+        Long lengths take the beginning of each document, short ones consecutive stretches of its
+        first SHORT_TOKENS tokens: all lengths are then measured on much the same text, while the
+        first few hundred tokens alone are not like the rest of a document.
         """
         return [
             EvaluationDocument(
@@ -154,11 +160,11 @@ class Evaluator:
 def extended_factor_set(
     steps: Sequence[RopeFactors], recovered: Sequence[tuple[int, RopeFactors]]
 ) -> FactorSet:
-    """Returns what serves every input length: recovered sets up to their lengths, then each step's
-    up to its own.
+    """Returns the factor set of the extended model, which serves every input length.
 
-    `steps` are the last fine-tuned factors and those searched beyond, ascending; the last one
-    serves all that is longer.
+    `recovered` holds (length, factors) for short inputs up to that length. `steps` are the last
+    fine-tuned factors and those searched beyond them, ascending in length: each serves inputs up to
+    its own length, and the last one everything longer as well.
     """
     ranges: list[dict[str, Any]] = [
         {"up_to": length, "factors": factors} for length, factors in recovered

@@ -1,4 +1,4 @@
-"""The whole method in one run directory: planned, checked, then done stage by stage."""
+"""Runs the whole method in one run directory: planned, checked, then done stage by stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_longrope.config import write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
 from megatron_longrope.pipeline.plan import plan, stages_before
-from megatron_longrope.pipeline.preflight import check_documents, check_layout
+from megatron_longrope.pipeline.preflight import check_layout, check_search_documents
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.result import RunResult
 from megatron_longrope.pipeline.run import Progress, Run, Source, find_source
@@ -23,7 +23,7 @@ from megatron_longrope.runtime import Runtime
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run that nothing speaks against so far as can be told without weights."""
+    """A run that has passed every check which needs no weights."""
 
     source: Source
     corpus: Corpus
@@ -31,23 +31,24 @@ class CheckedRun:
 
 
 def check_recipe(recipe: Recipe, run_dir: Path, world_size: int) -> CheckedRun:
-    """Returns a recipe's stages after every check that needs no weights; documents are tokenized.
+    """Makes every check that needs no weights, and returns the model, documents and stages.
 
-    Raises InputError for a model, a layout over `world_size` processes, or documents that cannot
-    serve.
+    Documents are read and tokenized. Raises InputError for a model that is not supported, a layout
+    that does not fit `world_size` processes or the model, and documents that are too few or short.
     """
     source = find_source(recipe, RunDirectory(run_dir))
     check_layout(recipe, source.shape, world_size)
     stages = plan(recipe, source.shape)
     corpus = load_corpus(recipe.corpus, source.tokenizer, recipe.target_length)
-    check_documents(recipe, corpus)
+    check_search_documents(recipe, corpus)
     return CheckedRun(source, corpus, stages)
 
 
 def run_recipe(recipe: Recipe, run_dir: Path, runtime: Runtime, progress: Progress) -> RunResult:
-    """Runs a recipe in `run_dir` on the processes of `runtime`, going on from what is there.
+    """Runs all stages of a recipe in `run_dir`, on all processes, and returns the result.
 
-    Raises InputError for bad input, and where inputs changed since the run began.
+    Stages that are complete are skipped. Raises InputError for bad input, and where an input of a
+    stage has changed since the run began.
     """
     run, stages = _begin(recipe, run_dir, runtime, progress)
     for stage in stages:
@@ -56,13 +57,20 @@ def run_recipe(recipe: Recipe, run_dir: Path, runtime: Runtime, progress: Progre
     return RunResult(run.directory.root, factor_set)
 
 
-def run_stage(
+def run_recipe_stage(
     name: str, recipe: Recipe, run_dir: Path, runtime: Runtime, progress: Progress
 ) -> None:
-    """Runs one stage of a recipe alone, from what the stages before it left in `run_dir`.
+    """Runs one stage of a recipe alone, from what earlier stages left in `run_dir`.
 
-    Raises InputError for a name that is no stage's, and where a stage it depends on is not complete
-    or was made from other inputs.
+    Raises InputError for an unknown stage, and where a stage that this one depends on is not
+    complete or was made from other inputs.
+
+    Args:
+        name: The name of the stage, as `longrope extend --dry-run` lists it.
+        recipe: The recipe of the run.
+        run_dir: The run directory.
+        runtime: The processes; all of them come here together.
+        progress: Where to show how far the stage is.
     """
     run, stages = _begin(recipe, run_dir, runtime, progress)
     chosen = stage_named(stages, name)
@@ -72,7 +80,7 @@ def run_stage(
 
 
 def stage_named(stages: tuple[Stage, ...], name: str) -> Stage:
-    """Returns the stage of this name; raises InputError that lists the names there are."""
+    """Returns the stage called `name`; raises InputError that lists all names."""
     for stage in stages:
         if stage.name == name:
             return stage
@@ -82,7 +90,7 @@ def stage_named(stages: tuple[Stage, ...], name: str) -> Stage:
 def _begin(
     recipe: Recipe, run_dir: Path, runtime: Runtime, progress: Progress
 ) -> tuple[Run, tuple[Stage, ...]]:
-    """The context of a checked run, and its stages; leaves the recipe in the run directory."""
+    """Returns the context and the stages of a checked run, and writes its recipe to config.yaml."""
     checked = check_recipe(recipe, run_dir, runtime.world_size)
     directory = RunDirectory(run_dir)
     if runtime.is_main:

@@ -1,4 +1,4 @@
-"""A recipe for a model, documents and a target: a shipped one, its lengths fitted to the model."""
+"""Makes a recipe for a model, documents and a target length out of a shipped one."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def recipe_for(
     Args:
         model: A Hugging Face folder, or `preset:NAME`.
         documents: Text files, folders of them, or patterns.
-        target_length: Tokens.
-        recipe: A shipped recipe's name or a YAML file. `progressive` is fitted to the model's
-            window, of any other the last step gets the target length.
-        settings: Dotted keys and values that have the last word.
+        target_length: Context length in tokens to reach.
+        recipe: The name of a shipped recipe, or a YAML file. The lengths of `progressive` are
+            fitted to the model's window; of any other recipe only the last step's length is set.
+        settings: Pairs of a dotted key and a value that are set in the recipe at last.
 
-    Raises InputError for a model or documents that are not there, and for settings that the recipe
+    Raises InputError for a model or documents that do not exist, and for settings that the recipe
     does not know.
     """
     path = recipe_path(str(recipe))
@@ -55,10 +55,11 @@ def recipe_for(
 
 
 def fit_to_window(values: Mapping[str, Any], window: int, target: int) -> dict[str, Any]:
-    """Returns the progressive recipe's values with its lengths where `window` and `target` are.
+    """Returns the values of the recipe `progressive` with all lengths fitted, in tokens.
 
-    Trained is a quarter of the target, twice the window at least; the target is searched beyond it
-    without training, where it is longer. Short inputs are recovered up to the window.
+    The model is fine-tuned at a quarter of the target, but at twice the window at least and at the
+    target at most. Where the target is longer still, it is searched without further training. Short
+    inputs are recovered up to the window.
     """
     fitted = copy.deepcopy(dict(values))
     tuned = min(target, max(2 * window, target // 4))

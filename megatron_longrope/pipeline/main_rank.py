@@ -1,4 +1,4 @@
-"""Work that one process does for all."""
+"""Work that the main process does for all, such as writing files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ ResultT = TypeVar("ResultT")
 
 
 def on_main(runtime: Runtime, work: Callable[[], ResultT]) -> ResultT:
-    """Returns on every rank what `work` returns on the main one; an error of ours there is raised
-    on all."""
+    """Returns on every rank what `work` returns on the main one; all ranks come here together.
+
+    A LongRopeError on the main rank is raised on all, so that no rank waits for one that has ended.
+    """
     outcome: ResultT | LongRopeError | None = None
     if runtime.is_main:
         try:

@@ -37,6 +37,7 @@ from megatron_longrope.search import (
 )
 
 Count = Callable[[int, int, str], None]
+"""Is called with baselines done, baselines in all, and what they are."""
 
 
 def baseline_margins(
@@ -47,18 +48,21 @@ def baseline_margins(
     documents_sha256: str,
     show: Count | None = None,
 ) -> tuple[list[BaselineMargin], SearchCost]:
-    """Returns a row per baseline, each with its own attention factor and with the one found:
-    perplexity, and by which factor it exceeds the best one's, with a 95 % interval over documents;
-    and what that took. Baselines that the search evaluated itself are taken from it, and what is
-    evaluated here is journalled: nothing is twice. All ranks come here together.
+    """Returns how much worse every baseline is than the best candidate, and what finding out cost.
+
+    Each baseline has a row with its own attention factor and one with the searched attention
+    factor. A row holds the perplexity, its ratio to the best candidate's, and a 95 % interval of
+    that ratio over documents. Baselines that the search has scored are taken from its journal; what
+    is scored here has a journal of its own, so that nothing is scored twice. All ranks come here
+    together.
 
     Args:
-        problem: whose baselines are compared.
-        objective: what the search scored its candidates by.
-        outcome: the search's end.
-        directory: gets `journals/baselines/`.
-        documents_sha256: of the documents searched on.
-        show: told how many baselines are done.
+        problem: The search, with its baselines.
+        objective: What scored its candidates.
+        outcome: What the search found.
+        directory: The directory of the search, which gets the journal of baselines.
+        documents_sha256: Identifies the documents searched on.
+        show: Is called after each baseline.
     """
     methods = _compared(problem, outcome)
     found = {
@@ -169,7 +173,7 @@ def _score_missing(
 
 
 def candidate_of(factors: RopeFactors) -> Candidate:
-    """Returns λ, n̂ and t of factors as a search sees them."""
+    """Returns the λ, n̂ and t of factors as a candidate of a search."""
     return Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
 
 

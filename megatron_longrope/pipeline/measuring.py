@@ -1,14 +1,14 @@
-"""Everything a run measures once its factors are found: before, after, and beside the control."""
+"""Everything that a run measures at its end: base model, extended model and control."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from megatron_longrope.artifacts.results import write_rows
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import TextTokenizer
-from megatron_longrope.evaluation import EvaluationDocument
+from megatron_longrope.evaluation import TASKS, EvaluationDocument
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
 from megatron_longrope.pipeline.recipe import Recipe
@@ -29,14 +29,19 @@ class RunModels:
     """The checkpoints and factors of one run."""
 
     base: str
+    """Name of the checkpoint of the pretrained model."""
     extended: str
+    """Name of the checkpoint that was trained last; the pretrained one where nothing is trained."""
     control: str | None
+    """Name of the checkpoint that was trained as long at the old window; None without a control."""
     steps: list[RopeFactors]
-    """The fine-tuned factors, if any, and those searched beyond, ascending in length."""
+    """The fine-tuned factors, if any, and those searched beyond them, ascending in length."""
     tuned: RopeFactors | None
+    """The factors of the last fine-tuning; None where nothing is trained."""
     factor_set: FactorSet
+    """The factors of the extended model, by input length."""
     first: RopeFactors
-    """What the first search found on the pretrained model."""
+    """The factors that the first search found on the pretrained model."""
 
 
 def measure_run(
@@ -49,8 +54,20 @@ def measure_run(
     announce: Callable[[str], None],
     is_main: bool,
 ) -> dict[str, int]:
-    """Writes a file of rows per task, and one of positions, on the main rank; returns how many rows
-    each has."""
+    """Measures all models of a run, and returns the number of rows by file in evals/.
+
+    The main rank writes the files: one per task, and one of perplexity by position.
+
+    Args:
+        models: The checkpoints and factors of the run.
+        load: Loads the checkpoint of that name, on all ranks.
+        documents: Held-out documents, of the longest length or longer.
+        tokenizer: The tokenizer, for tasks that generate documents.
+        recipe: The recipe, which names lengths and tasks.
+        directory: The run directory.
+        announce: Is called with what is measured next.
+        is_main: Whether this rank writes the files.
+    """
     rows = Measurements()
 
     def evaluator(name: str, checkpoint: str) -> Evaluator:
@@ -67,13 +84,25 @@ def measure_run(
     if is_main:
         for name, measured in rows.files.items():
             write_rows(directory.evaluation(name), measured)
+        _remove_others(directory, rows.files.keys())
     return {name: len(measured) for name, measured in rows.files.items()}
 
 
-def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
-    """The pretrained model: every method scaled to the first target, and itself inside its window.
+def _remove_others(directory: RunDirectory, measured: Collection[str]) -> None:
+    """Removes rows that an earlier measurement left of tasks which are not in the recipe now.
 
-    Other tasks up to the first target only: what it finds beyond its window is seen there.
+    The report shows every file in evals/. Files with other names may be a person's own, and stay.
+    """
+    for name in TASKS.keys() - set(measured):
+        directory.evaluation(name).unlink(missing_ok=True)
+
+
+def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
+    """Measures the pretrained model: every method scaled to the first target, and no method.
+
+    It also reads long documents through its own window, as the reference for the last quarter.
+    Further tasks go up to the first target only, which suffices to show what it finds beyond its
+    window.
     """
     unscaled = NoScaling().factors(evaluator.model.geometry)
     target = models.first.target_length
@@ -89,7 +118,7 @@ def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> No
 
 
 def _measure_extended(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:
-    """The extended model over all lengths, other second interpolations beside it."""
+    """Measures the extended model at all lengths, beside other second interpolations."""
     for length in recipe.evaluation.lengths:
         evaluator.announce(f"perplexity extended at {length}")
         evaluator.perplexity("longrope", models.factor_set, length, "searched")
@@ -104,8 +133,10 @@ def _short_lengths(recipe: Recipe, window: int) -> list[int]:
 
 
 def write_baselines(models: RunModels, geometry: RopeGeometry, directory: RunDirectory) -> None:
-    """Writes the other methods' factors for every length of the run, for reports and for `--method
-    FILE`."""
+    """Writes the factors of other methods for every length of the run.
+
+    The report shows them beside the searched ones, and `--method FILE` takes them.
+    """
     scale = models.first.target_length / geometry.original_length
     for name in default_second_interpolations():
         write_factors(

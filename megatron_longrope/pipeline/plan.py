@@ -1,4 +1,4 @@
-"""The stages of a run, in order, from its recipe and the model's sizes alone."""
+"""Plans the stages of a run from its recipe and the sizes of the model alone."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ _CONTROL = "control"
 def plan(recipe: Recipe, shape: ModelShape) -> tuple[Stage, ...]:
     """Returns the stages of a run of `recipe` on a model of this shape, in the order they are done.
 
-    All lengths that are trained are searched on the pretrained model first, and trained one after
-    the other; what lies beyond is searched on the weights trained last, and so are short inputs.
+    First every length that is trained is searched on the pretrained model; then the lengths are
+    trained one after the other. Longer lengths and short inputs are searched on the weights that
+    were trained last.
     """
     planner = _Planner(recipe, shape)
     first = planner.first_searches()
@@ -51,7 +52,7 @@ def plan(recipe: Recipe, shape: ModelShape) -> tuple[Stage, ...]:
 
 
 def stages_before(stages: Sequence[Stage], stage: Stage) -> tuple[Stage, ...]:
-    """Returns those of `stages` whose outputs `stage` reads, directly or by way of others."""
+    """Returns the stages whose outputs `stage` reads, directly or by way of other stages."""
     needed, found = set(stage.inputs), []
     for earlier in reversed(stages[: stages.index(stage)]):
         if needed & {*earlier.outputs}:
@@ -62,7 +63,7 @@ def stages_before(stages: Sequence[Stage], stage: Stage) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True)
 class _Planner:
-    """Makes stages of the steps of one recipe."""
+    """Makes the stages of one recipe out of its steps."""
 
     recipe: Recipe
     shape: ModelShape
@@ -73,15 +74,15 @@ class _Planner:
 
     @property
     def _weights(self) -> str:
-        """The checkpoint trained last, or the pretrained one."""
+        """Name of the checkpoint that is trained last; of the pretrained one if none is."""
         return _trained_name(self._trained[-1][0]) if self._trained else BASE
 
     def first_searches(self) -> list[SearchFactors]:
-        """The searches on the pretrained model that training is done under."""
+        """Returns the searches for the lengths that are trained, on the pretrained model."""
         return [self._first(step) for step, _ in self._trained]
 
     def training(self, searches: Sequence[SearchFactors]) -> Iterator[Stage]:
-        """The rows and the training of each trained length, and the control's."""
+        """Yields packing and training of each trained length, and of the control."""
         start = BASE
         for (step, config), search in zip(self._trained, searches, strict=True):
             name = _trained_name(step)
@@ -94,7 +95,7 @@ class _Planner:
     def later_searches(
         self, first: Sequence[SearchFactors]
     ) -> tuple[RunParts, list[SearchFactors]]:
-        """The searches without training after them, and what all of them lead to."""
+        """Returns the parts of the extended model, and the searches that no training follows."""
         tuned = first[-1].found if first else None
         beyond = [
             self._second(step, tuned) if tuned else self._first(step)
@@ -167,7 +168,7 @@ def _trained_name(step: ExtensionStep) -> str:
 
 
 def _most_search_documents(corpus: CorpusConfig) -> int | None:
-    """Documents there are to search on; None: known once they are read."""
+    """Returns how many documents there are to search on; None before they are read."""
     if corpus.standard_library:
         return None
     return corpus.num_search if corpus.documents else len(corpus.search)

@@ -1,4 +1,4 @@
-"""Everything about a run that can be refused before a model's weights are loaded."""
+"""Checks of a run that need no weights, so that it is refused before hours of work."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.recipe import Recipe, SearchConfig
 
 
-def check_documents(recipe: Recipe, corpus: Corpus) -> None:
-    """Raises InputError where a search takes more of its documents than they hold.
+def check_search_documents(recipe: Recipe, corpus: Corpus) -> None:
+    """Raises InputError where a search takes more tokens of a document than it holds.
 
-    That the documents reach the target length is checked where they are read.
+    `load_corpus` has checked that each document reaches the target length.
     """
     steps: list[tuple[str, SearchConfig, int]] = [
         *((f"extension.{n}", s.search, s.length) for n, s in enumerate(recipe.extension)),
@@ -31,8 +31,10 @@ def check_documents(recipe: Recipe, corpus: Corpus) -> None:
 
 
 def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:
-    """Raises InputError for a layout that cannot hold the model, its lengths or its batches, and
-    for lengths within the window: before hours go into the stages ahead of the one that would."""
+    """Raises InputError for a layout that does not fit the model, its lengths or its batches.
+
+    Lengths that do not exceed the model's window are refused as well.
+    """
     layout = recipe.parallel
     data_parallel = layout.data_parallel(world_size)
     layout.check_model(

@@ -1,5 +1,4 @@
-"""`longrope train`: tokenizer, fresh or given model, packed rows, training, and the result as a
-Hugging Face folder."""
+"""What `longrope train` does: trains a fresh or a given model, and exports it to Hugging Face."""
 
 from __future__ import annotations
 
@@ -32,23 +31,26 @@ from megatron_longrope.training import TrainingConfig
 
 
 class InitializeConfig(StrictConfig):
-    """A fresh model and its tokenizer: a byte-level BPE of `shape.vocab_size` entries, trained on
-    the documents."""
+    """A fresh model, with a byte-level BPE tokenizer that is trained on the documents."""
 
     shape: ModelShape
+    """Sizes of the model; `vocab_size` is that of the tokenizer too."""
     scheme: Scheme = "normal"
+    """How weights are drawn."""
 
 
 class TrainRecipe(StrictConfig):
-    """One training from scratch (`initialize`) or of a given model (`model`, an HF folder or
-    Megatron checkpoint)."""
+    """The recipe of one training."""
 
     name: str
     initialize: InitializeConfig | None = None
+    """The fresh model to train; either this or `model`."""
     model: str | None = None
+    """The model to train further, a Hugging Face folder or a Megatron checkpoint."""
     standard_library: bool = False
     """Train on the running Python's standard library, its held-out modules left out."""
     documents: tuple[str, ...] = ()
+    """Text files to train on; either these or `standard_library`."""
     data: TrainingDataConfig
     training: TrainingConfig
     parallel: ParallelLayout = ParallelLayout()
@@ -71,10 +73,17 @@ def train_from_recipe(
     announce: Callable[[str], None],
     show: ShowSteps,
 ) -> Path:
-    """Runs the recipe in `run_dir`, going on where it was interrupted, and returns the HF folder it
-    leaves.
+    """Runs a training recipe in `run_dir` and returns the Hugging Face folder that it leaves.
 
-    Raises InputError for bad input and for a run directory begun with other inputs.
+    The stages are: make or find the model, pack the rows, train, export. Complete ones are skipped.
+    Raises InputError for bad input and for a run directory that was begun with other inputs.
+
+    Args:
+        recipe: The recipe.
+        run_dir: The run directory.
+        runtime: The processes; all of them come here together.
+        announce: Is called with the stage that begins.
+        show: Is called with the progress of the training.
     """
     training = recipe.training
     runtime.layout.check_batch(

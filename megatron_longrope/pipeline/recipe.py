@@ -1,5 +1,7 @@
-"""What an extension run is told: model, documents, the steps of the method, and how to measure
-it."""
+"""The recipe of an extension run: model, documents, the steps of the method, and measurements.
+
+The classes here are the schema of a recipe's YAML file: their fields are its keys.
+"""
 
 from __future__ import annotations
 
@@ -37,18 +39,20 @@ DtypeName = Literal["float32", "bfloat16"]
 
 
 class CorpusConfig(StrictConfig):
-    """Where documents come from: the running Python's standard library, three lists of text files,
-    or one list.
-
-    One list, `documents`, is divided by itself: the documents that reach the target length go, in
-    the order given, to `num_search` and `num_evaluation`; all others are trained on.
-    """
+    """Where the documents of a run come from; one of three sources is given."""
 
     standard_library: bool = False
+    """The running Python's standard library, as this project divides it."""
     documents: tuple[str, ...] = ()
+    """One list of text files, divided by length: of the documents that reach the target length, the
+    first `num_search` are searched on and the next `num_evaluation` are measured on, in the order
+    given. All others are trained on."""
     train: tuple[str, ...] = ()
+    """Text files to train on; `search` and `evaluation` are given together with it."""
     search: tuple[str, ...] = ()
+    """Text files to search on."""
     evaluation: tuple[str, ...] = ()
+    """Text files to measure on."""
     num_search: PositiveInt = 5
     num_evaluation: PositiveInt = 3
 
@@ -66,20 +70,23 @@ class CorpusConfig(StrictConfig):
 
 
 class RetrievalConfig(StrictConfig):
-    """Synthetic retrieval documents mixed into training: passkeys in filler, and key–value
-    lists."""
+    """Generated retrieval documents mixed into the training rows: passkeys and key–value lists."""
 
     share: float = Field(default=0.0, ge=0, lt=1)
-    """Of all training tokens."""
+    """Share of all training tokens that are of generated documents."""
     min_length: Length = 64
     max_length: Length = 256
+    """Generated documents have `min_length` to `max_length` tokens."""
     key_value_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the generated documents that are key–value lists."""
     copy_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the generated documents that repeat a random passage; the rest hides passkeys."""
     text_filler_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the passkey documents whose filler is text that is trained on."""
     longest_key: int = Field(default=5, ge=5)
-    """Passkeys have 5 to so many digits. In long ones digits repeat, and after one that stands
-    twice in its key a model has to look further back than one digit, which is what small ones fail
-    at."""
+    """Passkeys have 5 digits up to this many. In long keys a digit repeats, and to go on after one
+    that stands twice in the key a model has to look further back than one digit, which is where
+    small models fail."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RetrievalConfig:
@@ -93,53 +100,55 @@ class RetrievalConfig(StrictConfig):
 
 
 class TrainingDataConfig(StrictConfig):
-    """How training rows are made: text cut into pieces, retrieval documents beside it, packed into
-    rows."""
+    """How training rows are made: pieces of text and retrieval documents, packed into rows."""
 
     sequence_length: Length
+    """Tokens of a row."""
     piece_length: Length | None = None
-    """Longest piece of one document in a row; by default the whole row."""
+    """Most tokens of one document in a row; by default the whole row."""
     short_piece_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the text that is cut at the pretrained window instead, so that short inputs stay
-    trained."""
+    """Share of the text that is cut into pieces of the pretrained window instead, so that short
+    inputs stay trained."""
     retrieval: RetrievalConfig = RetrievalConfig()
 
 
 class SearchConfig(StrictConfig):
-    """One search: by which searcher, what is scored, how much of it, and what is free."""
+    """One search: by which searcher, on which documents, and what is searched."""
 
     searcher: SearcherChoice = SearcherChoice()
-    """A name, or `{name: …}` with settings of that searcher beside it."""
+    """The name of a searcher, or `{name: …}` with settings of that searcher beside its name."""
     num_documents: PositiveInt = 5
-    """At most: all where there are fewer."""
+    """Number of documents searched on; all, where there are fewer."""
     windows_per_document: PositiveInt = 1
     """Consecutive stretches of the searched length taken from each document: short lengths need
     more than one."""
     last_fraction: float = Field(default=1.0, gt=0, le=1)
+    """The part at the end of each document whose predictions count."""
     mixture: dict[Length, PositiveFloat] = Field(default_factory=dict)
-    """Further lengths and their weights beside the searched one's 1: the same documents' first
-    tokens count too, so that one set serves a range."""
+    """Further lengths and their weights, where the searched length has weight 1: the first tokens
+    of the same documents count at these lengths too, so that one factor set serves a range."""
     retrieval_documents: NonNegativeInt = 0
-    """Passkey documents of the searched length of which the answers alone count (LongRoPE2's
-    needles)."""
+    """Number of passkey documents of the searched length whose answers count as well, after the
+    needle-driven perplexity of LongRoPE2 (arXiv 2502.20082)."""
     retrieval_weight: PositiveFloat = 0.5
     attention_factor: Literal["searched", "inherited", "fixed", "one"] = "searched"
-    """`searched`: 1.0 to 1.3 or 1.05 times YaRN's, whichever is more, beyond a fine-tuned length
-    1.0 to 1.4 times the fine-tuned one; `inherited`: the fine-tuned set's; `fixed`: √(1 + ln s / ln
-    L); `one`: none."""
+    """Which attention factors candidates may have. `searched`: from 1.0 to 1.3 or to 1.05 times
+    YaRN's, whichever is more; beyond a fine-tuned length, from 1.0 to 1.4 times the fine-tuned one.
+    `inherited`: that of the fine-tuned factors. `fixed`: √(1 + ln s / ln L). `one`: 1."""
     search_start_tokens: bool = False
+    """Whether n̂ is searched; otherwise it is 0."""
     starts: tuple[SearchStart, ...] = Field(default_factory=default_search_starts, min_length=1)
-    """The methods an extension's search starts from, each with its own temperature and with a
-    second one. A recovery has starts of its own."""
+    """The scaling methods that the search of an extension starts from, each with its own attention
+    factor and with a second one. A recovery has starts of its own."""
     sharper_starts: tuple[PositiveFloat, ...] = (1.2,)
-    """Beyond a fine-tuned length, what those second temperatures are: times the fine-tuned one."""
+    """Beyond a fine-tuned length, those second attention factors over the fine-tuned one."""
     space: SpaceName = "longrope"
     """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below
     it; for a first extension."""
     critical_pair: PositiveInt | None = None
-    """Of `longrope2`; by default what theory says."""
+    """For `longrope2`: the number of the critical pair; by default what theory says."""
     early_stopping: EarlyStopping | None = EarlyStopping()
-    """`null`: every candidate is scored on all documents."""
+    """When candidates are stopped early; `null`: each candidate is scored on all documents."""
     seed: NonNegativeInt = 1
 
     @model_validator(mode="after")
@@ -160,8 +169,10 @@ class SearchConfig(StrictConfig):
         return self
 
     def mistake(self, stage: SearchStage, length: int) -> tuple[str, str, str] | None:
-        """Returns field, value and rule of a setting that has no meaning in `stage` at `length`;
-        None where all do."""
+        """Returns field, value and rule of a setting that has no meaning in `stage` at `length`.
+
+        Returns None where all settings have.
+        """
         ladder = self.early_stopping.ladder if self.early_stopping else ()
         if ladder and ladder[-1] >= length:
             rule = f"rungs are shorter than the {format_length(length)} searched"
@@ -193,7 +204,7 @@ class SearchConfig(StrictConfig):
 
 
 class FineTuneConfig(StrictConfig):
-    """One fine-tuning at a step's length under its searched factors."""
+    """One fine-tuning at the length of a step, under its searched factors."""
 
     training: TrainingConfig
     data: TrainingDataConfig

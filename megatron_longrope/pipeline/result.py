@@ -1,4 +1,4 @@
-"""`result.json`: what a run found, in numbers, against the checks a good extension passes."""
+"""Writes `result.json`: what a run found, in numbers, and which checks it meets."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ from megatron_longrope.rope import FactorSet
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run left everything, and the factors it found for every input length."""
+    """Where a run left everything, and the factors that it found."""
 
     directory: Path
+    """The run directory."""
     factor_set: FactorSet
+    """The factors of the extended model, by input length."""
 
     @property
     def report(self) -> Path:
-        """The HTML page."""
+        """Path of the HTML report."""
         return self.directory / "report" / "index.html"
 
     @property
     def result_file(self) -> Path:
-        """The numbers, as JSON."""
+        """Path of result.json."""
         return self.directory / "result.json"
 
     @property
     def hugging_face(self) -> Path:
-        """The exported checkpoint, where the recipe asks for one."""
+        """Path of the exported Hugging Face folder, which is there if the recipe has `export`."""
         return self.directory / "export"
 
     @property
     def megatron(self) -> Path:
-        """The Megatron checkpoint with all factors in force."""
+        """Path of the Megatron checkpoint that carries the factors for all input lengths."""
         return self.directory / "checkpoints" / "extended"
 
 
@@ -59,7 +61,16 @@ def write_result(
     shape: ModelShape,
     stages: list[StageRecord],
 ) -> None:
-    """Writes result.json from the evaluation rows."""
+    """Writes result.json from the rows in evals/.
+
+    Args:
+        recipe: The recipe of the run.
+        directory: The run directory.
+        models: The checkpoints and factors of the run.
+        corpus: The documents of the run.
+        shape: Sizes of the model.
+        stages: What each stage took, and whether it was skipped.
+    """
     rows = read_evaluations(directory.evaluations)
     checks = run_checks(rows, recipe.evaluation.tasks, models, shape.context_length)
     held_out = corpus.held_out[: recipe.evaluation.num_documents]

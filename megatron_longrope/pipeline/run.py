@@ -1,4 +1,4 @@
-"""What the stages of one run share: recipe, run directory, processes, documents and tokenizer."""
+"""The context that the stages of one run share: recipe, run directory, processes, documents."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.stages.runner import StageRunner
 from megatron_longrope.presets import model_path
-from megatron_longrope.rope import RopeFactors, RopeGeometry, factors_from_json
+from megatron_longrope.rope import AnglePrecision, RopeFactors, RopeGeometry, factors_from_json
 from megatron_longrope.runtime import Runtime
 from megatron_longrope.search import SearchProgress
 
 BASE = "base"
-"""The checkpoint of the imported model."""
+"""Name of the checkpoint of the imported model."""
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,42 +45,43 @@ def _silent_training(name: str) -> Callable[[int, int, str], None]:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run shows how far it is; silent by default.
-
-    `stage(text)` says what begins; `search(name)` and `training(name)` return what to call with a
-    stage's progress.
-    """
+    """Where a run shows how far it is; silent by default."""
 
     stage: Callable[[str], None] = lambda text: None
+    """Is called with what begins."""
     search: Callable[[str], Callable[[SearchProgress], None]] = _silent_search
+    """Maps the name of a search stage to a function that is called with the search's progress."""
     training: Callable[[str], Callable[[int, int, str], None]] = _silent_training
+    """Maps the name of a training stage to a function that is called with steps done, steps in all,
+    and a message."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The model a run starts from, without its weights: sizes, and the folder of its tokenizer."""
+    """The model that a run starts from, without its weights."""
 
     shape: ModelShape
     files: Path
+    """The folder with its config and tokenizer."""
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """The model's tokenizer, read now; raises InputError where there is none."""
+        """The model's tokenizer, read from its folder; raises InputError where there is none."""
         return load_tokenizer(self.files)
 
 
 def geometry_of(shape: ModelShape) -> RopeGeometry:
-    """Returns what factors of a model are made for: base, head size and window."""
+    """Returns the geometry that factors of a model are made for: base, head_dim and window."""
     return RopeGeometry(
         base=shape.rope_base, head_dim=shape.head_dim, original_length=shape.context_length
     )
 
 
 def find_source(recipe: Recipe, directory: RunDirectory) -> Source:
-    """Returns the recipe's model: from the run directory where it is imported already.
+    """Returns the model of a recipe, from the run directory if it has been imported already.
 
     Only configs and the headers of weight files are read. Raises InputError for a folder that is
-    damaged, of an architecture or with an option that is not supported.
+    damaged, and for an architecture or an option that is not supported.
     """
     imported = directory.checkpoint(BASE)
     if is_checkpoint(imported):
@@ -91,7 +92,7 @@ def find_source(recipe: Recipe, directory: RunDirectory) -> Source:
 
 
 def hf_source(recipe: Recipe) -> Path:
-    """Returns the Hugging Face folder that the recipe names; raises InputError for any other."""
+    """Returns the Hugging Face folder that the recipe names; raises InputError for others."""
     source = model_path(recipe.model)
     kind, folder = find_model(source)
     if kind != "hf":
@@ -103,14 +104,14 @@ def hf_source(recipe: Recipe) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """The context that every stage of a run is given. Nothing in it changes once it is made."""
+    """The context that every stage of a run is given; nothing in it changes."""
 
     recipe: Recipe
     directory: RunDirectory
     runtime: Runtime
     progress: Progress
     runner: StageRunner
-    """Skips what is complete, and keeps the markers."""
+    """Skips stages that are complete, and keeps their markers."""
     source: Source
     corpus: Corpus
 
@@ -121,12 +122,12 @@ class Run:
 
     @property
     def geometry(self) -> RopeGeometry:
-        """What factors of this run are made for."""
+        """The geometry that factors of this run are made for."""
         return geometry_of(self.shape)
 
     @property
     def hf_files(self) -> Path:
-        """Folder with the config and tokenizer of the imported model."""
+        """The folder with config and tokenizer of the imported model."""
         return hf_folder(self.directory.checkpoint(BASE))
 
     @cached_property
@@ -135,7 +136,7 @@ class Run:
         return load_tokenizer(self.hf_files)
 
     def load(self, checkpoint: str, purpose: Purpose = "scoring") -> LongRopeModel:
-        """Returns the model in one of the run's checkpoints; all ranks come here together."""
+        """Returns the model in the run's checkpoint of that name; all ranks come here together."""
         recipe = self.recipe
         loaded = load_model(
             self.directory.checkpoint(checkpoint),
@@ -150,15 +151,26 @@ class Run:
         return loaded.model
 
     def found(self, search: str, length: int) -> RopeFactors:
-        """Returns the factors a search stage found for `length`; raises InputError unless it is
-        complete."""
+        """Returns the factors that a search stage found for `length` tokens.
+
+        Raises InputError unless that stage is complete.
+        """
         factors = self.runner.result(search)["factors"]
         return factors_from_json(factors, search).for_length(length)
 
 
-def backend_inputs(backend: BackendSettings) -> dict[str, object]:
-    """Returns what of the engine belongs to a stage's fingerprint: what a person asked for.
+def angle_inputs(angle_precision: AnglePrecision) -> dict[str, object]:
+    """Returns the precision of angles as an input of a stage; nothing for the default.
 
-    What `auto` stands for may differ from machine to machine, and is no input.
+    Markers written before it counted as an input do not name it, and mean the default.
+    """
+    default = Recipe.model_fields["angle_precision"].default
+    return {} if angle_precision == default else {"angle_precision": angle_precision}
+
+
+def backend_inputs(backend: BackendSettings) -> dict[str, object]:
+    """Returns the engine settings that belong to a stage's fingerprint, as a person asked for them.
+
+    What `auto` stands for may differ from machine to machine, and does not count as an input.
     """
     return {} if backend == BackendSettings() else {"backend": backend.model_dump(mode="json")}

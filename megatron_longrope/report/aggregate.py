@@ -1,4 +1,4 @@
-"""Sums over documents, then one division: the numbers that the tables and plots show."""
+"""The numbers that tables and plots show: sums over documents first, then one division."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from megatron_longrope.artifacts.rows import (
 from megatron_longrope.errors import InputError
 
 RetrievalGrid = Mapping[tuple[int, float | None], tuple[int, int]]
-"""(length, depth) → (correct, trials)."""
+"""Maps (length in tokens, depth) to (exact matches, trials)."""
 
 
 @dataclass(frozen=True, order=True)
 class Series:
-    """What one curve or table row stands for; `sliding` is (window, stride), empty without a
-    window."""
+    """What one curve or one row of a table stands for."""
 
     model: str
     method: str
     attention_factor: AttentionFactorSource = "own"
+    """Whether it is the method's own attention factor or the searched one."""
     sliding: tuple[int, ...] = ()
+    """(window, stride) in tokens; empty where documents are read in one pass."""
 
 
 @dataclass
@@ -45,27 +46,31 @@ class PerplexityGrid:
 
     @property
     def groups(self) -> list[tuple[str, tuple[int, ...]]]:
-        """What may be compared, (model, sliding): models in the order base, extended, control, then
-        by name."""
+        """The groups (model, sliding) within which series may be compared.
+
+        Models are in the order base, extended, control, then by name.
+        """
         return sorted(
             {(s.model, s.sliding) for s in self.cells},
             key=lambda group: (group[1], model_order(group[0])),
         )
 
     def value(self, series: Series, length: int) -> float | None:
-        """Perplexity of one cell, None where nothing was scored."""
+        """Returns the perplexity of one cell; None where nothing was scored."""
         total = self.cells.get(series, {}).get(length)
         return None if total is None else total.perplexity
 
     def of_group(self, model: str, sliding: tuple[int, ...] = ()) -> list[Series]:
-        """The model's series of one protocol, in the order of methods."""
+        """Returns the series of one group, in the order of methods."""
         return sorted(
             (s for s in self.cells if (s.model, s.sliding) == (model, sliding)), key=series_order
         )
 
     def uneven_lengths(self) -> list[int]:
-        """Lengths at which some series were scored on other documents than the rest: not comparable
-        there."""
+        """Returns lengths at which not all series were scored on the same documents.
+
+        At these lengths perplexities are not comparable.
+        """
         sets: dict[int, set[frozenset[str]]] = defaultdict(set)
         for row in self.cells.values():
             for length, total in row.items():
@@ -74,10 +79,10 @@ class PerplexityGrid:
 
 
 def perplexity_grid(rows: Iterable[PerplexityRow]) -> PerplexityGrid:
-    """Returns exp(Σnll/Σtokens) per (model, method, attention factor) and length.
+    """Returns exp(Σ nll / Σ tokens) of every series at every length.
 
-    A document scored twice alike counts once; scored twice with different results it raises
-    InputError.
+    A document that was scored twice with the same result counts once. Raises InputError for one
+    that was scored twice with different results.
     """
     seen: dict[tuple[Series, int, str], PerplexityRow] = {}
     cells: dict[Series, dict[int, NllTotal]] = defaultdict(lambda: defaultdict(NllTotal))
@@ -104,10 +109,9 @@ def _require_same(earlier: PerplexityRow, row: PerplexityRow) -> None:
 
 
 def position_curves(rows: Iterable[PositionRow]) -> dict[Series, list[tuple[int, int, NllTotal]]]:
-    """Returns per (model, method, attention factor) the buckets (start, end, sums) of its longest
-    context, ascending.
+    """Returns the buckets (start, end, sums) of the longest context of each series, ascending.
 
-    Rows of the same bucket are summed; shorter contexts are left out, whose factors may be others.
+    Rows of the same bucket are summed. Shorter contexts are left out, as their factors may differ.
     """
     by_series: dict[Series, list[PositionRow]] = defaultdict(list)
     for row in rows:
@@ -125,8 +129,7 @@ def _buckets(rows: list[PositionRow]) -> list[tuple[int, int, NllTotal]]:
 
 
 def retrieval_grids(rows: Iterable[RetrievalRow]) -> dict[str, dict[Series, RetrievalGrid]]:
-    """Returns per task, by name, and per (model, method, attention factor) a grid, summed over
-    rows."""
+    """Returns a grid of exact matches per task and series, summed over rows."""
     grids: dict[str, dict[Series, dict[tuple[int, float | None], tuple[int, int]]]] = {}
     for row in rows:
         series = Series(row.model, row.method, row.attention_factor)
@@ -140,8 +143,13 @@ def retrieval_grids(rows: Iterable[RetrievalRow]) -> dict[str, dict[Series, Retr
 
 
 def best_so_far(values: Iterable[tuple[float, bool]]) -> list[float]:
-    """Returns the running minimum over (perplexity, completed); a stopped candidate never becomes
-    the best."""
+    """Returns the lowest perplexity so far, after each (perplexity, completed).
+
+    A candidate that was stopped early never becomes the best.
+
+    >>> best_so_far([(9.0, True), (7.0, False), (8.0, True)])
+    [9.0, 9.0, 8.0]
+    """
     best, curve = math.inf, []
     for value, completed in values:
         if completed and value < best:
@@ -155,13 +163,12 @@ _METHODS = ("none", "pi", "ntk", "dynamic-ntk", "yarn", "llama3", "longrope")
 
 
 def model_order(model: str) -> tuple[int, str]:
-    """Sort key of models: base, extended, control, then the rest by name."""
+    """Returns a sort key of models: base, extended, control, then the rest by name."""
     return (_MODELS.index(model) if model in _MODELS else len(_MODELS), model)
 
 
 def method_order(method: str) -> tuple[int, str]:
-    """Sort key of methods: none first, the searched factors last, unknown ones before them by
-    name."""
+    """Returns a sort key of methods: known ones in a fixed order, unknown ones, then LongRoPE's."""
     family = method_family(method)
     if family == _METHODS[-1]:
         return (len(_METHODS), method)
@@ -169,7 +176,7 @@ def method_order(method: str) -> tuple[int, str]:
 
 
 def series_order(series: Series) -> tuple[int | str, ...]:
-    """Sort key of series: by model, then by method."""
+    """Returns a sort key of series: by model, then by method."""
     return (
         *model_order(series.model),
         *method_order(series.method),
@@ -179,6 +186,9 @@ def series_order(series: Series) -> tuple[int | str, ...]:
 
 
 def method_family(method: str) -> str:
-    """Returns the method a label belongs to: `yarn:2,beta_fast=4` and `YaRN` are yarn,
-    `dynamic_ntk` is dynamic-ntk."""
+    """Returns the scaling method that a label names, without scale and settings.
+
+    >>> method_family("yarn:2,beta_fast=4"), method_family("dynamic_ntk")
+    ('yarn', 'dynamic-ntk')
+    """
     return re.split("[:,]", method, maxsplit=1)[0].lower().replace("_", "-")

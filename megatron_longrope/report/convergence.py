@@ -1,4 +1,4 @@
-"""What searches of the same documents reached at which cost, read from their journals."""
+"""How fast searches of the same documents converged, read from their journals."""
 
 from __future__ import annotations
 
@@ -14,38 +14,41 @@ from megatron_longrope.report.aggregate import best_so_far
 
 @dataclass(frozen=True)
 class SearchCurve:
-    """One search. After each evaluation: `costs` so far, in forward passes over all documents, and
-    the best perplexity so far, infinite before there is one.
-    """
+    """The course of one search, with an entry after each evaluation."""
 
     searcher: str
     costs: list[float]
+    """Cost so far, in forward passes over all documents."""
     perplexities: list[float]
+    """Best perplexity so far; infinite before there is one."""
     stopped_early: int
+    """Number of candidates that were stopped early."""
     tokens: int
+    """Tokens that went through the model forward."""
     backward_tokens: int
+    """Tokens, out of these, that went through it backward as well."""
     seconds: float
 
     @property
     def evaluations(self) -> int:
+        """Number of evaluations."""
         return len(self.costs)
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """The searches that can be compared, each with a usable evaluation, and the names of those at
-    the same length that scored something else.
-    """
+    """The searches of one directory that can be compared."""
 
     curves: list[SearchCurve]
+    """Searches that scored candidates in the same way and found a finite perplexity."""
     left_out: list[str]
+    """Names of searches for the same length that scored candidates in another way."""
     measure: str = "perplexity"
-    """What is on the vertical axis: of a mixture no perplexity."""
+    """The name of what is on the vertical axis."""
 
 
 def convergence(journals: Mapping[str, SearchJournal], name: str) -> Convergence:
-    """Returns the search `name` and all others that scored candidates on the same documents in the
-    same way."""
+    """Returns the search `name` and all that scored candidates as it did, on the same documents."""
     if name not in journals:
         return Convergence([], [])
     asked = journals[name].header.objective
@@ -82,5 +85,5 @@ def _curve(journal: SearchJournal) -> SearchCurve:
 
 
 def _operations(entry: JournalEntry) -> float:
-    """What an evaluation took, in tokens forward."""
+    """Returns the cost of an evaluation as so many tokens forward."""
     return forward_equivalent(entry.cost_tokens, entry.cost_tokens if entry.has_gradient else 0)

@@ -1,4 +1,4 @@
-"""The few numbers a reader wants first, each with what it is to be compared with."""
+"""The few numbers that a reader wants first, each beside what it is to be compared with."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from megatron_longrope.report.tables import format_perplexity
 
 @dataclass(frozen=True)
 class Tile:
-    """One key number; `tone` is good, bad or empty."""
+    """One key number of the page."""
 
     label: str
     value: str
     detail: str = ""
     tone: str = ""
+    """Colours the tile: good, bad or empty."""
 
 
 def tiles(
@@ -47,7 +48,11 @@ def tiles(
 
 
 def duration(seconds: float) -> str:
-    """Returns 4.2 s, 3 min 05 s or 2 h 07 min."""
+    """Returns seconds as people write them.
+
+    >>> duration(4.2), duration(185), duration(7620)
+    ('4.2 s', '3 min 05 s', '2 h 07 min')
+    """
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -86,7 +91,7 @@ def _perplexity_tile(grid: PerplexityGrid) -> Tile | None:
 
 
 def _short_tile(grid: PerplexityGrid, window: int | None) -> Tile | None:
-    """How much the extended model lost on inputs that fit the original window."""
+    """Returns how much the extended model lost on inputs that fit the original window."""
     extended, base = _main(grid, "extended"), _untouched(grid)
     if extended is None or base is None or window is None:
         return None
@@ -142,7 +147,7 @@ def _rough(seconds: float) -> str:
 
 
 def _main(grid: PerplexityGrid, model: str) -> Series | None:
-    """The series a model stands for: LongRoPE's, else its first."""
+    """Returns the series that stands for a model: LongRoPE's, else the first."""
     own = grid.of_group(model)
     searched = [series for series in own if method_family(series.method) == "longrope"]
     return next(iter(searched or own), None)

@@ -1,4 +1,4 @@
-"""Retrieval accuracy as a grid of length × depth, ready for the page."""
+"""Retrieval accuracy as a grid of lengths and depths, in the form that the page shows."""
 
 from __future__ import annotations
 
@@ -11,34 +11,38 @@ from megatron_longrope.report.style import method_look, model_name, short_length
 
 @dataclass(frozen=True)
 class HeatCell:
-    """Exact matches over trials; `share` in [0, 1], None where nothing was tried."""
+    """Exact matches and trials at one length and depth."""
 
     correct: int
     trials: int
 
     @property
     def share(self) -> float | None:
-        """Accuracy in [0, 1]."""
+        """Accuracy in [0, 1]; None where nothing was tried."""
         return self.correct / self.trials if self.trials else None
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One model's grid of one task: columns are lengths, rows depths; `beyond` is the first column
-    past the window."""
+    """The grid of one series in one task: columns are lengths, rows are depths."""
 
     title: str
     lengths: tuple[str, ...]
     rows: tuple[tuple[str, tuple[HeatCell, ...]], ...]
+    """Depth and cells of each row."""
     means: tuple[HeatCell, ...]
+    """Sums over all depths, by length."""
     beyond: int | None
+    """Index of the first column beyond the pretrained window; None where there is none."""
 
 
 def heat_maps(
     tasks: Mapping[str, Mapping[Series, RetrievalGrid]], window: int | None
 ) -> dict[str, list[HeatMap]]:
-    """Returns per task a map per series; those of a task have the same lengths and depths so that
-    they can be read side by side."""
+    """Returns the maps of all series, by task.
+
+    All maps of a task have the same lengths and depths, so that they can be read side by side.
+    """
     return {task: _maps_of_task(grids, window) for task, grids in tasks.items()}
 
 

@@ -1,5 +1,4 @@
-"""The report page: reads a run's or a search's directory, draws what is there, says what is not,
-writes one file."""
+"""The report page of a run or a search: draws what is there, and says what is not."""
 
 from __future__ import annotations
 
@@ -50,8 +49,10 @@ def render(run: RunFiles) -> str:
 
 
 def page_values(run: RunFiles) -> Mapping[str, Any]:
-    """Returns what the template shows; a section whose files are missing is empty and becomes a
-    one-line note."""
+    """Returns the values that the template of a run shows.
+
+    A section whose files are missing is empty, and becomes a note of one line.
+    """
     rows = run.evaluations
     grid, retrieval = perplexity_grid(rows.perplexity), retrieval_grids(rows.retrieval)
     window = run.original_length

@@ -1,4 +1,4 @@
-"""Where the numbers come from: seeds, and numbers written the way people read them."""
+"""The section of the page about where numbers come from: seeds, and numbers as text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 
 def found_seeds(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
-    """Returns dotted key → value of every whole-number setting called seed, at any depth of a
-    recipe."""
+    """Returns the seeds in a recipe, at any depth, by dotted key.
+
+    >>> found_seeds({"seed": 1, "search": {"seed": 2}})
+    {'seed': 1, 'search.seed': 2}
+    """
     seeds: dict[str, int] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
@@ -21,8 +24,13 @@ def found_seeds(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
 
 
 def number_text(value: object) -> str:
-    """Returns 3,712,000 for whole numbers, 4 significant digits for others, text as it is, a dash
-    for None: a number that was not finite."""
+    """Returns a value as people read it: thousands separated, or 4 significant digits.
+
+    Text stays as it is, and None, which stands for a number that was not finite, becomes a dash.
+
+    >>> number_text(3712000), number_text(0.123456), number_text(None)
+    ('3,712,000', '0.1235', '–')
+    """
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):

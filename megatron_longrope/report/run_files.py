@@ -1,4 +1,4 @@
-"""Everything a report needs of a run directory, read once; what is not there is left empty."""
+"""Everything that a report needs of a run directory; what is not there is left empty."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The contents of a run directory, or of what `longrope search` leaves: that has `search`
-    instead of `result`."""
+    """The contents of a run directory, or of a directory that `longrope search` left.
+
+    A run has a `result`, a search has `search` instead.
+    """
 
     name: str
     config_text: str | None
@@ -37,15 +39,14 @@ class RunFiles:
 
     @property
     def original_length(self) -> int | None:
-        """The model's own window in tokens, from the result or else from the factors."""
+        """The pretrained window in tokens, from the result or else from the factors."""
         if self.result and self.result.model and self.result.model.original_length:
             return self.result.model.original_length
         return next((factors.geometry.original_length for factors in self.factors.values()), None)
 
     @property
     def target_length(self) -> int | None:
-        """The length in tokens the run extends to, from the result or else the longest of the
-        factors."""
+        """The target length in tokens, from the result or else the longest of the factors."""
         if self.search:
             return self.search.target_length
         if self.result and self.result.target_length:
@@ -57,8 +58,7 @@ class RunFiles:
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Returns what is in `run_dir`; raises InputError that names the first damaged file, or that it
-    is no folder."""
+    """Returns the contents of `run_dir`; raises InputError for no folder or a damaged file."""
     if not run_dir.is_dir():
         raise InputError("run directory", run_dir, "no such folder")
     config_path, result_path = run_dir / "config.yaml", run_dir / "result.json"
@@ -83,7 +83,7 @@ def read_run(run_dir: Path) -> RunFiles:
 
 
 def _single_or_folder(run_dir: Path, file: str, folder: str) -> list[Path]:
-    """`<file>.jsonl` where it exists, and every .jsonl file of `folder`."""
+    """Returns `<file>.jsonl`, where it exists, and every .jsonl file in `folder`."""
     single = run_dir / f"{file}.jsonl"
     return [*([single] if single.is_file() else []), *sorted((run_dir / folder).glob("*.jsonl"))]
 

@@ -1,4 +1,4 @@
-"""What the page about one search shows, and its plot as a file of its own."""
+"""The page about one search, and its plot as a file of its own."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from megatron_longrope.report.style import Look, method_look, short_length
 from megatron_longrope.report.tables import format_perplexity
 
 _COPY = "best"
-"""The factors file that repeats what the last search left under its own name."""
+"""The factors file that is a copy of what the last search left under its own name."""
 
 
 @dataclass(frozen=True)
 class BaselineLine:
-    """A row of the table of baselines, margins as text."""
+    """A row of the table of baselines."""
 
     baseline: BaselineMargin
     look: Look
 
     @property
     def margin(self) -> str:
+        """How much higher the perplexity is than that of the best candidate, in percent."""
         return _percent(self.baseline.ratio)
 
     @property
     def interval(self) -> str:
+        """The 95 % interval of the margin over documents; a dash where there is none."""
         low, high = self.baseline.low, self.baseline.high
         return "–" if low is None or high is None else f"{_percent(low)} to {_percent(high)}"
 
 
 def write_convergence_plot(run_dir: Path) -> Path:
-    """Writes `report/convergence.png` of a directory `longrope search` left, and returns its path.
+    """Writes `report/convergence.png` for a directory of `longrope search`, and returns its path.
 
-    A curve per searcher whose journal there scored candidates as the last search did. Raises
-    InputError for another directory and for a damaged file in it.
+    It has a curve per searcher whose journal scored candidates as the last search did. Raises
+    InputError for any other directory and for a damaged file.
     """
     run = read_run(Path(run_dir))
     if run.search is None:
@@ -61,7 +63,7 @@ def write_convergence_plot(run_dir: Path) -> Path:
 
 
 def search_values(run: RunFiles, search: SearchSummary) -> Mapping[str, Any]:
-    """Returns what the template of a search shows."""
+    """Returns the values that the template of a search shows."""
     found = convergence(run.journals, search.journal_name)
     factors = {name: file for name, file in run.factors.items() if name != _COPY}
     baselines = _lines(search.baselines)
@@ -121,5 +123,5 @@ def _lines(rows: Sequence[BaselineMargin]) -> list[BaselineLine]:
 
 
 def _percent(ratio: float | None) -> str:
-    """By how much a ratio exceeds 1."""
+    """Returns by how much a ratio exceeds 1, in percent; a dash for None."""
     return "–" if ratio is None else f"{100 * (ratio - 1):+.2f} %".replace("-", "−")

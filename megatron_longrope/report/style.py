@@ -1,5 +1,4 @@
-"""One look for every plot: colours, markers and names per method, tick labels as people write
-lengths."""
+"""The look of every plot: colours, markers and names of methods, and axes."""
 
 from __future__ import annotations
 
@@ -13,15 +12,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from megatron_longrope.config import format_length
 from megatron_longrope.report.aggregate import Series, method_family
 
-# Plots are drawn in the light values; each becomes a CSS variable of the page, which has dark
-# values too.
+# Plots are drawn in the colours of the light page. `inline_svg` makes each a CSS variable, which
+# has another value on the dark page.
 INK, MUTED, GRID, SURFACE = "#1c2430", "#66707f", "#e4e7ec", "#fdfdfe"
 THEME = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"}
 
 
 @dataclass(frozen=True)
 class Look:
-    """Name, CSS variable, colour (light and dark page) and marker of one method."""
+    """The look of one method: name, CSS variable, colours of the light and dark page, marker."""
 
     label: str
     variable: str
@@ -30,8 +29,8 @@ class Look:
     marker: str
 
 
-# Okabe & Ito's palette, told apart by colour-blind readers too; every method also has its own
-# marker.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; every method has a marker of
+# its own as well.
 LOOKS = {
     "none": Look("No change", "m-none", "#7c8594", "#98a2b3", "s"),
     "pi": Look("PI", "m-pi", "#56b4e9", "#6cc3f4", "v"),
@@ -57,14 +56,14 @@ MODEL_NAMES = {"base": "Base model", "extended": "Extended model", "control": "C
 
 
 def all_looks() -> list[Look]:
-    """Every look the page's style sheet needs variables for."""
+    """Returns every look that the page's style sheet needs a variable for."""
     return [*LOOKS.values(), CONTROL, OTHER]
 
 
 def method_look(method: str) -> Look:
-    """Returns the look of a method; names that are not ours share one, under their own label.
+    """Returns the look of a method; unknown methods share one look, each with its own label.
 
-    A second interpolation looks as the method that is put on top of the fine-tuned factors.
+    A second interpolation looks like the method that is put on top of the fine-tuned factors.
     """
     words, _, settings = method.removeprefix(_SECOND).partition(",")
     name, _, scale = words.partition(":")
@@ -77,31 +76,37 @@ def method_look(method: str) -> Look:
 
 
 def searcher_look(searcher: str) -> Look:
-    """Returns the look of a searcher's curve; names that are not ours share one."""
+    """Returns the look of a searcher's curve; unknown searchers share one."""
     return replace(SEARCHER_LOOKS.get(searcher, OTHER), label=searcher)
 
 
 def series_look(series: Series) -> Look:
-    """Returns the look of a curve: the method's, but one of its own for the control model left as
-    it was."""
+    """Returns the look of a curve: that of its method, or of the control where it is unscaled."""
     if series.model == "control" and method_family(series.method) == "none":
         return CONTROL
     return method_look(series.method)
 
 
 def model_name(model: str) -> str:
-    """Returns what a reader calls a model of the run."""
+    """Returns the name of a model as readers see it."""
     return MODEL_NAMES.get(model, model)
 
 
 def heading(text: str) -> str:
-    """Returns a stage's name as a heading: `search_first` is Search first."""
+    """Returns a name as a heading.
+
+    >>> heading("fine-tune-2048")
+    'Fine tune 2048'
+    """
     words = text.replace("_", " ").replace("-", " ")
     return words[:1].upper() + words[1:]
 
 
 def rc_params(salt: str) -> dict[str, Any]:
-    """Returns matplotlib settings; `salt` keeps the ids inside the SVG the same from run to run."""
+    """Returns matplotlib's settings.
+
+    `salt` makes the ids inside an SVG the same each time, so that the page is, too.
+    """
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
@@ -134,7 +139,7 @@ def rc_params(salt: str) -> dict[str, Any]:
 
 
 def length_axis(axes: Axes, low: float, high: float, max_ticks: int = 9) -> None:
-    """Makes x a base-2 axis over [low, high] tokens, ticks at powers of two written 256, 1k, 8k."""
+    """Makes x a base-2 axis over [low, high] tokens, with ticks at powers of two (256, 1k, 8k)."""
     first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
     step = max(1, math.ceil((last - first + 1) / max_ticks))
     axes.set_xscale("log", base=2)
@@ -147,8 +152,7 @@ def length_axis(axes: Axes, low: float, high: float, max_ticks: int = 9) -> None
 
 
 def log_value_axis(axes: Axes, low: float, high: float) -> None:
-    """Makes y logarithmic over [low, high] with round tick values (1, 2, 5 and, over narrow ranges,
-    finer)."""
+    """Makes y a logarithmic axis over [low, high], with ticks at round values."""
     axes.set_yscale("log")
     pad = (high / low) ** 0.06 if high > low else 1.05
     low, high = low / pad, high * pad
@@ -160,8 +164,10 @@ def log_value_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Returns 3 to 8 round values in [low, high], evenly spread on a log axis where there is
-    room."""
+    """Returns 3 to 8 round values in [low, high], evenly spread on a log axis if there is room.
+
+    Narrow ranges, in which too few round values of a decade fall, have equal steps instead.
+    """
     ladders = ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8])
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for ladder in ladders:
@@ -180,5 +186,5 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def short_length(tokens: float) -> str:
-    """Returns 256, 1k, 2M for whole binary multiples, else a plain number."""
+    """Returns 256, 1k or 2M for whole binary multiples, and a plain number for others."""
     return format_length(round(tokens)) if tokens >= 1 else f"{tokens:g}"

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG that takes its colours from the page and loads nothing."""
+"""Matplotlib figures as inline SVG, which takes colours and font from the page."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _ID = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> Markup:
-    """Returns the figure as an `<svg>` element for HTML: no header, no metadata, ids that begin
-    with `name`, colours as CSS variables, text as text in the page's font, `description` for those
-    who cannot see it.
+    """Returns the figure as an `<svg>` element for HTML.
+
+    It has no header and no metadata, ids that begin with `name` (several figures share a page),
+    CSS variables for colours, text in the page's font, and `description` for screen readers.
     """
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(

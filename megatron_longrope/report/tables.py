@@ -1,5 +1,4 @@
-"""Perplexity tables, method × length: one structure behind the page, the terminal and plain
-text."""
+"""The table of perplexities, methods by lengths, in the form that the page shows."""
 
 from __future__ import annotations
 
@@ -9,31 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from megatron_longrope.artifacts.records import as_record
 from megatron_longrope.artifacts.rows import PerplexityRow
 from megatron_longrope.config import format_length
 from megatron_longrope.report.aggregate import PerplexityGrid, Series, perplexity_grid
 from megatron_longrope.report.style import Look, model_name, series_look
 
-HEADINGS = ("model", "method", "attention factor")
-
 
 @dataclass(frozen=True)
 class Cell:
-    """One perplexity: the exact value (None: not scored), its text, and whether it is the lowest of
-    its model there."""
+    """One perplexity of a table."""
 
     value: float | None
+    """The exact value; None where nothing was scored."""
     text: str
     is_best: bool
+    """Whether no other method of the model has less at this length."""
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One method with one attention factor, cells in the order of the table's lengths."""
+    """One method with one attention factor; its cells are in the order of the table's lengths."""
 
     series: Series
     look: Look
@@ -42,17 +37,19 @@ class TableRow:
 
 @dataclass(frozen=True)
 class PerplexityTable:
-    """Rows by model, in reading order; `lengths` in tokens."""
+    """Perplexities of all series by length."""
 
     lengths: tuple[int, ...]
+    """Lengths in tokens, ascending."""
     groups: tuple[tuple[str, tuple[TableRow, ...]], ...]
+    """Heading and rows of each model and protocol, in reading order."""
 
 
 def perplexity_table(grid: PerplexityGrid) -> PerplexityTable:
-    """Returns the table of a grid; the lowest of each model and protocol at each length is marked.
+    """Returns the table of a grid, with the best of each model and protocol at each length marked.
 
-    What reads the same as the lowest is marked with it, and nothing is where all of them read the
-    same.
+    Values that are written like the lowest are marked with it. Where all are written alike, none
+    is.
     """
     lengths = tuple(grid.lengths)
     groups = []
@@ -71,8 +68,10 @@ def perplexity_table(grid: PerplexityGrid) -> PerplexityTable:
 
 
 def grid_of_rows(rows: Iterable[Mapping[str, Any]], model: str = "base") -> PerplexityGrid:
-    """Returns the grid of plain JSON rows; rows that name no model are of `model`. Raises
-    InputError on a wrong row."""
+    """Returns the grid of rows given as JSON values; rows that name no model are of `model`.
+
+    Raises InputError for a wrong row.
+    """
     records = (
         as_record({"model": model, **row}, PerplexityRow, Path("rows"), f"row {i}")
         for i, row in enumerate(rows)
@@ -80,45 +79,12 @@ def grid_of_rows(rows: Iterable[Mapping[str, Any]], model: str = "base") -> Perp
     return perplexity_grid(records)
 
 
-def rich_perplexity_table(
-    grid: PerplexityGrid, title: str = "Perplexity by context length"
-) -> Table:
-    """Returns the table for a terminal; the best of each model and length is bold."""
-    table = perplexity_table(grid)
-    shown = Table(title=title, title_justify="left")
-    for heading in HEADINGS:
-        shown.add_column(heading)
-    for length in table.lengths:
-        shown.add_column(format_length(length), justify="right")
-    for model, rows in table.groups:
-        for index, row in enumerate(rows):
-            texts = [Text(cell.text, style="bold" if cell.is_best else "") for cell in row.cells]
-            shown.add_row(
-                Text(model if index == 0 else ""),
-                Text(row.look.label),
-                Text(row.series.attention_factor),
-                *texts,
-            )
-        shown.add_section()
-    return shown
-
-
-def plain_perplexity_table(grid: PerplexityGrid) -> str:
-    """Returns the table as aligned text for logs and files; the best of each model and length has
-    an asterisk."""
-    table = perplexity_table(grid)
-    lines = [[*HEADINGS, *(format_length(length) + " " for length in table.lengths)]]
-    for model, rows in table.groups:
-        for row in rows:
-            cells = [cell.text + ("*" if cell.is_best else " ") for cell in row.cells]
-            lines.append([model, row.look.label, row.series.attention_factor, *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(_aligned(line, widths) for line in lines)
-
-
 def format_perplexity(value: float | None) -> str:
-    """Returns 2 decimals, none from 1000 on, a power of ten from a million on; a dash for what was
-    not scored."""
+    """Returns a perplexity as text: fewer digits the larger it is, and a dash for None.
+
+    >>> format_perplexity(16.754), format_perplexity(2345.6), format_perplexity(None)
+    ('16.75', '2,346', '–')
+    """
     if value is None:
         return "–"
     if math.isinf(value):
@@ -140,14 +106,8 @@ def _row(
 
 
 def _best_text(grid: PerplexityGrid, members: list[Series], length: int) -> str | None:
-    """The lowest perplexity as written, None where all that is there is written alike."""
+    """Returns the lowest perplexity as written; None where all perplexities are written alike."""
     values = [grid.value(series, length) for series in members]
     present = [value for value in values if value is not None]
     texts = {format_perplexity(value) for value in present}
     return format_perplexity(min(present)) if len(texts) > 1 else None
-
-
-def _aligned(line: list[str], widths: list[int]) -> str:
-    pairs = list(zip(line, widths, strict=True))
-    left = [text.ljust(width) for text, width in pairs[: len(HEADINGS)]]
-    return "  ".join(left + [text.rjust(width) for text, width in pairs[len(HEADINGS) :]]).rstrip()

@@ -1,7 +1,11 @@
-"""Rotary embeddings: scaling methods, rescale factors and their files, angles, Hugging Face
-configs.
+"""Rotary embeddings: scaling methods, rescale factors, angles, Hugging Face configs.
 
-Angles alone need torch, which is imported when they are asked for.
+Only the angles need torch, which is imported when one of their names is first used.
+
+>>> geometry = RopeGeometry(base=10000.0, head_dim=8, original_length=4096)
+>>> factors = PositionInterpolation(scale=4).factors(geometry)
+>>> factors.rescale, factors.target_length
+((4.0, 4.0, 4.0, 4.0), 16384)
 """
 
 from __future__ import annotations

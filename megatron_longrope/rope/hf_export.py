@@ -1,4 +1,8 @@
-"""Factor sets to the rotary settings of a Hugging Face config."""
+"""Writing factor sets as the rotary settings of a Hugging Face config.
+
+Searched factors are written as rope_type `longrope`, which has one list of λ up to the original
+length and one beyond it.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,22 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.rope.methods import LongRope, NoScaling
 
 HF = "transformers' longrope"
+"""Name of the format in errors of `short_and_long`."""
 
 
 def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
-    """Returns what to merge into a `config.json` so that transformers 4 and 5 turn as `factors` do.
+    """Returns what to merge into a `config.json` so that transformers 4 and 5 apply `factors`.
 
-    Keys: max_position_embeddings, rope_theta, rope_scaling (generation 4), rope_parameters
-    (generation 5), and with scaling original_max_position_embeddings. A set with one range is
-    served at every length (short = long). Raises InputError for what `longrope` has no place for,
-    as `short_and_long` does.
+    Keys: max_position_embeddings, rope_theta, rope_scaling (transformers 4), rope_parameters
+    (transformers 5), and with scaling original_max_position_embeddings. A set with one range is
+    written as both lists. Raises InputError for what `longrope` cannot express, as
+    `short_and_long` does.
+
+    >>> from megatron_longrope.rope import PositionInterpolation, RopeGeometry
+    >>> geometry = RopeGeometry(base=10000.0, head_dim=4, original_length=64)
+    >>> config = hf_rope_config(PositionInterpolation(scale=2).factors(geometry))
+    >>> config["max_position_embeddings"], config["rope_scaling"]["long_factor"]
+    (128, [2.0, 2.0])
     """
     factor_set = FactorSet.single(factors) if isinstance(factors, RopeFactors) else factors
     geometry = factor_set.geometry
@@ -36,11 +47,11 @@ def hf_rope_config(factors: FactorSet | RopeFactors) -> dict[str, Any]:
 
 
 def short_and_long(factor_set: FactorSet, carrier: str = HF) -> tuple[RopeFactors, RopeFactors]:
-    """Returns the factors up to the original length and beyond it, for formats that know these two
-    and one temperature.
+    """Returns the factors up to the original length and those beyond it.
 
-    `carrier` names the format in the InputError raised for start tokens, other ranges, and two
-    attention factors.
+    Formats of serving engines (`longrope` of transformers, GGUF) hold these two lists and one
+    attention factor. Raises InputError for a set that needs more: start tokens, other ranges, or
+    two attention factors; `carrier` names the format in its text.
     """
     rule = f"{carrier} cannot carry it"
     if len(factor_set.ranges) > 2:

@@ -1,4 +1,4 @@
-"""What a scaling method is called in a Hugging Face config, and what it reads there."""
+"""The name and keys of a scaling method in Hugging Face configs, and the values in one config."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.rope.hf_settings import ORIGINAL_KEY
 
 FACTOR = frozenset({"factor"})
-"""The keys of a rope_type that has its factor alone."""
+"""The keys of a rope_type whose only setting is its factor."""
 
 
 class HfRopeType(NamedTuple):
-    """One rope_type: its name, the keys it knows beside rope_theta, and those it cannot do
-    without."""
+    """A rope_type of transformers: its name, the keys it reads, and those it requires.
+
+    Keys that every rope_type has, such as rope_theta, are not listed.
+    """
 
     name: str
     keys: frozenset[str] = frozenset()
@@ -24,22 +26,24 @@ class HfRopeType(NamedTuple):
 
     @property
     def has_window(self) -> bool:
-        """Whether it says the pretrained window itself; for the others that is
-        max_position_embeddings."""
+        """Whether it gives the pretrained window itself, as original_max_position_embeddings.
+
+        For every other rope_type max_position_embeddings is the pretrained window.
+        """
         return ORIGINAL_KEY in self.keys
 
 
 class HfReading(NamedTuple):
-    """The rotary settings of a config, of either generation, with the geometry they apply to."""
+    """The rotary settings of one config of transformers 4 or 5, with the model's geometry."""
 
     parameters: Mapping[str, Any]
     geometry: RopeGeometry
     max_length: int
-    """max_position_embeddings, in tokens."""
+    """The config's max_position_embeddings, in tokens."""
 
     @property
     def factor(self) -> float | None:
-        """The `factor` every scaled rope_type has; None where the config is silent."""
+        """The value of `factor`, None where the config has none; raises InputError below 1."""
         factor = self.parameters.get("factor")
         if factor is None:
             return None
@@ -49,9 +53,9 @@ class HfReading(NamedTuple):
 
     @property
     def length_ratio(self) -> float:
-        """max_position_embeddings over the pretrained window."""
+        """Quotient of max_position_embeddings and the pretrained window."""
         return self.max_length / self.geometry.original_length
 
     def pick(self, *keys: str) -> dict[str, Any]:
-        """Returns those of `keys` the config has."""
+        """Returns the values of those `keys` that the config has."""
         return {key: self.parameters[key] for key in keys if key in self.parameters}

@@ -1,5 +1,9 @@
-"""The rotary settings in a Hugging Face config: where each generation keeps them, and what must
-agree."""
+"""Collecting the rotary settings of a Hugging Face config from the places that may hold them.
+
+transformers 4 writes `rope_scaling` and a top-level `rope_theta`, transformers 5 writes
+`rope_parameters` with everything in it, and files in the wild hold both. What stands twice must
+agree.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,17 @@ from megatron_longrope.config import build_config, parse_length
 from megatron_longrope.errors import InputError
 
 ORIGINAL_KEY = "original_max_position_embeddings"
+"""The key of the pretrained window, in tokens."""
 COMMON_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+"""Keys that rotary settings of any rope_type may have."""
 
 
 def read_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of either generation, without empty ones; both present must say the
-    same."""
+    """Returns the rotary settings of `config`, from whichever place holds them, without nulls.
+
+    Raises InputError for an unknown `rope_…` key, for partial rotary embeddings, and where
+    `rope_scaling` and `rope_parameters` disagree.
+    """
     for key in config:
         known = key in ("rope_theta", "rope_scaling", "rope_parameters")
         if key.startswith("rope_") and not known and config[key] not in (None, False):
@@ -44,13 +53,16 @@ def _settings(config: Mapping[str, Any], field: str) -> dict[str, Any] | None:
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings without the keys that only one of the two places holds."""
     rest = {key: value for key, value in settings.items() if key not in COMMON_KEYS}
     return {"rope_type": rope_type_of(settings), **rest}
 
 
 def rope_type_of(settings: Mapping[str, Any]) -> str:
-    """Returns the rope_type of rotary settings, which older configs call `type`; both must
-    agree."""
+    """Returns the rope_type of rotary settings, `default` where they name none.
+
+    Older configs call the key `type`. Raises InputError where both stand there and disagree.
+    """
     kinds = {str(settings[key]) for key in ("rope_type", "type") if key in settings} or {"default"}
     if len(kinds) > 1:
         raise InputError("rope_type", settings["rope_type"], f"type says {settings['type']}")
@@ -68,8 +80,11 @@ def _refuse_partial(values: Mapping[str, Any]) -> None:
 def read_geometry(
     config: Mapping[str, Any], parameters: Mapping[str, Any], has_own_window: bool
 ) -> RopeGeometry:
-    """Returns the geometry; `has_own_window`: original_max_position_embeddings counts for this
-    rope_type."""
+    """Returns the rotary base, head_dim and pretrained window of a config.
+
+    `has_own_window`: whether this rope_type reads original_max_position_embeddings; for every other
+    one the window is max_position_embeddings. Raises InputError for what is missing or disagrees.
+    """
     window = _window(config, parameters) if has_own_window else max_length(config)
     values = {
         "base": _base(config, parameters),
@@ -80,8 +95,10 @@ def read_geometry(
 
 
 def _window(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> int:
-    """Returns the pretrained window: said at top level or among the rotary settings, else
-    max_position_embeddings."""
+    """Returns the pretrained window in tokens of a rope_type that may give it itself.
+
+    It stands at the top level or among the rotary settings; else it is max_position_embeddings.
+    """
     said = {
         parse_length(values[ORIGINAL_KEY], ORIGINAL_KEY)
         for values in (config, parameters)
@@ -116,7 +133,9 @@ def _base(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> object:
             config["rope_theta"],
             f"the rotary settings say {parameters['rope_theta']}",
         )
-    if not said:  # what a silent config means differs between families; `model` knows and says it
+    # The default of a config without rope_theta differs between model families. The architectures
+    # in `model` know it and write it into the config before it is read here.
+    if not said:
         raise InputError("rope_theta", None, f"a {config.get('model_type')} config must say it")
     return said.pop()
 
@@ -124,9 +143,8 @@ def _base(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> object:
 def _head_dim(config: Mapping[str, Any]) -> object:
     if config.get("head_dim"):
         return config["head_dim"]
-    hidden, heads = (
-        parse_length(config.get(key) or 0, key) for key in ("hidden_size", "num_attention_heads")
-    )
+    hidden = parse_length(config.get("hidden_size") or 0, "hidden_size")
+    heads = parse_length(config.get("num_attention_heads") or 0, "num_attention_heads")
     return hidden // heads
 
 

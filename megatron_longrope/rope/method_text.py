@@ -1,4 +1,4 @@
-"""The words of `--method`: NAME[:SCALE][,key=value…], a published factor set, or a factors file."""
+"""Parsing `--method`: NAME[:SCALE][,key=value…], a published factor set, or a factors file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def method_from_text(
 ) -> FactorSet:
     """Returns the factors that `--method TEXT` asks for at `length` tokens.
 
-    TEXT is `NAME[:SCALE][,key=value…]`, such as `yarn:8,beta_fast=4`, a published factor set or a
-    factors file. Without SCALE it is target/window where a target is given, else length/window, and
-    never below 1. dynamic-ntk wants SCALE, transformers' `factor`: without it, it would be plain
-    ntk. Raises InputError that names the wrong word.
+    TEXT is `NAME[:SCALE][,key=value…]`, such as `yarn:8,beta_fast=4`, the name of a published
+    factor set, or a factors file. The default of SCALE is target/window where a target is given,
+    else length/window, and never below 1. dynamic-ntk requires SCALE, which is transformers'
+    `factor`: with factor 1 it is plain ntk. Raises InputError that names the wrong word.
 
     >>> geometry = RopeGeometry(base=1e4, head_dim=8, original_length=512)
     >>> method_from_text("pi:2", geometry, length=4096).for_length(4096).rescale
@@ -43,7 +43,7 @@ def method_from_text(
 
 
 def _scale(text: str, kind: type[RopeMethod], given: str | None, default: float) -> float:
-    """Returns the scale in `given`, which is `:SCALE`, or `default` where the method allows it."""
+    """Returns the number in `given`, which is `:SCALE`, or `default` where nothing is given."""
     if given is None:
         if kind.without_scale is None:
             return default
@@ -61,7 +61,7 @@ def _scale(text: str, kind: type[RopeMethod], given: str | None, default: float)
 
 
 def _settings(text: str, kind: type[RopeMethod], given: str | None) -> dict[str, str]:
-    """Returns the settings in `given`, which is `,key=value,key=value`, each as it was written."""
+    """Returns the settings in `given`, which is `,key=value,key=value`; values stay text."""
     settings: dict[str, str] = {}
     for part in (given or "").split(",")[1:]:
         key, equals, value = part.partition("=")
@@ -76,7 +76,10 @@ def _settings(text: str, kind: type[RopeMethod], given: str | None) -> dict[str,
 
 
 def _factors_made_before(text: str, geometry: RopeGeometry) -> FactorSet:
-    """Returns the published set or file `text` names; raises InputError for another model's."""
+    """Returns the published set or the file that `text` names; raises InputError for neither.
+
+    Factors of another rotary base or head_dim are refused too: λ belongs to pairs of these θ_i.
+    """
     if find_factors(text) is None and not text.endswith(".json"):
         names = ", ".join(closed_form_methods())
         rule = f"one of {names}, a published factor set, or a factors JSON file"

@@ -1,5 +1,4 @@
-"""The factor sets Microsoft published for LongRoPE and LongRoPE2, shipped as numbers with their
-source."""
+"""The factor sets that Microsoft published for LongRoPE and LongRoPE2, with their sources."""
 
 from __future__ import annotations
 
@@ -19,8 +18,10 @@ VERSION = 1
 
 
 class PublishedModel(StrictConfig):
-    """A pretrained model factors were published for: rotary base, head_dim, window in tokens, and
-    by which method."""
+    """A pretrained model that factors were published for, and the method that found them.
+
+    `original_length` is the pretrained window in tokens; `source` is a key of the file's `sources`.
+    """
 
     model: str
     method: str
@@ -31,8 +32,10 @@ class PublishedModel(StrictConfig):
 
 
 class PublishedSet(StrictConfig):
-    """Factors for inputs of `target_length` tokens to `model` after fine-tuning at
-    `fine_tuned_length` tokens."""
+    """Published λ for inputs of `target_length` tokens.
+
+    `model` names the pretrained model, which was fine-tuned at `fine_tuned_length` tokens.
+    """
 
     name: str
     model: str
@@ -42,7 +45,7 @@ class PublishedSet(StrictConfig):
 
 
 class PublishedFile(StrictConfig):
-    """What presets/published_factors.json holds."""
+    """The contents of presets/published_factors.json."""
 
     format: str
     version: int
@@ -51,7 +54,7 @@ class PublishedFile(StrictConfig):
     sets: tuple[PublishedSet, ...]
 
     def factors(self, entry: PublishedSet) -> RopeFactors:
-        """Returns the factors of `entry` with everything its model says."""
+        """Returns the factors of `entry` with the geometry of its model and their source."""
         model = self.models[entry.model]
         return RopeFactors(
             rescale=entry.rescale,
@@ -77,8 +80,12 @@ def published_names() -> tuple[str, ...]:
 
 
 def published_factors(name: str) -> RopeFactors:
-    """Returns the factors published under `name`; raises InputError for a name that is not
-    there."""
+    """Returns the factors published under `name`; raises InputError for an unknown name.
+
+    >>> factors = published_factors("llama2-7b/2048k-after-256k")
+    >>> factors.scale, len(factors.rescale), factors.origin.method
+    (512.0, 64, 'longrope')
+    """
     for entry in published_sets():
         if entry.name == name:
             return _load().factors(entry)
@@ -86,15 +93,17 @@ def published_factors(name: str) -> RopeFactors:
 
 
 def find_factors(name_or_file: str) -> FactorSet | None:
-    """Returns the factor set published under a name, else the one in a factors file; None where it
-    is neither. Raises InputError for a file that is not whole."""
+    """Returns the published factor set of this name, or the factor set in this file.
+
+    Returns None where it is neither, and raises InputError for a file that is damaged.
+    """
     if name_or_file in published_names():
         return FactorSet.single(published_factors(name_or_file))
     return read_factors(name_or_file) if Path(name_or_file).is_file() else None
 
 
 def resolve_factors(text: str, field: str, geometry: RopeGeometry | None = None) -> FactorSet:
-    """Returns the published set or the factors file that `text` names.
+    """Returns the published set, or the set in the factors file, that `text` names.
 
     Raises InputError that names `field` where it is neither, and where the set is of another
     rotary base or head_dim than `geometry`.
@@ -117,11 +126,11 @@ def resolve_factors(text: str, field: str, geometry: RopeGeometry | None = None)
 
 
 def _attention_factor(entry: PublishedSet, original_length: int) -> float:
-    """Returns √(1 + ln s / ln L) of the model's longest length, as Microsoft's code does: the files
-    hold no attention factor.
+    """Returns √(1 + ln s / ln L), where s·L is the longest length the model was made for.
 
-    A recovery set runs a model that was fine-tuned longer, with the attention factor of that
-    fine-tuning.
+    The published files hold no attention factor; Microsoft's code computes it like this. A set for
+    short inputs runs a model that was fine-tuned at a longer length, with the attention factor of
+    that fine-tuning, hence the longer of the two lengths.
     """
     longest = max(entry.target_length, entry.fine_tuned_length)
     return longrope_attention_factor(longest / original_length, original_length)
@@ -129,11 +138,7 @@ def _attention_factor(entry: PublishedSet, original_length: int) -> float:
 
 @cache
 def _load() -> PublishedFile:
-    text = (
-        files("megatron_longrope")
-        .joinpath("presets", "published_factors.json")
-        .read_text(encoding="utf-8")
-    )
-    published = PublishedFile.model_validate(json.loads(text))
+    file = files("megatron_longrope").joinpath("presets", "published_factors.json")
+    published = PublishedFile.model_validate(json.loads(file.read_text(encoding="utf-8")))
     assert published.version == VERSION, published.version
     return published

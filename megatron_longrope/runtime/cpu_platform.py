@@ -1,8 +1,19 @@
-"""The CPU as a platform of megatron-core: what it asks of CUDA, answered by the CPU.
+"""The CPU as a platform of megatron-core: what it asks of CUDA is answered by the CPU.
 
-megatron-core names the CUDA device in places it gives no way to configure. `install()` covers
-exactly those places, for the pinned versions, and only where CUDA is absent; it must run before any
-`megatron` module is imported.
+megatron-core 0.16 is written for CUDA devices and names them in places that cannot be configured.
+`install()` covers exactly those places, and only where CUDA is absent; on a GPU machine it does
+nothing. What it replaces, and who in megatron-core asks for it:
+
+- torch's factories with `device="cuda"` or `pin_memory=True`: layers, communication buffers,
+  gradient buffers, rotary tables.
+- `torch.cuda`'s current device, streams and synchronize: schedules and data parallelism.
+- `Tensor.cuda()` and `Module.cuda()`: optimizer, broadcast of data.
+- `Tensor.type()`: the optimizers compare its text with CUDA's names of types.
+- `torch.compile`, during the import: activations and losses are decorated with it.
+- the random states of `tensor_parallel.random`: dropout and recomputation fork CUDA's.
+
+It must run before any `megatron` module is imported, so that none keeps a reference to what was
+there before.
 """
 
 from __future__ import annotations
@@ -33,6 +44,7 @@ _FACTORIES = (
     "zeros",
     "zeros_like",
 )
+"""Functions of torch that megatron-core calls with a CUDA device or with pinned memory."""
 _TYPE_NAMES = {
     "torch.FloatTensor": "torch.cuda.FloatTensor",
     "torch.DoubleTensor": "torch.cuda.DoubleTensor",
@@ -43,8 +55,10 @@ _installed = False
 
 
 def install() -> bool:
-    """Makes megatron-core run on the CPU where CUDA is absent. Returns whether this process runs on
-    the CPU."""
+    """Makes megatron-core run on the CPU where CUDA is absent; returns whether it is absent.
+
+    Calling it again does nothing more.
+    """
     global _installed
     if torch.cuda.is_available():
         return False
@@ -53,8 +67,8 @@ def install() -> bool:
     assert not any(name.startswith("megatron.core") for name in sys.modules), (
         "the CPU platform must be installed before megatron.core is imported"
     )
-    # `longrope doctor` says what is missing and what that costs; megatron-core would say so six
-    # times per process
+    # megatron-core warns six times per process that Transformer Engine and Apex are missing, which
+    # on a CPU they always are. `longrope doctor` says so once, with what it costs.
     warnings.filterwarnings(
         "ignore", message=r"(Transformer Engine|Apex).*not installed", category=UserWarning
     )
@@ -67,8 +81,10 @@ def install() -> bool:
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `factory` with `device="cuda"` read as the CPU and pinned memory left out: there is
-    none to pin for."""
+    """Returns `factory` with `device="cuda"` read as the CPU, and without pinned memory.
+
+    Pinning memory needs CUDA's driver, and without a device nothing is copied from it.
+    """
 
     @functools.wraps(factory)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -83,17 +99,16 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _redirect_factories() -> None:
-    # torch lists its factories at the first `with torch.device(...)` and keeps the list: it must
-    # hold the real ones, or such a context has no effect any more and transformers' from_pretrained
-    # leaves its rotary frequencies unset.
+    # Within `with torch.device(...)` torch recognizes its factories by a list that it makes once,
+    # at first use. It must be made before the factories are wrapped: with the wrapped ones in it
+    # such a context had no effect, and transformers' from_pretrained left rotary frequencies unset.
     _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 
 
 class _NoStream:
-    """Stands in for a CUDA stream: the CPU runs everything in order, so there is nothing to wait
-    for."""
+    """Stands in for a CUDA stream; the CPU does everything in order, so nobody has to wait."""
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
 
@@ -110,13 +125,17 @@ def _no_stream(stream: object) -> Iterator[None]:
 
 
 def _redirect_device_calls() -> None:
+    """Replaces the device calls of `torch.cuda`, `Tensor.cuda`, `Module.cuda` and `Tensor.type`."""
     stream = _NoStream()
     cuda: Any = torch.cuda
+    # Given as `device=` to factories and layers; a CPU device serves there as well as an index.
     cuda.current_device = lambda: CPU
+    # The schedules and data parallelism overlap communication on streams of their own.
     cuda.synchronize = lambda device=None: None
     cuda.Stream = _NoStream
     cuda.current_stream = lambda device=None: stream
     cuda.stream = _no_stream
+    # Dropout and recomputation save and restore the state from which the device draws numbers.
     cuda.get_rng_state = lambda device=None: torch.get_rng_state()
     cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
     cuda.manual_seed = torch.manual_seed
@@ -127,7 +146,11 @@ def _redirect_device_calls() -> None:
     real_type = torch.Tensor.type
 
     def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The optimizers compare `param.type()` with CUDA's type names."""
+        """Returns CUDA's name of a CPU tensor's type; megatron-core's optimizers accept no other.
+
+        They sort parameters by comparing `param.type()` with `torch.cuda.FloatTensor` and the like,
+        and raise for the rest.
+        """
         name = real_type(self, *args, **kwargs)
         return name if args or kwargs else _TYPE_NAMES.get(name, name)
 
@@ -135,8 +158,11 @@ def _redirect_device_calls() -> None:
 
 
 def _import_without_compiler() -> None:
-    """Imports megatron-core with its `jit_fuser` a plain function: inductor on a CPU costs more
-    than it gains here."""
+    """Imports megatron-core with `torch.compile` switched off, and switches it on again.
+
+    megatron-core binds its `jit_fuser` to torch.compile while it is imported. On a CPU compiling
+    takes longer than the compiled functions save, and it needs a C++ compiler.
+    """
     real_compile = torch.compile
     torch.compile = lambda function=None, **_: function if function is not None else (lambda f: f)  # type: ignore
     try:
@@ -146,6 +172,7 @@ def _import_without_compiler() -> None:
 
 
 def _redirect_random_state() -> None:
+    """Makes megatron-core's random-state tracker fork the CPU's state in place of CUDA's."""
     from megatron.core.tensor_parallel import random as megatron_random
 
     module: Any = megatron_random
@@ -155,6 +182,6 @@ def _redirect_random_state() -> None:
     module._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(
         new_state
     )
-    # Its tracker warns when the CPU's random state moves inside a fork; here that state is the one
-    # being forked.
+    # The tracker warns when the CPU's random state changes within a fork, which on a GPU would be a
+    # mistake. Here that state is the one being forked.
     logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)

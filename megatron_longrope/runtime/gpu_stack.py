@@ -1,5 +1,4 @@
-"""What of the GPU software stack is here, and which engine computes attention when nobody says
-which."""
+"""What of the GPU software stack is installed, and the engine that `auto` chooses by it."""
 
 from __future__ import annotations
 
@@ -16,35 +15,44 @@ from megatron_longrope.runtime.machine_report import (
 )
 
 Engine = Literal["transformer-engine", "flash-attn", "torch"]
-"""transformer-engine: NVIDIA's layers and attention. flash-attn, torch: megatron-core's local
-layers with attention by the flash-attn package or by torch's own kernels."""
+"""What layers and attention are built with.
+
+`transformer-engine`: NVIDIA's layers and attention. `flash-attn` and `torch`: megatron-core's local
+layers, with attention by the flash-attn package or by torch's own kernels.
+"""
 
 Capability = tuple[int, int]
+"""Compute capability of a CUDA device: (9, 0) for an H100, in messages sm90."""
 
 
 @dataclass(frozen=True)
 class GpuStack:
-    """Versions and abilities that decide what can be built. `None`: not there, or not usable."""
+    """Versions and abilities that decide what can be built; None: absent, or not usable."""
 
     capability: Capability | None = None
-    """Compute capability of this process's device, (9, 0) for an H100; None without a CUDA
-    device."""
+    """Compute capability of this process's device; None without a CUDA device."""
     cuda: str | None = None
+    """Version of CUDA that torch was built for."""
     cudnn: tuple[int, int, int] | None = None
+    """Version of cuDNN: major, minor, patch."""
     transformer_engine: str | None = None
+    """Version of Transformer Engine."""
     flash_attn: str | None = None
+    """Version of the flash-attn package."""
     transformer_engine_absence: str = "not installed"
-    """What was seen where it is not usable: outside the supported versions, does not load, …"""
+    """Why Transformer Engine is not usable: outside the supported versions, does not load, …"""
     flash_attn_absence: str = "not installed"
+    """Why flash-attn is not usable."""
 
     @property
     def has_cuda(self) -> bool:
+        """Whether there is a CUDA device."""
         return self.capability is not None
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine `auto` takes, and why, in one line."""
+    """The engine that `auto` chooses, and the reason in one line."""
 
     engine: Engine
     reason: str
@@ -52,7 +60,10 @@ class EngineChoice:
 
 @functools.lru_cache(maxsize=1)
 def gpu_stack() -> GpuStack:
-    """Looks at this process's device and at the packages; they do not change while it runs."""
+    """Returns what this process's device and the installed packages are.
+
+    They are looked at once: neither changes while the process runs.
+    """
     if not torch.cuda.is_available():
         return GpuStack()
     found, flash = transformer_engine(), flash_attention()
@@ -75,8 +86,11 @@ def choose_engine(
     context_parallel: int = 1,
     head_dim: int = 128,
 ) -> EngineChoice:
-    """Returns what `auto` takes: Transformer Engine where it serves, else flash-attn, else torch's
-    own kernels."""
+    """Returns what `auto` chooses: Transformer Engine where usable, else flash-attn, else torch.
+
+    >>> choose_engine(GpuStack())
+    EngineChoice(engine='torch', reason='no CUDA device')
+    """
     if stack.capability is None:
         return EngineChoice("torch", "no CUDA device")
     if stack.capability < (8, 0):
@@ -114,7 +128,10 @@ def _version(*names: str) -> str | None:
 
 
 def _cudnn_version(encoded: int | None) -> tuple[int, int, int] | None:
-    """cuDNN 9 counts 10000 per major version, cuDNN 8 counted 1000."""
+    """Returns (major, minor, patch) of a version that torch gives as one number.
+
+    cuDNN 9 counts 10000 per major version, cuDNN 8 counted 1000: 91400 is 9.14.0, 8905 is 8.9.5.
+    """
     if encoded is None:
         return None
     major, rest = divmod(encoded, 10000 if encoded >= 90000 else 1000)

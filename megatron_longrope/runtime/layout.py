@@ -1,5 +1,4 @@
-"""How one model is spread over processes, and every divisibility that has to hold, checked in one
-place."""
+"""How one model is spread over processes, with every divisibility checked in one place."""
 
 from __future__ import annotations
 
@@ -12,58 +11,76 @@ from megatron_longrope.config import StrictConfig
 from megatron_longrope.errors import InputError
 
 ContextExchange = Literal["auto", "ring", "all_gather"]
+"""How K/V reach other context-parallel ranks with the `torch` engine."""
 
 
 class ParallelLayout(StrictConfig):
-    """Sizes of the mesh axes. The data-parallel size is what remains of the world:
-    `data_parallel(world_size)`."""
+    """Sizes of the mesh axes; the data-parallel size is what they leave of the processes.
+
+    >>> ParallelLayout(tensor_parallel=2, context_parallel=2).data_parallel(world_size=8)
+    2
+    """
 
     tensor_parallel: PositiveInt = 1
     sequence_parallel: bool = False
     pipeline_parallel: PositiveInt = 1
     virtual_pipeline: PositiveInt = 1
-    """Parts of the model each pipeline process holds, interleaved: more of them shorten the wait at
-    a step's ends."""
+    """Number of runs of layers that each pipeline process holds, interleaved.
+
+    More of them shorten the pipeline's idle time at both ends of a step.
+    """
     context_parallel: PositiveInt = 1
     context_exchange: ContextExchange = "auto"
-    """How keys and values travel between context-parallel ranks; auto: gathered where the sequence
-    is short."""
+    """How K/V reach other context-parallel ranks with the `torch` engine.
+
+    `auto` gathers them where the sequence is short, and sends them around a ring elsewhere.
+    """
     context_parallel_a2a: PositiveInt = 1
-    """Processes of an inner all-to-all group under Transformer Engine's cp_comm_type=a2a+p2p; 1:
-    one level only."""
+    """Size of the inner all-to-all groups under Transformer Engine's cp_comm_type=a2a+p2p.
+
+    1: there is one level only.
+    """
 
     @property
     def model_parallel(self) -> int:
-        """Processes that hold one copy of the model and share one sequence."""
+        """Number of processes that hold one copy of the model and share one sequence."""
         return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
 
     @property
     def is_interleaved(self) -> bool:
+        """Whether pipeline stages are interleaved."""
         return self.virtual_pipeline > 1
 
     @property
     def model_chunks(self) -> int:
-        """Runs of consecutive layers the model is cut into: chunk c lies on pipeline rank c mod
-        pipeline_parallel."""
+        """Number of chunks, runs of consecutive layers, that the model is cut into.
+
+        Chunk c lies on pipeline rank c mod pipeline_parallel.
+        """
         return self.pipeline_parallel * self.virtual_pipeline
 
     @property
     def micro_batch_divisor(self) -> int:
-        """What the number of micro-batches in one pass through the schedule is a multiple of."""
+        """Number that the micro-batches of one run of the schedule must be a multiple of."""
         return self.pipeline_parallel if self.is_interleaved else 1
 
     @property
     def sequence_divisor(self) -> int:
-        """Every sequence is a multiple of this: zigzag halves per context rank, each split again
-        under SP."""
+        """Number that the tokens of every sequence must be a multiple of.
+
+        Context parallelism cuts a sequence in two equal chunks per rank. Sequence parallelism cuts
+        each rank's share, both chunks together, once more over the tensor-parallel ranks.
+        """
         if self.context_parallel == 1:
             return self.tensor_parallel if self.sequence_parallel else 1
         per_rank = math.lcm(2, self.tensor_parallel) if self.sequence_parallel else 2
         return self.context_parallel * per_rank
 
     def data_parallel(self, world_size: int) -> int:
-        """Returns copies of the model that fit `world_size` processes; raises InputError if they do
-        not fill it."""
+        """Returns the number of copies of the model on `world_size` processes.
+
+        Raises InputError where whole copies do not fill the processes exactly.
+        """
         if self.is_interleaved and self.pipeline_parallel == 1:
             raise InputError(
                 "virtual_pipeline", self.virtual_pipeline, "needs pipeline_parallel above 1, got 1"
@@ -107,8 +124,10 @@ class ParallelLayout(StrictConfig):
             )
 
     def check_batch(self, global_batch_size: int, micro_batch_size: int, data_parallel: int) -> int:
-        """Returns micro-batches per step and rank; raises InputError where a global batch does not
-        divide."""
+        """Returns the number of micro-batches per step on each data-parallel rank.
+
+        Raises InputError where the global batch cannot be divided like that.
+        """
         together = micro_batch_size * data_parallel
         self._divides(
             "global_batch_size", global_batch_size, "micro_batch_size·data_parallel", together

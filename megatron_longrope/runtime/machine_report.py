@@ -1,7 +1,6 @@
-"""What this machine has for our work, what is missing, and what each absence costs: the probes
-behind `doctor`.
+"""The probes behind `longrope doctor`: what this machine has, lacks, and what each absence costs.
 
-Every probe looks and reports; none changes anything, and an absent package is a finding, not an
+Every probe looks and reports. None changes anything, and an absent package is a finding, not an
 error.
 """
 
@@ -21,7 +20,7 @@ import psutil
 import torch
 from packaging.specifiers import SpecifierSet
 
-# The ranges stand in pyproject.toml too; a test holds them together.
+# The ranges stand in pyproject.toml too; a test checks that both agree.
 SUPPORTED_PYTHON = SpecifierSet(">=3.10,<3.13")
 SUPPORTED_TORCH = SpecifierSet(">=2.9")
 SUPPORTED_MEGATRON_CORE = SpecifierSet(">=0.16.1,<0.17")
@@ -46,17 +45,17 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked for: whether it is there and usable, what was seen, and what follows where
-    it is not.
-
-    Without an `essential` one the main job, extending a model, cannot run at all.
-    """
+    """One thing that was looked for on this machine."""
 
     name: str
     present: bool
+    """Whether it is there and usable."""
     detail: str
+    """What was seen."""
     cost_of_absence: str
+    """What does not work, or works otherwise, without it."""
     essential: bool = False
+    """Whether extending a model, the main job, is impossible without it."""
 
 
 def machine_report() -> list[Finding]:
@@ -85,14 +84,14 @@ def can_run_main_job(findings: Sequence[Finding]) -> bool:
 
 
 def python() -> Finding:
-    """The interpreter."""
+    """Looks at the version of Python."""
     version = ".".join(map(str, sys.version_info[:3]))
     cost = "Nothing runs: take one of the supported versions."
     return _in_range("Python", version, SUPPORTED_PYTHON, cost)
 
 
 def torch_package() -> Finding:
-    """torch, and what it was built for."""
+    """Looks for torch, and what it was built for."""
     built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
     finding = _in_range(
         "torch", torch.__version__, SUPPORTED_TORCH, "Nothing runs: install a supported torch."
@@ -107,7 +106,7 @@ def torch_package() -> Finding:
 
 
 def megatron_core() -> Finding:
-    """megatron-core; the CPU platform is made for, and tested against, these versions only."""
+    """Looks for megatron-core in the versions that the CPU platform is made for and tested with."""
     cost = "Nothing that touches a model runs: pip install -c constraints.txt megatron-core."
     return _in_range(
         "megatron-core", installed_version("megatron-core"), SUPPORTED_MEGATRON_CORE, cost
@@ -115,7 +114,7 @@ def megatron_core() -> Finding:
 
 
 def python_packages() -> Finding:
-    """The other packages every command may need."""
+    """Looks for the other packages that every command may need."""
     missing = [name for name in REQUIRED_PACKAGES if installed_version(name) is None]
     detail = "missing: " + ", ".join(missing) if missing else f"all {len(REQUIRED_PACKAGES)} there"
     cost = "Some commands stop at the first use: pip install -c constraints.txt -e ."
@@ -123,7 +122,7 @@ def python_packages() -> Finding:
 
 
 def gloo() -> Finding:
-    """The backend of process groups on CPUs: essential where there is no GPU."""
+    """Looks for gloo, the backend of process groups on CPUs; essential where there is no GPU."""
     present = torch.distributed.is_available() and torch.distributed.is_gloo_available()
     cost = "No process groups on CPUs: without a GPU nothing runs."
     essential = not torch.cuda.is_available()
@@ -131,7 +130,7 @@ def gloo() -> Finding:
 
 
 def cuda() -> Finding:
-    """CUDA, with each device's name, memory and compute capability."""
+    """Looks for CUDA, with each device's name, memory and compute capability."""
     cost = (
         "Everything runs on the CPU: right, but fit for small models and some ten thousand tokens "
         "only."
@@ -150,7 +149,7 @@ def cuda() -> Finding:
 
 
 def nccl() -> Finding:
-    """The backend of process groups on GPUs."""
+    """Looks for NCCL, the backend of process groups on GPUs."""
     present = torch.distributed.is_available() and torch.distributed.is_nccl_available()
     detail = "not in this torch"
     if present:
@@ -159,7 +158,7 @@ def nccl() -> Finding:
 
 
 def transformer_engine() -> Finding:
-    """NVIDIA's Transformer Engine, within the range this megatron-core works with, and loadable."""
+    """Looks for Transformer Engine, in the versions this megatron-core works with, and loads it."""
     cost = (
         "No FP8 and no fused layers: torch's own attention and norms serve, equal up to rounding."
     )
@@ -173,7 +172,7 @@ def transformer_engine() -> Finding:
 
 
 def flash_attention() -> Finding:
-    """The flash-attn package, which Transformer Engine can use."""
+    """Looks for the flash-attn package, which Transformer Engine can use too."""
     cost = (
         "Transformer Engine attends with cuDNN's kernels instead; torch's own flash kernels are "
         "not affected."
@@ -184,8 +183,10 @@ def flash_attention() -> Finding:
 
 
 def apex() -> Finding:
-    """NVIDIA's Apex, told apart from the unrelated package of that name by its optimizers and
-    compiled kernels."""
+    """Looks for NVIDIA's Apex, whose optimizers and compiled kernels tell it from its namesake.
+
+    The package `apex` on PyPI is an unrelated toolkit.
+    """
     cost = (
         "Transformer Engine's fused Adam does its work; where that is absent too, torch's: slower, "
         "not different."
@@ -204,7 +205,7 @@ def apex() -> Finding:
 
 
 def slurm() -> Finding:
-    """The two Slurm programs our jobs use."""
+    """Looks for the two Slurm programs that our jobs use."""
     missing = [name for name in ("sbatch", "srun") if find_program(name) is None]
     detail = "missing: " + ", ".join(missing) if missing else str(find_program("sbatch"))
     cost = (
@@ -215,7 +216,7 @@ def slurm() -> Finding:
 
 
 def cores() -> Finding:
-    """CPU cores this process may use."""
+    """Counts the CPU cores that this process may use."""
     count = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -225,8 +226,10 @@ def cores() -> Finding:
 
 
 def memory() -> Finding:
-    """Main memory this process may use, in GiB: the machine's, or the container's where that is
-    less."""
+    """Measures the main memory that this process may use, in GiB.
+
+    That is the machine's, or the container's limit where it is less.
+    """
     machine = psutil.virtual_memory()
     limit = container_memory_limit()
     total = min(machine.total, limit) if limit is not None else machine.total
@@ -237,7 +240,7 @@ def memory() -> Finding:
 
 
 def installed_version(distribution: str) -> str | None:
-    """Returns the version of an installed distribution, None where it is absent."""
+    """Returns the version of an installed distribution; None where it is absent."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -271,8 +274,10 @@ def _in_range(
 
 
 def _loadable(finding: Finding, module: str) -> Finding:
-    """Returns `finding`, absent after all where `module` cannot be loaded (built for another torch,
-    no driver)."""
+    """Returns `finding`, marked as absent where its module is installed but cannot be loaded.
+
+    That happens to packages built for another torch, or where the driver is missing.
+    """
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:

@@ -24,49 +24,61 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One process's view of the run. Everything that needs a group, a rank or the device takes it
-    from here."""
+    """One process's view of the run: its device, its ranks and its process groups.
+
+    Everything that needs one of them takes it from here, not from megatron-core's global state.
+    """
 
     layout: ParallelLayout
     device: torch.device
     rank: int
+    """Rank of this process among all processes."""
     world_size: int
+    """Number of all processes."""
     groups: ProcessGroupCollection
+    """The groups of this process by axis: `tp`, `pp`, `cp`, `dp`, and `dp_cp` for both."""
     store: dist.Store
-    """Keys and values all processes share."""
+    """Keys and values that all processes share."""
 
     @property
     def leads_group(self) -> bool:
-        """Whether this process speaks for its data-parallel group: the first of its tensor,
-        pipeline and context ranks."""
+        """Whether this process speaks for its copy of the model.
+
+        It is the first of the copy's tensor-, pipeline- and context-parallel ranks.
+        """
         return bool(self.groups.tp.rank() == self.groups.pp.rank() == self.groups.cp.rank() == 0)
 
     @property
     def data_parallel_size(self) -> int:
+        """Number of copies of the model."""
         return int(self.groups.dp.size())
 
     @property
     def data_parallel_rank(self) -> int:
+        """Number of the copy of the model that this process belongs to, from 0."""
         return int(self.groups.dp.rank())
 
     @property
     def is_first_stage(self) -> bool:
+        """Whether this process is on the first pipeline stage, which has the embedding."""
         return int(self.groups.pp.rank()) == 0
 
     @property
     def is_last_stage(self) -> bool:
+        """Whether this process is on the last pipeline stage, which has the output layer."""
         return int(self.groups.pp.rank()) == int(self.groups.pp.size()) - 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this process writes what only one process may write."""
         return self.rank == 0
 
     def barrier(self) -> None:
+        """Waits until all processes have come here."""
         dist.barrier()
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        """Returns rank `source`'s `value` (any picklable object of ours) on every rank."""
+        """Returns the `value` of rank `source`, any object that can be pickled, on every rank."""
         box = [value]
         dist.broadcast_object_list(box, src=source)
         return box[0]
@@ -79,7 +91,7 @@ class Runtime:
 
 
 def process_rank() -> int:
-    """This process's rank as torchrun or Slurm told it; 0 where nobody did."""
+    """Returns this process's rank as torchrun's environment says it; 0 where it says none."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -91,10 +103,16 @@ def start_runtime(
     timeout_seconds: float = 1800,
     threads: int | None = None,
 ) -> Iterator[Runtime]:
-    """Joins the processes torchrun started (or runs alone), sets device, groups and seeds, and
-    cleans up at the end.
+    """Joins the processes that torchrun started, and yields this process's runtime.
 
-    Raises InputError where the layout does not fill the processes.
+    Without torchrun the process runs alone. Sets device, process groups and seeds; at the end the
+    groups are dissolved. Raises InputError where the layout does not fill the processes.
+
+    Args:
+        layout: How a model is spread over the processes; by default each holds a whole one.
+        seed: Of torch's and megatron-core's random numbers.
+        timeout_seconds: How long a process waits for the others before it gives up.
+        threads: Number of torch's CPU threads; by default torch's own choice.
     """
     layout = layout or ParallelLayout()
     on_cpu = cpu_platform.install()
@@ -117,8 +135,10 @@ def start_runtime(
 def divide_processes(
     layout: ParallelLayout, device: torch.device, store: dist.Store, *, seed: int = 1234
 ) -> Iterator[Runtime]:
-    """Divides processes that have joined already into the layout's groups, and dissolves these at
-    the end."""
+    """Divides processes that have joined already into the layout's groups; yields the runtime.
+
+    At the end the groups are dissolved, and the processes stay joined.
+    """
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -128,6 +148,7 @@ def divide_processes(
             pipeline_model_parallel_size=layout.pipeline_parallel,
             context_parallel_size=layout.context_parallel,
             hierarchical_context_parallel_sizes=_two_levels(layout),
+            # A second set of groups beside NCCL's; on a CPU all groups are gloo's already.
             create_gloo_process_groups=device.type != "cpu",
         )
         torch.manual_seed(seed)
@@ -140,8 +161,7 @@ def divide_processes(
 
 
 def _two_levels(layout: ParallelLayout) -> list[int] | None:
-    """Sizes of the inner and the outer context-parallel groups, where there are two levels of
-    them."""
+    """Returns the sizes of the inner and outer context-parallel groups; None for one level."""
     inner = layout.context_parallel_a2a
     if inner == 1:
         return None
@@ -162,13 +182,13 @@ def _pick_device(on_cpu: bool) -> torch.device:
 
 
 def join_processes(device: torch.device, world_size: int, timeout_seconds: float) -> dist.Store:
-    """Joins the processes torchrun started, or makes a world of one; returns the store they
-    share."""
+    """Joins the processes that torchrun started, or makes a world of one; returns their store."""
     on_cpu = device.type == "cpu"
     # gloo serves objects and CPU tensors on GPU machines too
     backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
+        # A store in memory: a process alone needs no port, so many can run on one machine.
         store: dist.Store = dist.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:

@@ -1,6 +1,6 @@
-"""The environment variables by which Transformer Engine is told what it takes no argument for.
+"""The environment variables that tell Transformer Engine what it takes no argument for.
 
-It reads them at each call of attention, so setting them in the process works.
+Transformer Engine reads them at each call of attention, so they can be set within the process.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from megatron_longrope.errors import InputError
 _SWITCHES = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 _BACKWARD = "NVTE_FP8_DPA_BWD"
 _ours: set[str] = set()
-"""Variables this process has set here: those it may change again."""
+"""Variables that this module has set, and so may change again; a person's are left alone."""
 
 
 @contextlib.contextmanager
 def switches_kept() -> Iterator[None]:
-    """Keeps what is said about kernels of attention while megatron-core makes a model of any
-    engine.
+    """Restores the switches of Transformer Engine's attention kernels after a model is built.
 
-    It sets all three switches on and refuses to build where one says otherwise, a person's or ours.
+    While megatron-core builds a model, of any engine, it sets all three switches on, and refuses to
+    build where one is off already. So they are taken away before, whoever has set them.
     """
     before = {name: os.environ.pop(name, None) for name in _SWITCHES}
     try:
@@ -35,12 +35,12 @@ def switches_kept() -> Iterator[None]:
 
 
 def prepare_transformer_engine(*, fp8_attention_backward: bool | None) -> None:
-    """Forbids attention that is quadratic in memory, and says in which precision FP8 attention is
-    differentiated.
+    """Forbids attention that is quadratic in memory, and sets the precision of FP8's backward pass.
 
-    Where no fused kernel serves, Transformer Engine would fall back on a plain softmax over the
-    whole S×S matrix without a word; with this it raises instead. `fp8_attention_backward` is None
-    where attention is not in FP8. Raises InputError where a person has said the opposite of it.
+    Where no fused kernel serves, Transformer Engine silently falls back on a plain softmax over the
+    whole S×S matrix; with its switch off it raises instead. `fp8_attention_backward` says whether
+    FP8 attention has its backward pass in FP8 too, and is None where attention is not in FP8.
+    Raises InputError where the environment says the opposite already.
     """
     os.environ["NVTE_UNFUSED_ATTN"] = "0"
     if fp8_attention_backward is None:

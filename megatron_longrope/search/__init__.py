@@ -1,5 +1,21 @@
-"""Searching rescale factors: ask/tell searchers, spaces, the journal, the loop. Numpy only; never
-sees a model."""
+"""Searching rescale factors: spaces, ask/tell searchers, early stopping, and the loop of a search.
+
+Everything here is NumPy: a search knows its model only as an objective, a function that gives the
+evaluations of candidates. Here the loss is the distance of log λ to log 4:
+
+>>> import math
+>>> def objective(candidates, terms):
+...     for candidate in candidates:
+...         distance = sum((math.log(x) - math.log(4)) ** 2 for x in candidate.rescale)
+...         yield Evaluation(nll_sums=(100 * distance,), token_counts=(100,))
+>>> space = SearchSpace.first_stage(num_pairs=4, scale=8)
+>>> task = SearchTask(length=4096, scale=8, num_documents=1)
+>>> choice = SearcherChoice.model_validate({"name": "random", "evaluations": 50})
+>>> searcher = choice.build(space, [Candidate((8.0,) * 4)], seed=1, task=task)
+>>> outcome = run_search(searcher, objective, MemoryJournal())
+>>> len(outcome.entries), outcome.evaluation.loss < outcome.entries[0].evaluation.loss
+(51, True)
+"""
 
 from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Gradient, Provenance
 from megatron_longrope.artifacts.journal import (

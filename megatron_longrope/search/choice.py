@@ -1,4 +1,4 @@
-"""Which searcher a search uses, and its settings."""
+"""The config field that names a searcher and holds its settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_longrope.search.types import SearchTask
 
 
 class SearcherChoice(StrictConfig):
-    """A searcher by name, its settings beside the name; a name alone takes the defaults.
+    """A searcher by name with its settings beside the name; a name alone takes the defaults.
 
     >>> SearcherChoice.model_validate({"name": "random", "evaluations": 20}).model_dump()
     {'name': 'random', 'evaluations': 20}
@@ -28,19 +28,19 @@ class SearcherChoice(StrictConfig):
 
     name: str = DEFAULT_SEARCHER
     settings: SerializeAsAny[StrictConfig] | None = None
-    """Those given; None: the defaults, which may depend on the length searched."""
+    """The settings given; None means the defaults, which may depend on the length searched."""
 
     @model_validator(mode="before")
     @classmethod
     def _with_settings_of_its_own(cls, values: object) -> object:
-        """Lets the searcher named judge every key beside the name."""
+        """Validates every key beside the name with the settings of the searcher named."""
         if isinstance(values, str):
             values = {"name": values}
         if not isinstance(values, Mapping):
             return values
         kind = _kind_of(values)
         given = {key: value for key, value in values.items() if key != "name"}
-        # a ValidationError raised here keeps its keys: pydantic puts ours before them
+        # a ValidationError raised here keeps its keys; pydantic puts the path to this field first
         settings = kind.Settings.model_validate(given) if given else None
         return {"name": kind.name, "settings": settings}
 
@@ -51,7 +51,7 @@ class SearcherChoice(StrictConfig):
 
     @classmethod
     def keys_of(cls, values: object) -> Mapping[str, FieldInfo]:
-        """Returns the keys that `values` may have: the name, and settings of the searcher named."""
+        """Returns the keys that `values` may have: the name, and the named searcher's settings."""
         kind = _kind_of(values if isinstance(values, Mapping) else {})
         return {"name": cls.model_fields["name"], **kind.Settings.model_fields}
 
@@ -61,20 +61,20 @@ class SearcherChoice(StrictConfig):
         return SEARCHERS[self.name]
 
     def settings_for(self, length: int) -> StrictConfig:
-        """Returns the settings of a search for `length` tokens."""
+        """Returns the settings given, else the defaults of a search for `length` tokens."""
         if self.settings is not None:
             return self.settings
         defaults: StrictConfig = self.kind.default_settings(length)
         return defaults
 
     def needs_gradients(self, length: int) -> bool:
-        """Whether evaluations with gradients are among those of a search for `length` tokens."""
+        """Returns whether a search for `length` tokens asks for evaluations with gradients."""
         return self.kind.needs_gradients(self.settings_for(length))
 
     def build(
         self, space: SearchSpace, seeds: Sequence[Candidate], seed: int, task: SearchTask
     ) -> RoundSearcher[Any]:
-        """Returns the searcher, about to propose its first candidates."""
+        """Returns a new searcher in `space` that starts from `seeds`; `seed` fixes its draws."""
         return self.kind(space, self.settings_for(task.length), seeds, seed, task)
 
 

@@ -1,5 +1,8 @@
-"""LongRoPE2's search space (arXiv 2502.20082): free factors from the critical pair on, a closed
-form below it."""
+"""LongRoPE2's search space (arXiv 2502.20082): λ is free only from the critical pair on.
+
+Pairs from the critical pair on never made a full turn in pretraining: they are searched. Faster
+pairs were trained over their whole period; their λ follows from the critical pair's in closed form.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,35 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _UPPER_OVER_SCALE = 2.0
-# Relative: what a sum of logarithms may differ from a power.
+"""The largest λ of a free pair over the scale s."""
 _ROUNDING = 1e-9
+"""Relative difference allowed between λ and the closed form, which a descent computes from logs."""
 
 
 def theoretical_critical_pair(head_dim: int, base: float, original_length: int) -> int:
-    """Returns the first pair whose wavelength exceeds the pretrained window: ⌈d/2 · ln(L/2π) / ln
-    base⌉.
+    """Returns the first pair whose wavelength exceeds the window: ⌈d/2 · ln(L/2π) / ln base⌉.
 
-    The search may well do better below it: LongRoPE2 publishes 33 for LLaMA3-8B, where this gives
-    35.
+    LongRoPE2 calls it the theoretical critical dimension (the paper counts dimensions, two per
+    pair). A search may do better from a lower pair on: the published LLaMA3-8B factors have 33.
+
+    >>> theoretical_critical_pair(head_dim=128, base=500000.0, original_length=8192)
+    35
     """
+    # 2π/θ_i = 2π·base^(2i/d) ≥ L  ⇔  i ≥ d/2 · ln(L/2π) / ln base
     return math.ceil(head_dim / 2 * math.log(original_length / (2 * math.pi)) / math.log(base))
 
 
 @dataclass(frozen=True)
 class CriticalSpace(SearchSpace):
-    """`lower` and `upper` bound the pairs from `critical_pair` on; below it λ_i = λ_cd^(i/cd).
+    """A space whose pairs below `critical_pair` = cd follow from it: λ_i = λ_cd^(i/cd).
 
-    Genomes hold the free pairs only, so every searcher works in this space as in any other.
+    This is NTK-aware scaling up to pair cd: λ_0 = 1, and log λ_i grows linearly to log λ_cd. The
+    bounds `lower` and `upper` are those of the free pairs, which are the ones from cd on. Genomes
+    hold the free pairs only, so every searcher works in this space as in any other.
+
+    >>> space = CriticalSpace.extension(num_pairs=4, scale=4, critical_pair=2)
+    >>> space.bounds[0].tolist(), space.bounds[1].tolist()
+    ([1.0, 2.0, 4.0, 4.0], [1.0, 2.8284271247461903, 8.0, 8.0])
     """
 
     critical_pair: int = 1
@@ -60,12 +73,12 @@ class CriticalSpace(SearchSpace):
 
     @property
     def num_pairs(self) -> int:
-        """Rotary pairs, head_dim / 2."""
+        """Number of rotary pairs, head_dim / 2: the dependent ones and the free ones."""
         return self.critical_pair + len(self.lower)
 
     @property
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Least and greatest λ of each pair, each [num_pairs], neither decreasing."""
+        """Smallest and largest λ of each pair, each [num_pairs] and non-decreasing."""
         low, high = super().bounds
         return self._complete(low), self._complete(high)
 
@@ -74,23 +87,27 @@ class CriticalSpace(SearchSpace):
         return self._complete(rescale[self.critical_pair :])
 
     def pull_back(self, by_log: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns ∂/∂log λ [num_pairs] with what the dependent pairs say handed on to the critical
-        one."""
+        """Returns ∂loss/∂log λ [num_pairs] by the free pairs, from that by all pairs.
+
+        The result is zero for the dependent pairs, and the critical pair has their share as well.
+        """
         cd = self.critical_pair
         free = by_log.copy()
+        # log λ_i = (i/cd)·log λ_cd for i < cd, so by the chain rule
+        # ∂/∂log λ_cd = (∂/∂log λ_cd alone) + Σ_{i<cd} (i/cd)·∂/∂log λ_i
         free[cd] += by_log[:cd] @ (np.arange(cd) / cd)
         free[:cd] = 0.0
         return free
 
     def admits(self, candidate: Candidate) -> bool:
-        """Whether `candidate` keeps bounds, order, choices and the closed form."""
+        """Returns whether `candidate` keeps bounds, order, choices and the closed form."""
         rescale = np.array(candidate.rescale)
         return super().admits(candidate) and bool(
             np.allclose(rescale, self.shape(rescale), rtol=_ROUNDING, atol=0)
         )
 
     def project(self, candidate: Candidate) -> Candidate:
-        """Returns the nearest candidate of the space, judged by the free pairs."""
+        """Returns the candidate of the space whose free pairs, n̂ and t are nearest."""
         self._check_length(candidate)
         return super().project(self._free(candidate))
 
@@ -105,14 +122,16 @@ class CriticalSpace(SearchSpace):
         return self._whole(super().decode(genome))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns JSON values that define the space."""
+        """Returns the JSON values that define the space."""
         return {**super().to_json(), "critical_pair": self.critical_pair}
 
     def _complete(self, free: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns λ of all pairs [num_pairs] from those of the free pairs."""
         below = free[0] ** (np.arange(self.critical_pair) / self.critical_pair)
         return np.concatenate([below, free])
 
     def _free(self, candidate: Candidate) -> Candidate:
+        """Returns `candidate` with the λ of its free pairs alone."""
         return Candidate(
             candidate.rescale[-len(self.lower) :],
             candidate.start_tokens,
@@ -120,9 +139,11 @@ class CriticalSpace(SearchSpace):
         )
 
     def _whole(self, free: Candidate) -> Candidate:
+        """Returns the candidate of all pairs whose free pairs are those of `free`."""
         rescale = self._complete(np.array(free.rescale))
         return Candidate(tuple(rescale), free.start_tokens, free.attention_factor)
 
     def _check_length(self, candidate: Candidate) -> None:
+        # the inherited methods are called with candidates of the free pairs alone
         if len(candidate.rescale) not in (self.num_pairs, len(self.lower)):
             super()._check_length(candidate)

@@ -20,11 +20,10 @@ _HALVINGS = 50
 
 @dataclass(frozen=True)
 class Margin:
-    """By which factor another perplexity exceeds ours, with the ends of its 95 % interval; 1 is a
-    draw.
+    """The factor by which another perplexity exceeds ours, with the ends of its 95 % interval.
 
-    The interval is NaN where nothing says how documents differ: for a part of the loss that has a
-    single document, and where a sum is not finite.
+    1 means that neither is better. The interval is NaN where nothing says how documents differ: for
+    a part of the loss that has a single document, and where a sum is not finite.
     """
 
     ratio: float
@@ -33,11 +32,10 @@ class Margin:
 
 
 def paired_margin(ours: Evaluation, other: Evaluation, parts: Sequence[ScoredPart] = ()) -> Margin:
-    """Returns other's perplexity over ours on the same documents; raises InputError where they are
-    not the same.
+    """Returns the perplexity of `other` over that of `ours`, both on the same documents.
 
-    `parts` are what an objective says the documents are; without them all are one part, each from a
-    text of its own.
+    `parts` are the objective's `scored_parts`; without them all documents are one part, each a text
+    of its own. Raises InputError where token counts differ.
 
     >>> counts = (100, 100, 100)
     >>> ours, other = Evaluation((310, 290, 300), counts), Evaluation((322, 300, 311), counts)
@@ -61,9 +59,9 @@ def paired_margin(ours: Evaluation, other: Evaluation, parts: Sequence[ScoredPar
 def difference_interval(
     differences: ArrayLike, token_counts: Sequence[int], parts: Sequence[ScoredPart] = ()
 ) -> tuple[Array, Array, Array]:
-    """Returns the mean of `differences` [..., documents] (nats) per token, and the ends of its 95 %
-    interval, each [...].
+    """Returns the mean of differences per token and the ends of its 95 % interval, each [...].
 
+    `differences` [..., documents] are in nats, scaled as an evaluation's sums.
     Texts are what is drawn, not tokens: a text counts once, whatever stretches of it there are in
     whatever parts. The variance is that of the texts' influences on the mean, each over the share
     of itself that the mean takes away (HC2), and groups of parts that share no text are independent
@@ -91,8 +89,8 @@ def difference_interval(
 
 
 def student_quantile(probability: float, freedom: ArrayLike) -> Array:
-    """Returns Student's t at `probability` (above ½) for degrees of freedom of 1 or more, fractions
-    among them; NaN gives NaN.
+    """Returns Student's t at `probability` (above ½) for 1 or more, also fractional, degrees of
+    freedom; NaN gives NaN.
 
     With t = √ν·tan φ the density is cos^(ν−1) φ: integrated by Gauss and Legendre, inverted by
     halving.
@@ -112,7 +110,7 @@ def student_quantile(probability: float, freedom: ArrayLike) -> Array:
 def _by_group(
     counts: Array, parts: Sequence[ScoredPart]
 ) -> list[tuple[tuple[ScoredPart, ...], list[int]]]:
-    """Parts that share texts, together, with the places of their documents in an evaluation."""
+    """Returns groups of parts that share texts, with the indices of each group's documents."""
     if not parts:
         parts = (ScoredPart("text", tuple(range(len(counts)))),)
     if sum(len(part.texts) for part in parts) != len(counts):
@@ -139,8 +137,9 @@ def _texts_of(parts: Iterable[ScoredPart]) -> set[Hashable]:
 def _group_variance(
     differences: Array, counts: Array, parts: Sequence[ScoredPart], total: float
 ) -> tuple[Array, float]:
-    """Returns the variance [...] of what `parts` add to the mean, and its degrees of freedom; NaN
-    for a single text.
+    """Returns the variance [...] of what a group of parts adds to the mean, and its freedom.
+
+    Both are NaN for a single text.
 
     Part p has the mean Σ_u h_pu·x_u of its texts' means x_u, h_pu being text u's share of its
     tokens, and adds w_p of that to the loss. Text u enters with c_u = Σ_p w_p·h_pu. Its influence,

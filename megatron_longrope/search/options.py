@@ -1,4 +1,4 @@
-"""Command-line options that a searcher declares for its settings."""
+"""Options of `longrope search` that a searcher declares for its settings."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from dataclasses import dataclass
 class SettingOption:
     """An option of `longrope search` that changes settings of the searcher that declares it.
 
-    Searchers may share an option: each says in its own words what it means there.
+    Several searchers may declare the same flag, each with a help text of its own.
 
     >>> SettingOption("--passes", "over the documents", lambda n: {"descent": {"passes": n}}).key
     'passes'
     """
 
     flag: str
-    """Such as `--ramp-rounds`."""
+    """The option as it is typed, such as `--ramp-rounds`."""
     help: str
-    """A clause that follows the searcher's name, and the default in brackets."""
+    """A clause that follows the searcher's name in the help text, with the default in brackets."""
     to_settings: Callable[[int], Mapping[str, object]]
-    """Gives the settings that a value of the option stands for, as a recipe would hold them."""
+    """Returns the settings that a value of the option stands for, as a recipe would hold them."""
     at_least: int = 1
+    """The smallest value allowed."""
 
     @property
     def key(self) -> str:
@@ -31,7 +32,11 @@ class SettingOption:
 
 
 def merge_settings(base: Mapping[str, object], more: Mapping[str, object]) -> dict[str, object]:
-    """Returns `base` with the values of `more` in their places, groups within groups included."""
+    """Returns `base` with the values of `more` in their places, at every depth.
+
+    >>> merge_settings({"descent": {"passes": 24, "rate": 0.02}}, {"descent": {"passes": 8}})
+    {'descent': {'passes': 8, 'rate': 0.02}}
+    """
     merged = dict(base)
     for key, value in more.items():
         known = merged.get(key)

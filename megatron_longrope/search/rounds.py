@@ -1,5 +1,4 @@
-"""What all searchers share: what they can do, proposals in rounds, results told in order, the best
-so far, and exact state."""
+"""The base class of searchers: rounds of proposals, results told in order, and exact state."""
 
 from __future__ import annotations
 
@@ -19,14 +18,15 @@ SettingsT = TypeVar("SettingsT", bound=StrictConfig)
 
 
 class Proposal(NamedTuple):
-    """A candidate of a round and how it came about."""
+    """A candidate of a round and the step of the search it came from."""
 
     candidate: Candidate
     origin: str
+    """One word for the step, such as `seed` or `mutant`, for the journal and reports."""
 
 
 class Told(NamedTuple):
-    """A proposal and its result."""
+    """A proposal whose result has been reported, and the result."""
 
     candidate: Candidate
     origin: str
@@ -34,40 +34,41 @@ class Told(NamedTuple):
 
 
 class RoundSearcher(ABC, Generic[SettingsT]):
-    """A searcher that proposes in rounds.
+    """A searcher that proposes its candidates in rounds.
 
-    A round is drawn when the last result of the one before has been told, so that nothing depends
-    on how many candidates are asked for at a time. A subclass says what a round holds in
-    `next_round`, from all that was told and its own random state. One with a state of its own has
+    A round is drawn when the last result of the round before has been told, so that nothing depends
+    on how many candidates are asked for at a time. A subclass implements `next_round`, which draws
+    a round from all results told and from its own random state. A subclass with further state has
     an `__init__` of the same parameters that calls this one first.
 
     The state is the history: `load_state_dict` tells it anew to a fresh searcher, which restores
-    whatever a subclass keeps, random state included.
+    everything that a subclass keeps, random state included.
 
-    Class attributes say what a searcher is and can do; recipes and the command line ask for them.
+    The class attributes tell recipes and the command line what a searcher is and what it can do.
 
     Args:
-        space: The candidates allowed.
-        settings: Of the class's `Settings`.
-        seeds: Where the search starts; they are projected into the space, duplicates dropped.
-        seed: Of whatever is random.
-        task: What is searched for.
+        space: The space of candidates allowed.
+        settings: An instance of the class's `Settings`.
+        seeds: The candidates that the search starts from. They are projected into the space, and
+            duplicates are dropped.
+        seed: The number that fixes all random draws.
+        task: The length, the scale and the number of documents of the search.
     """
 
     name: ClassVar[str]
-    """What recipes and `longrope search --searcher` call it."""
+    """The searcher's name in recipes and for `longrope search --searcher`."""
     summary: ClassVar[str]
-    """One line of help."""
+    """One line of help for the command line."""
     Settings: ClassVar[type[StrictConfig]]
-    """The keys that stand beside the name in a recipe; `name` is none of them."""
+    """The config class of the keys that stand beside `name` in a recipe."""
     options: ClassVar[tuple[SettingOption, ...]] = ()
-    """Settings that have an option of `longrope search`."""
+    """Options of `longrope search` for some of the settings."""
     searches_start_tokens: ClassVar[bool] = True
     """Whether n̂ is searched where the space leaves it open; else it stays as in the best start."""
     unfit_spaces: ClassVar[Mapping[SpaceName, str]] = {}
-    """Spaces the searcher does not work in, and why: a clause that follows its name."""
+    """Spaces that the searcher does not work in, each with the reason: a clause after its name."""
     unfit_stages: ClassVar[Mapping[SearchStage, str]] = {}
-    """Stages the searcher makes no sense for, and why: a clause that follows its name."""
+    """Stages that the searcher is not made for, each with the reason as a clause after its name."""
 
     def __init__(
         self,
@@ -85,51 +86,52 @@ class RoundSearcher(ABC, Generic[SettingsT]):
         self.seeds = tuple(dict.fromkeys(space.project(candidate) for candidate in seeds))
         self.history: list[Told] = []
         self.round_number = 0
-        self._drawn: list[Proposal] | None = None  # None: not even the first round
-        self._num_asked = 0  # of this round
-        self._num_told = 0
+        # The first round is drawn when it is first asked for: the __init__ of a subclass, which
+        # makes what next_round needs, runs after this one.
+        self._drawn: list[Proposal] | None = None
+        self._num_asked = 0  # candidates of the present round that were asked for
+        self._num_told = 0  # and those of them whose results are in
         self._best: tuple[Candidate, Evaluation] | None = None
 
-    # -- what a subclass gives
+    # -- what a subclass implements
 
     @classmethod
     def default_settings(cls, length: int) -> SettingsT:
-        """Returns the settings of a search for `length` tokens where none are given."""
+        """Returns the default settings of a search for `length` tokens."""
         return cast(SettingsT, cls.Settings())
 
     @classmethod
     def needs_gradients(cls, settings: SettingsT) -> bool:
-        """Whether evaluations with gradients are among those that `settings` lead to."""
+        """Returns whether a search with these `settings` asks for evaluations with gradients."""
         return False
 
     @abstractmethod
     def next_round(self) -> list[Proposal]:
-        """Returns the proposals of round `self.round_number`, none when the search is over."""
+        """Returns the proposals of round `self.round_number`; an empty list ends the search."""
 
     def settings_json(self) -> dict[str, Any]:
-        """Returns the settings as JSON values, as the journal's header holds them."""
+        """Returns the settings as the JSON values that the journal's header holds."""
         return self.settings.model_dump(mode="json")
 
     @property
     @abstractmethod
     def num_evaluations(self) -> int | None:
-        """Evaluations from first to last, where that is known in advance."""
+        """Number of evaluations from first to last; None where it is not known in advance."""
 
     @property
     def asks_gradient(self) -> bool:
-        """Whether this round's evaluations are to come with their gradients."""
+        """Whether the evaluations of this round need gradients."""
         return False
 
     @property
     def sample(self) -> tuple[int, ...] | None:
-        """The documents that this round's evaluations are to be made on; None: all."""
+        """Numbers of the documents that this round is evaluated on; None for all documents."""
         return None
 
     # -- ask and tell
 
     def ask(self, n: int) -> list[Candidate]:
-        """Returns at most `n` candidates, never more than this round has left; none when it is all
-        asked."""
+        """Returns the next candidates of this round, at most `n`; an empty list if none is left."""
         if n < 1:
             raise InputError("n", n, "ask for 1 candidate or more")
         first = self._num_asked
@@ -137,20 +139,22 @@ class RoundSearcher(ABC, Generic[SettingsT]):
         return [proposal.candidate for proposal in self._round[first : self._num_asked]]
 
     def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Takes the result of the oldest candidate not yet told; raises TellError for any other."""
+        """Takes the result of the oldest candidate that waits; raises TellError for any other."""
         self._check_oldest(candidate)
         self.history.append(Told(candidate, self._round[self._num_told].origin, evaluation))
         self._num_told += 1
         if evaluation.usable and (self._best is None or evaluation.loss < self._best[1].loss):
             self._best = (candidate, evaluation)
-        if self._num_told == len(self._round):
+        if self._num_told == len(self._round):  # the round is complete: draw the next one
             self.round_number += 1
             self._drawn = self.next_round()
             self._num_asked = self._num_told = 0
 
     def provenance(self, candidate: Candidate) -> Provenance:
-        """Returns round and origin of a candidate asked and not yet told; raises TellError for any
-        other."""
+        """Returns round and origin of a candidate that waits for its result.
+
+        Raises TellError for any other candidate.
+        """
         for proposal in self._round[self._num_told : self._num_asked]:
             if proposal.candidate == candidate:
                 return Provenance(self.round_number, proposal.origin)
@@ -158,12 +162,12 @@ class RoundSearcher(ABC, Generic[SettingsT]):
 
     @property
     def best(self) -> tuple[Candidate, Evaluation] | None:
-        """The completed candidate of lowest finite loss told so far; of equals the first."""
+        """The first completed candidate of lowest finite loss so far, with its evaluation."""
         return self._best
 
     @property
     def round_size(self) -> int:
-        """Candidates of the present round."""
+        """Number of candidates of the present round."""
         return len(self._round)
 
     @property
@@ -173,14 +177,13 @@ class RoundSearcher(ABC, Generic[SettingsT]):
 
     @property
     def finished(self) -> bool:
-        """Whether the last round has been told."""
+        """Whether the results of the last round have been told."""
         return not self._round
 
     # -- identity and state
 
     def identity(self) -> dict[str, Any]:
-        """Returns what fixes the whole search: name, seed, settings, space and seeds, as JSON
-        values."""
+        """Returns the JSON values that determine the whole search and head its journal."""
         return {
             "searcher": self.name,
             "seed": self.seed,
@@ -190,7 +193,7 @@ class RoundSearcher(ABC, Generic[SettingsT]):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the whole state as JSON values: what was told, and how many more were asked."""
+        """Returns the state as JSON values: identity, results told, and number still waiting."""
         told = [[told.candidate.to_json(), told.evaluation.to_json()] for told in self.history]
         return {
             "identity": self.identity(),
@@ -199,8 +202,10 @@ class RoundSearcher(ABC, Generic[SettingsT]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on exactly where `state_dict` was taken, from a fresh searcher; raises InputError
-        for another's."""
+        """Brings a fresh searcher to the state that `state_dict` returned.
+
+        Raises InputError where the state is that of another search, or this searcher not fresh.
+        """
         check_same(state["identity"], self.identity(), "search state")
         if self.history or self._num_asked:
             raise InputError(
@@ -216,12 +221,13 @@ class RoundSearcher(ABC, Generic[SettingsT]):
 
     @property
     def _round(self) -> list[Proposal]:
-        """The present round; the first one is drawn when it is first asked for."""
+        """Proposals of the present round; the first round is drawn when it is first asked for."""
         if self._drawn is None:
             self._drawn = self.next_round()
         return self._drawn
 
     def _check_oldest(self, candidate: Candidate) -> None:
+        """Raises TellError unless `candidate` is the one whose result is due."""
         waiting = self._num_asked - self._num_told
         if not waiting:
             raise TellError(f"candidate {candidate} was told, but none is waiting for its result")

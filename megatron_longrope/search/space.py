@@ -1,10 +1,9 @@
-"""The space a search runs in: bounds per pair, the grid, n̂ and the attention factor; all
-arithmetic in integers.
+"""The space of a search: bounds of λ per pair, its grid, and the choices of n̂ and attention factor.
 
-Every gene is an index into a sorted list of allowed values, so that no candidate ever holds
-1.0700000000000003. For the rescale factors that list is the grid (the multiples of `step`) together
-with the bounds themselves: a second search starts at fine-tuned factors, which must stay allowed
-exactly even where they lie between two grid points.
+A candidate on the grid is held as a genome of integers. Every gene is an index into a sorted list
+of allowed values, so that no candidate ever holds 1.0700000000000003. For λ that list is the grid
+(the multiples of `step`) together with the bounds themselves: a second search starts at fine-tuned
+factors, which must stay allowed exactly even where they lie between two grid points.
 """
 
 from __future__ import annotations
@@ -26,18 +25,22 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Genome = NDArray[np.int64]
-"""Indices of one candidate, `[num_pairs + 2]`: λ of each pair, then n̂, then the attention
-factor."""
+"""Indices of one candidate, [num_pairs + 2]: λ of each pair, then n̂, then the attention factor."""
 
 PAPER_START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+"""The values of n̂ that LongRoPE searches (arXiv 2402.13753, section 3.2)."""
 UPPER_OVER_SCALE = 1.25
-# A bound this close (relatively) to a grid point is that grid point, met with rounding noise.
+"""The largest λ over the scale s: LongRoPE searches λ between 1 and 1.25·s in steps of 0.01."""
 _SAME = 1e-9
+"""Relative distance below which a bound is taken for a grid point with rounding noise."""
 
 
 def grid(lower: float, upper: float, step: float) -> tuple[float, ...]:
-    """Returns the multiples of `step` in [lower, upper], each the float nearest to the exact
-    decimal."""
+    """Returns the multiples of `step` in [lower, upper], each the float nearest to its decimal.
+
+    >>> grid(1.05, 1.08, 0.01)
+    (1.05, 1.06, 1.07, 1.08)
+    """
     exact = Fraction(str(step))
     first = math.ceil(Fraction(str(lower)) / exact)
     last = math.floor(Fraction(str(upper)) / exact)
@@ -45,10 +48,11 @@ def grid(lower: float, upper: float, step: float) -> tuple[float, ...]:
 
 
 SEARCHED_ATTENTION_FACTORS = grid(1.0, 1.3, 0.01)
+"""The default choices of the attention factor t."""
 
 
 class Choices(TypedDict, total=False):
-    """The fields of SearchSpace that do not follow from the stage."""
+    """The fields of SearchSpace that do not depend on the stage of the search."""
 
     step: float
     start_tokens: tuple[int, ...]
@@ -57,12 +61,20 @@ class Choices(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """λ_i in [lower_i, upper_i] on a grid of `step`, non-decreasing in i; n̂ and t out of ascending
-    choices.
+    """The candidates with λ_i between lower_i and upper_i on a grid, non-decreasing in i.
 
-    One choice means a fixed value: `attention_factors=(1.0,)` is the paper's text. Bounds of every
-    pair are allowed values of every pair whose own bounds enclose them. Raises InputError where no
-    non-decreasing λ fits the bounds.
+    `step` is the distance of grid points. n̂ and t are among `start_tokens` and
+    `attention_factors`, both ascending; a single choice fixes the value, and
+    `attention_factors=(1.0,)` is LongRoPE as published. The bounds of one pair are allowed values
+    of every pair whose own bounds enclose them. Raises InputError where no non-decreasing λ fits
+    the bounds.
+
+    `values` are all allowed λ in ascending order; `low` and `high` are the smallest and the largest
+    index that each gene may have.
+
+    >>> space = SearchSpace.first_stage(num_pairs=4, scale=8)
+    >>> space.project(Candidate((1.0, 3.004, 2.0, 12.0))).rescale
+    (1.0, 2.5, 2.5, 10.0)
     """
 
     lower: tuple[float, ...]
@@ -87,6 +99,7 @@ class SearchSpace:
         if not (math.isfinite(self.step) and self.step > 0):
             raise InputError("step", self.step, "must be finite and above 0")
         lower, upper = self._effective_bounds()
+        # np.unique sorts; lower[0] and upper[-1] are the smallest and the largest bound
         values = np.unique(np.array([*grid(lower[0], upper[-1], self.step), *lower, *upper]))
         choices = (len(self.start_tokens) - 1, len(self.attention_factors) - 1)
         object.__setattr__(self, "values", values)
@@ -99,19 +112,17 @@ class SearchSpace:
 
     @classmethod
     def first_stage(cls, num_pairs: int, scale: float, **choices: Unpack[Choices]) -> SearchSpace:
-        """Returns the space of a first extension by `scale`: λ from 1.0 to 1.25·scale for every
-        pair."""
+        """Returns the space of a first extension: every λ from 1 to 1.25·`scale`."""
         return cls((1.0,) * num_pairs, (UPPER_OVER_SCALE * scale,) * num_pairs, **choices)
 
     @classmethod
     def second_stage(
         cls, fine_tuned: Sequence[float], scale: float, **choices: Unpack[Choices]
     ) -> SearchSpace:
-        """Returns the space above fine-tuned factors: from λ_ft,i to 1.25·scale, `scale` against
-        the pretrained window.
+        """Returns the space of a further extension: λ_i from the fine-tuned λ_ft,i to 1.25·`scale`.
 
-        Where a fine-tuned factor exceeds 1.25·scale (published sets do) the upper bound is the
-        largest one.
+        `scale` is the target length over the pretrained window. Where a fine-tuned factor exceeds
+        1.25·`scale`, as in some published sets, the largest of them is the upper bound.
         """
         upper = max(UPPER_OVER_SCALE * scale, *fine_tuned)
         return cls(tuple(fine_tuned), (upper,) * len(fine_tuned), **choices)
@@ -120,24 +131,28 @@ class SearchSpace:
     def recovery(
         cls, fine_tuned: Sequence[float], upper: float | None = None, **choices: Unpack[Choices]
     ) -> SearchSpace:
-        """Returns the space of a short-window search: λ from 1.0 to `upper`, by default the largest
-        fine-tuned λ."""
+        """Returns the space of a recovery for short inputs: every λ from 1 to `upper`.
+
+        The default of `upper` is the largest fine-tuned λ.
+        """
         highest = max(fine_tuned) if upper is None else upper
         return cls((1.0,) * len(fine_tuned), (highest,) * len(fine_tuned), **choices)
 
     @property
     def num_pairs(self) -> int:
-        """Rotary pairs, head_dim / 2."""
+        """Number of rotary pairs, head_dim / 2."""
         return len(self.lower)
 
     def contains(self, candidate: Candidate) -> bool:
-        """Whether `candidate` is on the grid, within bounds, non-decreasing and made of allowed
-        choices."""
+        """Returns whether `candidate` is on the grid, within bounds and non-decreasing in λ."""
         return self.encode(candidate) is not None
 
     def admits(self, candidate: Candidate) -> bool:
-        """Whether `candidate` keeps bounds, order and choices; unlike `contains`, between grid
-        points too."""
+        """Returns whether `candidate` keeps bounds, order and choices, on the grid or between.
+
+        An attention factor between the smallest and the largest choice is admitted too: descents
+        leave the grid.
+        """
         self._check_length(candidate)
         rescale = np.array(candidate.rescale)
         lower, upper = self.bounds
@@ -155,28 +170,24 @@ class SearchSpace:
 
     @property
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Least and greatest λ of each pair, each [num_pairs], neither decreasing."""
+        """Smallest and largest λ of each pair, each [num_pairs] and non-decreasing."""
         return self.values[self.low[:-2]], self.values[self.high[:-2]]
 
     def shape(self, rescale: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the λ of this space's form nearest to `rescale` [num_pairs]; here any form is
-        right."""
+        """Returns `rescale` [num_pairs] in the form of this space; here every form is allowed."""
         return rescale
 
     def pull_back(self, by_log: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns ∂/∂log λ [num_pairs] of the free pairs from that of all pairs; here all are
-        free."""
+        """Returns ∂loss/∂log λ [num_pairs] by the free pairs from that by all pairs."""
         return by_log
 
     def project(self, candidate: Candidate) -> Candidate:
-        """Returns the nearest candidate of the space: made non-decreasing (least squares), clipped,
-        then rounded."""
+        """Returns a nearby candidate of the space: λ made non-decreasing, rounded, then clipped."""
         self._check_length(candidate)
         monotone = _non_decreasing(np.array(candidate.rescale))
         pairs = np.clip(nearest(self.values, monotone), self.low[:-2], self.high[:-2])
-        start = nearest(
-            np.array(self.start_tokens, dtype=float), np.array([float(candidate.start_tokens)])
-        )
+        starts = np.array(self.start_tokens, dtype=float)
+        start = nearest(starts, np.array([float(candidate.start_tokens)]))
         factor = nearest(np.array(self.attention_factors), np.array([candidate.attention_factor]))
         return self.decode(np.concatenate([pairs, start, factor]))
 
@@ -193,9 +204,8 @@ class SearchSpace:
         start = self.start_tokens.index(candidate.start_tokens)
         factor = self.attention_factors.index(candidate.attention_factor)
         genome = np.array([*pairs, start, factor], dtype=np.int64)
-        return (
-            genome if np.array_equal(self.values[pairs], rescale) and self.allows(genome) else None
-        )
+        is_on_grid = np.array_equal(self.values[pairs], rescale)
+        return genome if is_on_grid and self.allows(genome) else None
 
     def decode(self, genome: Genome) -> Candidate:
         """Returns the candidate of a genome of this space."""
@@ -205,12 +215,12 @@ class SearchSpace:
         return Candidate(rescale, self.start_tokens[start], self.attention_factors[factor])
 
     def allows(self, genome: Genome) -> bool:
-        """Whether `genome` keeps the bounds and its λ do not decrease."""
+        """Returns whether `genome` keeps the bounds and its λ does not decrease."""
         in_bounds = bool(np.all(genome >= self.low) and np.all(genome <= self.high))
         return in_bounds and bool(np.all(np.diff(genome[:-2]) >= 0))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns JSON values that define the space."""
+        """Returns the JSON values that define the space."""
         return {
             "lower": list(self.lower),
             "upper": list(self.upper),
@@ -220,8 +230,11 @@ class SearchSpace:
         }
 
     def _effective_bounds(self) -> tuple[list[float], list[float]]:
-        """Bounds that a non-decreasing λ can reach: the running maximum from the left, the minimum
-        from the right."""
+        """Returns the bounds that a non-decreasing λ can reach, and checks those given.
+
+        λ_i is at least every lower bound before it and at most every upper bound after it: a
+        running maximum from the left, a running minimum from the right.
+        """
         if not self.lower or len(self.lower) != len(self.upper):
             raise InputError(
                 "upper",
@@ -232,9 +245,8 @@ class SearchSpace:
             if not all(math.isfinite(bound) and bound > 0 for bound in bounds):
                 raise InputError(name, bounds, "bounds are finite and above 0")
         lower = np.maximum.accumulate([_snap(bound, self.step) for bound in self.lower])
-        upper = np.minimum.accumulate([_snap(bound, self.step) for bound in reversed(self.upper)])[
-            ::-1
-        ]
+        from_last = [_snap(bound, self.step) for bound in reversed(self.upper)]
+        upper = np.minimum.accumulate(from_last)[::-1]
         for pair in np.flatnonzero(lower > upper):
             rule = (
                 f"pair {pair} needs an upper bound of at least {lower[pair]} for λ not to decrease"
@@ -252,6 +264,7 @@ class SearchSpace:
 
 
 def _check_choices(field_name: str, choices: Sequence[float], at_least: float) -> None:
+    """Raises InputError unless `choices` are finite, ascending and not below `at_least`."""
     ascending = all(a < b for a, b in itertools.pairwise(choices))
     if not choices or not ascending or not all(math.isfinite(c) and c >= at_least for c in choices):
         raise InputError(
@@ -260,6 +273,7 @@ def _check_choices(field_name: str, choices: Sequence[float], at_least: float) -
 
 
 def _snap(value: float, step: float) -> float:
+    """Returns the grid point that `value` is but for rounding noise, else `value` itself."""
     exact = Fraction(str(step))
     k = round(Fraction(str(value)) / exact)
     near = k * exact.numerator / exact.denominator
@@ -267,8 +281,10 @@ def _snap(value: float, step: float) -> float:
 
 
 def nearest(allowed: NDArray[np.float64], wanted: NDArray[np.float64]) -> Genome:
-    """Indices of the values of sorted `allowed` nearest to `wanted`, shape as `wanted`; of two as
-    near the lower."""
+    """Returns the indices of the values in sorted `allowed` nearest to `wanted`, in its shape.
+
+    Of two values at the same distance the lower one is taken.
+    """
     right = np.clip(np.searchsorted(allowed, wanted), 1, max(len(allowed) - 1, 1))
     left = right - 1
     right = np.minimum(right, len(allowed) - 1)
@@ -276,9 +292,12 @@ def nearest(allowed: NDArray[np.float64], wanted: NDArray[np.float64]) -> Genome
 
 
 def _non_decreasing(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The non-decreasing sequence nearest to `values` in least squares (pool adjacent
-    violators)."""
-    blocks: list[tuple[float, int]] = []
+    """Returns the non-decreasing sequence nearest to `values` in least squares.
+
+    Isotonic regression by pooling adjacent violators: a value below the mean of the block before it
+    is merged into that block, until the means of all blocks ascend.
+    """
+    blocks: list[tuple[float, int]] = []  # mean and size of each block so far
     for value in values:
         mean, size = float(value), 1
         while blocks and blocks[-1][0] > mean:

@@ -1,8 +1,14 @@
-"""Stopping candidates early: document by document, paired with the incumbent's losses on the same
-documents.
+"""Early stopping: a candidate that is hopeless against the incumbent is not scored to the end.
 
-A ladder puts shorter contexts before the documents: cheap to score, and hopeless there is often
-hopeless at length.
+Documents are scored one after the other, and the losses so far are compared with the incumbent's on
+the same documents. A ladder of shorter contexts may come before the documents: it is cheap to
+score, and a candidate that is hopeless there is often hopeless at length.
+
+The rule is a linear prediction. Of the completed candidates let d_m be the mean difference to the
+incumbent over the first m documents, in nats per token, and D that over all of them. A regression
+of D on d_m through the origin, D ≈ b_m·d_m, has the slope b_m = Σ d_m·D / Σ d_m² and the residual
+standard deviation s_m = √(Σ (D − b_m·d_m)² / (n − 1)) over n candidates. A candidate with d_m > 0
+is stopped where b_m·d_m > t_{1−α,n−1}·s_m: where Student's quantile makes D ≤ 0 less likely than α.
 """
 
 from __future__ import annotations
@@ -22,28 +28,30 @@ from megatron_longrope.search.types import Judge
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 _CLOSEST = 0.15
-"""Share of the completed evaluations that are learned from: those far from the incumbent are not
-the hard decisions."""
+"""Share of the completed evaluations that the rule is learned from, the closest to the incumbent.
+
+Candidates far from it behave differently, and deciding about them is easy anyway.
+"""
 _FEWEST = 8
-"""Completed evaluations without which nothing is stopped: the spread would be a guess."""
+"""Fewest completed evaluations to learn from: with fewer the spread would be a guess."""
 _FIRST_RULE = 12
-"""Evaluations of a search after which its first rule is made, inside a round if need be: first
-rounds are large."""
+"""Number of evaluations after which the first rule is made, even inside a large first round."""
 
 
 class EarlyStopping(StrictConfig):
-    """When a candidate is hopeless: worse than the incumbent so far, and over all documents it
-    would be worse even if the documents still to come were as kind to it as `error_level` leaves
-    possible. How the mean difference to the incumbent over all documents follows from the one over
-    the first m is learned from the completed candidates closest to the incumbent: some documents
-    mind a change of factors more than others, and that is no surprise.
+    """Settings of early stopping, and the rules that follow from completed evaluations.
+
+    A candidate is hopeless where it is worse than the incumbent so far, and would still be worse
+    over all documents if the remaining ones favoured it as much as `error_level` leaves plausible.
+    The module's docstring has the equations. The slopes b_m are learned because documents differ in
+    how much a change of factors affects them.
     """
 
     error_level: float = Field(default=0.01, ge=1e-4, lt=0.5)
-    """One-sided, of each single decision."""
+    """One-sided error level α of each single decision."""
     ladder: tuple[Length, ...] = ()
-    """Shorter lengths, ascending, that a candidate is scored at first, on the documents' first
-    tokens: what it loses there only decides whether it is scored at length."""
+    """Shorter lengths, ascending, at which a candidate is scored first, on each document's first
+    tokens. The losses there decide only whether it is scored at full length."""
 
     @field_validator("ladder")
     @classmethod
@@ -53,8 +61,10 @@ class EarlyStopping(StrictConfig):
         return ladder
 
     def judge(self, told: Sequence[Evaluation]) -> Judge | None:
-        """Returns the rule learned from what was `told`, against the best of it; None while that is
-        too little."""
+        """Returns the stopping rule learned from the evaluations `told`, against the best of them.
+
+        Returns None while there are too few to learn from.
+        """
         incumbent = best_usable(told)
         if incumbent is None:
             return None
@@ -65,16 +75,19 @@ class EarlyStopping(StrictConfig):
 
         def hopeless(partial: Evaluation) -> bool:
             margin, place = self.margin(partial, incumbent), _place(partial, incumbent)
-            return math.isinf(margin) or (
-                margin > 0 and bool(slopes[place] * margin > reach[place])
-            )
+            if math.isinf(margin):
+                return True
+            # d_m > 0 and b_m·d_m > t·s_m
+            return margin > 0 and bool(slopes[place] * margin > reach[place])
 
         return hopeless
 
     @staticmethod
     def margin(partial: Evaluation, incumbent: Evaluation) -> float:
-        """Returns nats per token by which `partial` is worse than `incumbent` on the documents both
-        have, or on the last rung of the ladder that `partial` stands on; NaN: ∞.
+        """Returns d_m, by how many nats per token `partial` is worse than `incumbent` so far.
+
+        It is taken over the documents that `partial` has, or without any on its last rung of the
+        ladder. A loss that is not finite gives infinity.
         """
         num_scored = len(partial.nll_sums)
         if not num_scored:
@@ -85,22 +98,28 @@ class EarlyStopping(StrictConfig):
 
 
 def span_of_rule(round_start: int, round_end: int, num_done: int) -> tuple[int, int]:
-    """Returns from which evaluation of a search to which one rule holds, of the round that
-    `num_done` falls into."""
+    """Returns the numbers of the first evaluation under the present rule and of the first after it.
+
+    A rule holds for a whole round, so that a search does not depend on how many candidates are
+    evaluated at a time. Only a round that contains the first point with enough to learn from is
+    split there. `round_start` and `round_end` are those of the round that number `num_done` is in.
+    """
     if not round_start < _FIRST_RULE < round_end:
         return round_start, round_end
     return (round_start, _FIRST_RULE) if num_done < _FIRST_RULE else (_FIRST_RULE, round_end)
 
 
 def best_usable(told: Iterable[Evaluation]) -> Evaluation | None:
-    """Returns the completed evaluation of lowest finite loss, of equals the first."""
+    """Returns the first completed evaluation of lowest finite loss; None where there is none."""
     return min((each for each in told if each.usable), key=lambda each: each.loss, default=None)
 
 
 def closest_differences(incumbent: Evaluation, completed: Iterable[Evaluation]) -> Matrix | None:
-    """Returns [candidates, places]: by how many nats per token each of the `completed` evaluations
-    closest to `incumbent` exceeds it on each rung of its ladder, then over the first document, the
-    first two, all; None where there are fewer than eight, or a single place.
+    """Returns the differences d_m of the evaluations closest to `incumbent`, [candidates, places].
+
+    A place is a rung of the ladder, then the first document, the first two, and so on to all; a
+    difference is in nats per token, positive where the incumbent is better. Returns None where
+    fewer than eight evaluations can be compared, or where there is a single place.
     """
     ours = _means(incumbent)
     rows = [
@@ -118,41 +137,41 @@ def closest_differences(incumbent: Evaluation, completed: Iterable[Evaluation]) 
 
 
 def _means(whole: Evaluation) -> Vector:
-    """Nats per token on each rung, then over the first m documents."""
-    over_documents = np.cumsum(np.array(whole.nll_sums)) / np.cumsum(
-        np.array(whole.token_counts, dtype=np.float64)
-    )
+    """Returns nats per token on each rung, then over the first m documents for m = 1, 2, …."""
+    token_counts = np.array(whole.token_counts, dtype=np.float64)
+    over_documents = np.cumsum(np.array(whole.nll_sums)) / np.cumsum(token_counts)
     return np.append(np.array(whole.rungs, dtype=np.float64), over_documents)
 
 
 def _place(partial: Evaluation, incumbent: Evaluation) -> int:
-    """Of what has been scored last of `partial` among `_means`; one without a ladder is judged on
-    documents alone."""
-    return (
-        len(incumbent.rungs) + len(partial.nll_sums) - 1
-        if partial.nll_sums
-        else len(partial.rungs) - 1
-    )
+    """Returns the index in `_means` of what was scored last of `partial`: a document or a rung."""
+    if partial.nll_sums:
+        return len(incumbent.rungs) + len(partial.nll_sums) - 1
+    return len(partial.rungs) - 1
 
 
 def _outlook(differences: Matrix, error_level: float) -> tuple[Vector, Vector]:
-    """Per number of documents m: the slope, through the incumbent at 0, of the difference over all
-    documents by that over the first m; and how far below that line the next candidate may end,
-    Student's t times the spread about it. A line with an intercept would expect of whatever is
-    better than all others that it gets worse as they do.
+    """Returns the slope b_m and the reach t_{1−α,n−1}·s_m of every place, each [places].
+
+    The regression goes through the origin, which is the incumbent itself. A line with an intercept
+    would predict that a candidate better than all others so far gets worse as the others did.
     """
-    whole = differences[:, -1:]
+    whole = differences[:, -1:]  # D of every candidate, [candidates, 1]
     squares = (differences**2).sum(axis=0)
     products = (differences * whole).sum(axis=0)
+    # b_m = Σ d_m·D / Σ d_m²; 0 where all d_m are 0, which predicts nothing and stops nobody
     slopes = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0)
-    freedom = len(differences) - 1
+    freedom = len(differences) - 1  # one parameter, the slope, was estimated
     spread = np.sqrt(((whole - slopes * differences) ** 2).sum(axis=0) / freedom)
     return slopes, _student_quantile(1 - error_level, freedom) * spread
 
 
 def _student_quantile(probability: float, freedom: int) -> float:
-    """Student's t from the normal quantile (Abramowitz & Stegun 26.7.5, to 1/ν³): within 0.5 % from
-    ν = 7 on at 1 %."""
+    """Returns a quantile of Student's t distribution with `freedom` ν degrees of freedom.
+
+    It is the expansion about the normal quantile, Abramowitz & Stegun 26.7.5, to the order of 1/ν³:
+    within 0.5 % from ν = 7 on at the level 1 %.
+    """
     z, v = NormalDist().inv_cdf(probability), freedom
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

@@ -11,93 +11,102 @@ from megatron_longrope.errors import LongRopeError
 
 
 class TellError(LongRopeError):
-    """A result was told that was not asked for, or not in the order asked."""
+    """A searcher was told a result that it did not ask for, or not in the order it asked."""
 
 
 Judge = Callable[[Evaluation], bool]
-"""Told what has been scored of a candidate so far; True: score no more of it."""
+"""A stopping rule: returns whether a candidate is hopeless, given what is scored of it so far."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How candidates are to be evaluated: with gradients, with what rule to stop them early, on
-    which documents."""
+    """How candidates are evaluated: with gradients or not, by which stopping rule, on what."""
 
     gradient: bool = False
+    """Whether the derivatives by λ and t are wanted too, which takes a backward pass."""
     judge: Judge | None = None
+    """The rule by which scoring stops early; None scores every candidate to the end."""
     sample: tuple[int, ...] | None = None
-    """Documents, by number; None: all, from the first on."""
+    """Numbers of the documents to score on; None for all documents, from the first on."""
 
 
 SpaceName = Literal["longrope", "longrope2"]
-"""λ of every pair free, or a closed form below the critical pair (LongRoPE2)."""
+"""The kind of space: λ of every pair free, or a closed form below the critical pair (LongRoPE2)."""
 SearchStage = Literal["first", "second", "recovery"]
-"""Of a pretrained model beyond its window; of a fine-tuned one further still; for short inputs."""
+"""The stage of a search.
+
+`first` is on the pretrained model beyond its window, `second` on the fine-tuned model beyond its
+fine-tuned length, `recovery` on the extended model for short inputs.
+"""
 
 
 @dataclass(frozen=True)
 class SearchTask:
-    """What a searcher may know of the search beside its space: no more than three numbers."""
+    """The three numbers that a searcher knows of the search beside its space."""
 
     length: int
-    """Tokens searched for."""
+    """The context length in tokens that factors are searched for."""
     scale: float
-    """`length` over the pretrained window."""
+    """The context length over the pretrained window."""
     num_documents: int
-    """Documents that candidates are scored on."""
+    """Number of documents that candidates are scored on."""
 
 
 class Searcher(Protocol):
-    """An ask/tell search that knows nothing of models. Same seed, same history → same next
-    candidates."""
+    """An ask/tell search, which knows nothing of models.
+
+    It is deterministic: the seed and the results told so far determine the next candidates.
+    """
 
     def ask(self, n: int) -> list[Candidate]:
-        """Returns at most `n` new candidates; none while results it needs are still to be told, or
-        when finished."""
+        """Returns the next candidates, at most `n`.
+
+        The list is empty when the search is finished, and while results are still to be told that
+        the next candidates depend on.
+        """
 
     def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Takes the result of the oldest candidate asked and not yet told; raises TellError for any
-        other."""
+        """Takes the result of the oldest candidate that waits; raises TellError for any other."""
 
     @property
     def asks_gradient(self) -> bool:
-        """Whether the present round's evaluations are to come with their gradients."""
+        """Whether the evaluations of the present round need gradients."""
 
     @property
     def sample(self) -> tuple[int, ...] | None:
-        """The documents that the present round's evaluations are to be made on; None: all."""
+        """Numbers of the documents that the present round is evaluated on; None for all."""
 
     @property
     def round_size(self) -> int:
-        """Candidates of the present round."""
+        """Number of candidates of the present round."""
 
     @property
     def num_told_of_round(self) -> int:
         """Number of this round's results already reported."""
 
     def provenance(self, candidate: Candidate) -> Provenance:
-        """Returns where an asked and not yet told candidate came from; raises TellError for any
-        other."""
+        """Returns round and origin of a candidate that waits for its result.
+
+        Raises TellError for any other candidate.
+        """
 
     def identity(self) -> dict[str, Any]:
-        """Returns JSON values that fix all it will ever propose: name, seed, settings, space,
-        starting points."""
+        """Returns the JSON values that determine the search: name, seed, settings, space, seeds."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns JSON values from which `load_state_dict` goes on exactly, random state
-        included."""
+        """Returns the whole state as JSON values, random state included."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`; raises InputError where it belongs to another search."""
+        """Restores `state` in a fresh searcher; raises InputError for that of another search."""
 
     @property
     def best(self) -> tuple[Candidate, Evaluation] | None:
-        """The completed candidate of lowest finite loss told so far; of equals the first."""
+        """The first completed candidate of lowest finite loss so far, with its evaluation."""
 
     @property
     def finished(self) -> bool:
-        """Whether every evaluation of the budget has been told."""
+        """Whether the search is over: every evaluation has been told."""
 
     @property
     def num_evaluations(self) -> int | None:
-        """Evaluations from first to last, where that is known in advance."""
+        """Number of evaluations from first to last; None where it is not known in advance."""

@@ -1,4 +1,4 @@
-"""Trainer, optimizer set-up, callbacks, metrics."""
+"""Training of one stage: the trainer, its optimizer, callbacks, checkpoints and metrics."""
 
 from megatron_longrope.runtime import cpu_platform
 

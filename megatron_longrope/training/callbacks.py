@@ -1,4 +1,4 @@
-"""What happens between steps: metrics, progress, checkpoints, an orderly stop."""
+"""Callbacks of the trainer: metrics, progress, checkpoints, and an orderly stop on a signal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from megatron_longrope.training.trainer import StepReport, Trainer
 
 
 class WriteMetrics:
-    """Writes every step's loss, rate, tokens, gradient norm and seconds to a metrics file, on the
-    main rank."""
+    """Writes loss, learning rate, tokens, gradient norm and seconds of each step to a file.
+
+    Once updates were skipped, their number so far too.
+    The file is None on every rank but the main one.
+    """
 
     def __init__(self, file: MetricsFile | None) -> None:
         self.file = file
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Writes one row of metrics."""
         if self.file is not None:
             self.file.write(
                 MetricsRow(
@@ -31,24 +35,28 @@ class WriteMetrics:
                     tokens=trainer.state.tokens,
                     grad_norm=report.gradient_norm,
                     seconds=report.seconds,
+                    skipped=report.skipped or None,
                 )
             )
 
 
 class ReportProgress:
-    """Calls `show(done, total, message)` every `log_every` steps and at the end."""
+    """Calls `show(done, total, message)` every `log_every` steps and after the last."""
 
     def __init__(self, show: Callable[[int, int, str], None]) -> None:
         self.show = show
         self._tokens, self._seconds = 0, 0.0
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Shows loss, rate and speed since the last time, where it is time to."""
         self._tokens += report.tokens
         self._seconds += report.seconds
         if report.step % trainer.config.log_every and report.step != trainer.config.steps:
             return
         rate = self._tokens / self._seconds
         message = f"loss {report.loss:.4f}  lr {report.learning_rate:.2e}  {rate:,.0f} tokens/s"
+        if report.skipped:
+            message += f"  {report.skipped} without update: gradient not finite"
         self.show(report.step, trainer.config.steps, message)
         self._tokens, self._seconds = 0, 0.0
 
@@ -60,6 +68,7 @@ class SaveCheckpoints:
         self.save = save
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Saves where it is time to."""
         if (
             report.step % trainer.config.checkpoint_every == 0
             or report.step == trainer.config.steps
@@ -68,11 +77,11 @@ class SaveCheckpoints:
 
 
 class StopOnSignal:
-    """Within it SIGTERM and SIGUSR1 (Slurm's warning before its time limit) save after the step
-    under way, then stop.
+    """Saves a checkpoint and stops after the current step where SIGTERM or SIGUSR1 arrives.
 
-    All ranks agree on the step at which they stop. Outside, signals do what they did before; one
-    that came too late for a step is sent again.
+    SIGUSR1 is Slurm's warning before its time limit. All ranks stop after the same step, whichever
+    of them got the signal. This holds within its `with` block only; outside, signals do what they
+    did before. A signal that came after the last step is sent again at the end of the block.
     """
 
     def __init__(self, save: Callable[[Trainer], None]) -> None:
@@ -81,6 +90,7 @@ class StopOnSignal:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
+        # Python lets only the main thread set signal handlers.
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 number: signal.signal(number, self._ask)
@@ -103,6 +113,8 @@ class StopOnSignal:
         self._asked = number
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Saves and raises InterruptedRunError where any rank got a signal."""
+        # Asked on every rank after every step, or a rank would save while others wait in a step.
         if not any(trainer.model.runtime.gather(self._asked is not None)):
             return
         self.save(trainer)

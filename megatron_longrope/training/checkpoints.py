@@ -1,5 +1,4 @@
-"""Saving and resuming a training stage: weights, optimizer and the trainer's own state in one
-checkpoint folder."""
+"""Saving and resuming a training stage: weights, optimizer and trainer's state in one folder."""
 
 from __future__ import annotations
 
@@ -24,12 +23,14 @@ _EARLIER_NAMES = {
     "adam_epsilon": "eps",
     "clip_gradient": "clip_grad",
 }
-"""Settings in checkpoints written before they were renamed."""
+"""Names of settings in checkpoints written before they were renamed, and their names now."""
 
 
 def save_training(trainer: Trainer, directory: Path, hf_files: Path | None = None) -> None:
-    """Writes a checkpoint from which `resume_training` goes on exactly, under any layout; every
-    rank calls it."""
+    """Writes a checkpoint from which `resume_training` continues exactly, under any layout.
+
+    Every rank calls it. `hf_files` is a folder whose config and tokenizer files are carried along.
+    """
     save_checkpoint(
         trainer.model,
         directory,
@@ -45,10 +46,9 @@ def save_training(trainer: Trainer, directory: Path, hf_files: Path | None = Non
 
 
 def resume_training(trainer: Trainer, directory: Path) -> bool:
-    """Goes on from `directory` if a checkpoint is there; returns whether it was.
+    """Continues from the checkpoint in `directory`; returns False where there is none.
 
-    Raises InputError where it was trained with other settings: their steps would not be the ones
-    repeated here.
+    Raises InputError where it was trained with other settings: the result would be neither run's.
     """
     if not is_checkpoint(directory):
         return False

@@ -14,7 +14,7 @@ from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.model import document_logits
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.runtime import ParallelLayout, start_runtime
-from tests.support.hf_families import FAMILIES, family_document, family_logits, save_family
+from tests.support.formats.hf_families import FAMILIES, family_document, family_logits, save_family
 from tests.support.spawn import run_distributed
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]

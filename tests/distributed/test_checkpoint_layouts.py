@@ -15,7 +15,7 @@ from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.model import document_logits
 from megatron_longrope.model.checkpoints.checkpoint import read_description, save_checkpoint
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
-from tests.support.hf_folders import SHAPE, random_hf_folder
+from tests.support.formats.hf_folders import SHAPE, random_hf_folder
 from tests.support.spawn import run_distributed
 from tests.support.tiny_models import random_documents
 

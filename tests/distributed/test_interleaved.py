@@ -21,7 +21,7 @@ from megatron_longrope.model.checkpoints.checkpoint import load_weights, save_ch
 from megatron_longrope.runtime import ParallelLayout, Runtime, start_runtime
 from megatron_longrope.runtime.runtime import divide_processes
 from megatron_longrope.training import Trainer, TrainingConfig, resume_training, save_training
-from tests.support.hf_folders import SHAPE, random_hf_folder
+from tests.support.formats.hf_folders import SHAPE, random_hf_folder
 from tests.support.one_world import joined_processes
 from tests.support.spawn import run_distributed
 from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.elastic import exit_code_of
+from launchers.jobs.elastic import exit_code_of
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
@@ -38,7 +38,7 @@ sys.exit(int(what) if rank == 1 or what == "0" else 0)
 def start(folder: Path, what: str) -> subprocess.Popen[str]:
     worker = folder / "worker.py"
     worker.write_text(WORKER)
-    argv = [sys.executable, "-m", "launchers.elastic", "--standalone", "--nproc-per-node", "2"]
+    argv = [sys.executable, "-m", "launchers.jobs.elastic", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
         [*argv, str(worker), str(folder), what], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )

@@ -18,6 +18,8 @@ from megatron_longrope.model.forward import run_stage, share_of
 from megatron_longrope.model.schedule import run_schedule
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.runtime.runtime import divide_processes
+from megatron_longrope.training.config import Trainable
+from megatron_longrope.training.optimizer import is_attention
 from tests.support.one_world import joined_processes
 from tests.support.spawn import run_distributed
 from tests.support.tiny_models import (
@@ -127,9 +129,9 @@ class Step(NamedTuple):
     gradients: Gradients
 
 
-def train_step(model: LongRopeModel, packed: bool) -> Step:
+def train_step(model: LongRopeModel, packed: bool, trainable: Trainable = "all") -> Step:
     """One forward and backward pass by megatron-core's schedule and gradient finalization, as
-    training does it."""
+    training does it. Gradients are those of the `trainable` weights."""
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -137,6 +139,8 @@ def train_step(model: LongRopeModel, packed: bool) -> Step:
     )
 
     groups = model.runtime.groups
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable == "all" or is_attention(name))
     chunks = [
         DistributedDataParallel(
             model.config, DistributedDataParallelConfig(), chunk, pg_collection=groups
@@ -162,7 +166,11 @@ def train_step(model: LongRopeModel, packed: bool) -> Step:
     run_schedule(model, step, batches, chunks=chunks)
     dist.all_reduce(sums, group=groups.dp_cp)
     dist.broadcast(sums, src=dist.get_process_group_ranks(groups.pp)[-1], group=groups.pp)
-    gradients = {name: parameter.main_grad.clone() for name, parameter in model.named_parameters()}
+    gradients = {
+        name: parameter.main_grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     return Step(float(sums[0] / sums[1]), gradients)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from megatron_longrope.config import build_config, write_yaml
 from megatron_longrope.errors import InputError
-from megatron_longrope.pipeline.extend import check_recipe, run_recipe, run_stage
+from megatron_longrope.pipeline.extend import check_recipe, run_recipe, run_recipe_stage
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.run import Progress
 from megatron_longrope.runtime import start_runtime
@@ -131,6 +131,30 @@ def test_a_changed_input_is_named(finished: tuple[Recipe, Path], tmp_path: Path)
         _run(build_config(Recipe, values), copied)
 
 
+def test_another_precision_of_angles_is_another_run(
+    finished: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    recipe, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    values = recipe.model_dump(mode="json") | {"angle_precision": "hf"}
+    with pytest.raises(InputError, match=r"stage search-256.*angle_precision.*null → \"hf\""):
+        _run(build_config(Recipe, values), tmp_path / "run")
+
+
+def test_rows_of_tasks_no_longer_measured_go(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, run = finished
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    (copied / "stages" / "evaluate.json").unlink()
+    (copied / "evals" / "mine.json").write_text('{"rows": []}')
+    values = recipe.model_dump(mode="json")
+    values["evaluation"]["tasks"] = {}
+    _run(build_config(Recipe, values), copied)
+    left = {path.name for path in (copied / "evals").iterdir()}
+    assert left == {"perplexity.json", "positions.json", "mine.json"}
+    assert "passkeys" not in (copied / "result.json").read_text()
+
+
 def test_killed_anywhere_it_ends_with_the_same_bits(
     finished: tuple[Recipe, Path], tmp_path: Path
 ) -> None:
@@ -179,8 +203,8 @@ def test_each_stage_alone_gives_what_the_whole_run_gives(
         with start_runtime(recipe.parallel, threads=1) as runtime:
             if name == "search-512-evolution":
                 with pytest.raises(InputError, match="not complete"):
-                    run_stage("extended", recipe, run, runtime, Progress())
-            run_stage(name, recipe, run, runtime, Progress())
+                    run_recipe_stage("extended", recipe, run, runtime, Progress())
+            run_recipe_stage(name, recipe, run, runtime, Progress())
     for file in ("factors/extended.json", "evals/perplexity.json", "evals/passkey.json"):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
     results = [_result(folder) for folder in (run, whole)]
@@ -192,7 +216,7 @@ def test_each_stage_alone_gives_what_the_whole_run_gives(
         start_runtime(recipe.parallel, threads=1) as runtime,
         pytest.raises(InputError, match=r"stage .*fine-tune-256.*changed since the run began"),
     ):
-        run_stage("evaluate", build_config(Recipe, values), run, runtime, Progress())
+        run_recipe_stage("evaluate", build_config(Recipe, values), run, runtime, Progress())
 
 
 def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What tests of gradients by λ and t share: a float64 problem, and central differences."""
+"""Helpers for tests of gradients by λ and t: a float64 problem, and central differences."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _STEP = 2e-6
 
 
 def factors(start_tokens: int = 0) -> RopeFactors:
+    """Returns factors whose λ rise from 1 to 3.8, for four times the window."""
     rescale = tuple(1.0 + 0.4 * i for i in range(8))
     return RopeFactors(
         rescale=rescale,
@@ -28,21 +29,21 @@ def factors(start_tokens: int = 0) -> RopeFactors:
 
 
 def loss_of(model: LongRopeModel, chosen: RopeFactors) -> float:
-    """Σ weights · nats under `chosen`."""
+    """Returns Σ weights · nats over all tokens of all documents, under the factors `chosen`."""
     model.set_factors(chosen)
     nats, _ = score_with_gradient(model, DOCUMENTS, WEIGHTS, max_batch_tokens=140)
     return float(sum((n.astype(np.float64) * w).sum() for n, w in zip(nats, WEIGHTS, strict=True)))
 
 
 def gradient_of(model: LongRopeModel, chosen: RopeFactors) -> np.ndarray:
-    """Derivatives by every λ, then by t."""
+    """Returns the derivatives of `loss_of` by every λ and then by t, by backpropagation."""
     model.set_factors(chosen)
     _, gradient = score_with_gradient(model, DOCUMENTS, WEIGHTS, max_batch_tokens=140)
     return np.append(gradient.rescale, gradient.attention_factor)
 
 
 def central_differences(model: LongRopeModel, chosen: RopeFactors) -> np.ndarray:
-    """The same from losses alone."""
+    """Returns the derivatives of `loss_of` by every λ and then by t, from losses alone."""
     slopes = []
     for i in range(len(chosen.rescale) + 1):
         above, below = (loss_of(model, _moved(chosen, i, sign * _STEP)) for sign in (1, -1))
@@ -51,6 +52,7 @@ def central_differences(model: LongRopeModel, chosen: RopeFactors) -> np.ndarray
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Returns ‖found − expected‖ / ‖expected‖."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 

@@ -1,5 +1,4 @@
-"""Stand-ins for the kernels of Transformer Engine and flash-attn, with their call signatures and
-exact results.
+"""Stand-ins for kernels of Transformer Engine and flash-attn, with their signatures, in float64.
 
 tests/unit/model/test_te_signatures.py holds the signatures against the real ones where Transformer
 Engine is installed.
@@ -19,8 +18,16 @@ from torch import Tensor, nn
 def exact_attention(
     query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], scale: float, left: int = -1
 ) -> Tensor:
-    """Returns [tokens, heads, head_dim]: causal attention by documents in float64; `left`: keys
-    before the query's."""
+    """Returns causal attention within each document, computed in float64.
+
+    Args:
+        query: [tokens, heads, head_dim], like key and value (these with fewer heads).
+        key: keys of all documents, end to end.
+        value: values of all documents, end to end.
+        bounds: first token of every document, then the number of tokens.
+        scale: factor of q·k.
+        left: tokens before a query that it attends to; −1 for all.
+    """
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     parts = []
@@ -36,11 +43,11 @@ def exact_attention(
 class _Kernel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.softmax_scale = float("nan")  # whoever forgets to set it is found out
+        self.softmax_scale = float("nan")  # results are NaN where nobody sets it
 
 
 class FakeTeAttention(nn.Module):
-    """megatron-core's TEDotProductAttention as we call it. Keeps the arguments of its last call."""
+    """Stand-in for megatron-core's TEDotProductAttention that keeps its last call's arguments."""
 
     def __init__(
         self,
@@ -77,13 +84,15 @@ class FakeTeAttention(nn.Module):
         packed_seq_params: PackedSeqParams | None = None,
         num_splits: int | None = None,
     ) -> Tensor:
-        """As Transformer Engine: thd wants [tokens, heads, head_dim] and boundaries, sbhd rows and
-        neither."""
+        """Returns attention in the layout of the query, as Transformer Engine does.
+
+        With boundaries (packed_seq_params) the layout is thd, [tokens, heads, head_dim]; without it
+        is sbhd, [tokens, 1, heads, head_dim].
+        """
         assert attention_mask is None and attn_mask_type == AttnMaskType.causal
         self.last_call = query, packed_seq_params
-        assert (
-            query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
-        )  # strides are not looked at
+        # the real kernels do not look at strides
+        assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
         scale, left = self.fused_attention.softmax_scale, self.window_size[0]
         assert scale == self.flash_attention.softmax_scale == self.unfused_attention.softmax_scale
         if packed_seq_params is None:
@@ -115,7 +124,7 @@ def fake_flash_attn_varlen_func(
     return_attn_probs: bool = False,
     block_table: Tensor | None = None,
 ) -> Tensor:
-    """flash_attn.flash_attn_varlen_func, the same in 2.7.0 and 2.8.3."""
+    """Stands in for flash_attn.flash_attn_varlen_func, with its signature of 2.7.0 and 2.8.3."""
     assert causal and softmax_scale is not None and torch.equal(cu_seqlens_q, cu_seqlens_k)
     assert max_seqlen_q == max_seqlen_k == int((cu_seqlens_q[1:] - cu_seqlens_q[:-1]).max())
     assert (

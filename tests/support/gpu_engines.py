@@ -1,5 +1,4 @@
-"""One model for every engine on a CUDA device: a shape all kernels take, weights drawn by name,
-factors by number."""
+"""One small model for every engine on a CUDA device, with the same weights in each."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ FP8_TOLERANCE = 2e-2
 def engine_model(
     runtime: Runtime, dtype: torch.dtype = torch.bfloat16, recompute: Any = "none", **settings: Any
 ) -> LongRopeModel:
-    """Returns the model on an engine, equal weights in each; skips the test where it cannot be had
-    here."""
+    """Returns the model on an engine; skips the test where the engine is not available."""
     try:
         model = build_model(
             SHAPE,
@@ -60,8 +58,10 @@ def engine_model(
 
 @torch.no_grad()
 def fill_weights(model: LongRopeModel) -> None:
-    """Draws each weight in float32 from its name in checkpoints; twice the usual size: attention is
-    not flat."""
+    """Draws each weight in float32 with its checkpoint name as seed, the same in every engine.
+
+    Weights have twice the usual size, so that attention is not uniform.
+    """
     for name, parameter in model.stage.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0)
@@ -72,12 +72,12 @@ def fill_weights(model: LongRopeModel) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.04)
 
 
-def candidate(scale: float, start_tokens: int, temperature: float) -> RopeFactors:
-    """Returns factors that rise to `scale`."""
+def candidate(scale: float, start_tokens: int, attention_factor: float) -> RopeFactors:
+    """Returns factors whose λ rise from 1 to `scale`."""
     return RopeFactors(
         rescale=tuple(np.linspace(1, scale, SHAPE.head_dim // 2).tolist()),
         start_tokens=start_tokens,
-        attention_factor=temperature,
+        attention_factor=attention_factor,
         original_length=SHAPE.context_length,
         target_length=2048,
         base=SHAPE.rope_base,
@@ -92,7 +92,7 @@ def documents(*lengths: int) -> list[np.ndarray]:
 
 
 def training_pass(model: LongRopeModel, batch: DocumentBatch) -> float:
-    """Runs forward and backward over this rank's share; returns its summed nats."""
+    """Runs forward and backward over this rank's part of a batch; returns its summed nats."""
     model.stage.train()
     share = share_of(model, batch)
     losses = run_stage(model, model.stage, share)
@@ -102,7 +102,7 @@ def training_pass(model: LongRopeModel, batch: DocumentBatch) -> float:
 
 
 def gradients(model: LongRopeModel) -> dict[str, torch.Tensor]:
-    """Returns every gradient in float32 by the weight's name in checkpoints."""
+    """Returns every weight's gradient in float32, by its name in checkpoints."""
     return {
         rule_of(name, model.shape).stored: parameter.grad.float()
         for name, parameter in model.stage.named_parameters()

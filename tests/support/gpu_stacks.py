@@ -1,4 +1,4 @@
-"""Machines as the backend's matrix sees them, for tests without a GPU."""
+"""GPUs and software versions to test the choice of the backend with, without a GPU."""
 
 from __future__ import annotations
 

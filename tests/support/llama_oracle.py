@@ -1,5 +1,4 @@
-"""Llama's forward pass written out in plain float64 torch, with the angles of its rotary embedding
-given."""
+"""Llama's forward pass written out in plain float64 torch, for given RoPE angles."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from torch import Tensor
 def longrope_angles(
     length: int, *, base: float, head_dim: int, rescale: tuple[float, ...], start_tokens: int
 ) -> Tensor:
-    """n·θ_i for n < n̂ and n·θ_i/λ_i from there on, one number at a time: [length, head_dim/2]."""
+    """Returns angles [length, head_dim/2]: n·θ_i for positions n < n̂, and n·θ_i/λ_i from n̂ on."""
     rows = [
         [
             n * base ** (-2 * i / head_dim) / (1.0 if n < start_tokens else rescale[i])
@@ -32,7 +31,15 @@ def oracle_logits(
     angles: Tensor,
     attention_factor: float = 1.0,
 ) -> Tensor:
-    """Returns logits [tokens, vocabulary] of a Llama with HF's weight names, in float64."""
+    """Returns float64 logits [tokens, vocabulary] of a Llama with Hugging Face's weight names.
+
+    Args:
+        weights: all weights by name.
+        config: the model's config, as transformers has it.
+        tokens: [tokens] of token ids.
+        angles: RoPE angles [tokens, head_dim/2].
+        attention_factor: factor of cos and sin.
+    """
     w = {name: weight.double() for name, weight in weights.items()}
     hidden = w["model.embed_tokens.weight"][tokens]
     for layer in range(config.num_hidden_layers):
@@ -75,7 +82,7 @@ def _attention(
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns the pairs (x_i, x_{i + dim/2}) of every head [length, heads, dim]."""
+    """Returns x [length, heads, dim] with the pairs (x_i, x_{i + dim/2}) of every head rotated."""
     half = x.shape[-1] // 2
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     first, second = x[..., :half], x[..., half:]

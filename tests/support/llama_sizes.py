@@ -1,4 +1,4 @@
-"""Random shapes of Llama models that exercise every option the weight table knows."""
+"""Random shapes of Llama models that exercise every option of the weight table."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @st.composite
 def shapes(draw: st.DrawFn) -> ModelShape:
-    """Returns shapes with 1, 3 or 8 query heads per K/V head, any head_dim, padded vocabulary or
-    not, tied or not."""
+    """Returns a random shape, with 1, 3 or 8 query heads for each key head.
+
+    The vocabulary may need padding, and the embeddings may be tied.
+    """
     kv_heads = draw(st.integers(1, 4))
     return ModelShape(
         num_layers=draw(st.integers(1, 3)),

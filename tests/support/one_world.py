@@ -1,5 +1,4 @@
-"""Many layouts in one set of processes: starting processes and connecting them is what costs
-time."""
+"""Tests many layouts in one set of processes, as starting and connecting processes is slow."""
 
 from __future__ import annotations
 
@@ -16,8 +15,10 @@ from megatron_longrope.runtime.runtime import join_processes
 
 @contextmanager
 def joined_processes() -> Iterator[dist.Store]:
-    """This process joins the others, one thread each; groups of the same ranks are made once.
-    Yields their store."""
+    """Joins the other processes, with one thread each, and yields their common store.
+
+    Process groups of the same ranks are made once and shared by all layouts inside the block.
+    """
     torch.set_num_threads(1)
     store = join_processes(torch.device("cpu"), int(os.environ["WORLD_SIZE"]), timeout_seconds=600)
     make, made = dist.new_group, {}

@@ -1,5 +1,4 @@
-"""A run directory as the pipeline leaves it, with invented but plausible numbers, for the tests of
-the report."""
+"""Writes a run directory like the pipeline's, with invented but plausible numbers."""
 
 from __future__ import annotations
 
@@ -59,7 +58,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def method_factors(method: str, scale: float) -> tuple[list[float], float]:
-    """Returns λ per pair and t of a baseline, by its published formula (LongRoPE: invented)."""
+    """Returns λ per pair and t of a method by its published formula; LongRoPE's are invented."""
     i = np.arange(PAIRS)
     if method == "pi":
         rescale = np.full(PAIRS, scale)
@@ -73,17 +72,17 @@ def method_factors(method: str, scale: float) -> tuple[list[float], float]:
         rescale = np.round(1 + (scale * 1.1 - 1) / (1 + np.exp(-(i - 13) / 2.2)), 2)
     else:
         rescale = np.ones(PAIRS)
-    temperature = {"yarn": 0.1 * math.log(scale) + 1, "longrope": 1.14}.get(method, 1.0)
-    return rescale.tolist(), temperature
+    attention_factor = {"yarn": 0.1 * math.log(scale) + 1, "longrope": 1.14}.get(method, 1.0)
+    return rescale.tolist(), attention_factor
 
 
 def factors_json(method: str, target: int, **changes: Any) -> dict[str, Any]:
     """Returns the JSON of one RopeFactors."""
-    rescale, temperature = method_factors(method, target / WINDOW)
+    rescale, attention_factor = method_factors(method, target / WINDOW)
     values = {
         "rescale": rescale,
         "start_tokens": 4 if method == "longrope" else 0,
-        "attention_factor": temperature,
+        "attention_factor": attention_factor,
         "original_length": WINDOW,
         "target_length": target,
         "base": BASE,
@@ -216,12 +215,12 @@ def write_journals(folder: Path) -> None:
 
 
 def _seed(method: str, scale: float) -> tuple[tuple[float, ...], int, float]:
-    rescale, temperature = method_factors(method, scale)
-    return tuple(rescale), 0, temperature
+    rescale, attention_factor = method_factors(method, scale)
+    return tuple(rescale), 0, attention_factor
 
 
 def _score(candidate: Candidate, scale: float) -> Evaluation:
-    """A bowl around the invented LongRoPE factors."""
+    """Returns a score that is best at the invented LongRoPE factors and falls off smoothly."""
     ideal = np.log(method_factors("longrope", scale)[0])
     distance = (
         float(np.mean((np.log(candidate.rescale) - ideal) ** 2))

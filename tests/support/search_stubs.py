@@ -1,5 +1,4 @@
-"""A stand-in for a model: loss as a smooth, cheap function of a candidate, and small spaces to
-search."""
+"""Objectives that need no model: a smooth function of the candidate, and small spaces to search."""
 
 from __future__ import annotations
 
@@ -31,8 +30,10 @@ SEEDS = (
 
 
 def stub_evaluation(candidate: Candidate) -> Evaluation:
-    """Two documents of 100 and 50 tokens; the optimum is a logistic step in log λ, n̂ = 4 and t =
-    1.17."""
+    """Returns a smooth score on two documents of 100 and 50 tokens.
+
+    The optimum is a logistic step in log λ, n̂ = 4 and t = 1.17.
+    """
     distance = float(np.mean((np.log(candidate.rescale) - _target(len(candidate.rescale))) ** 2))
     loss = (
         2.0
@@ -44,15 +45,14 @@ def stub_evaluation(candidate: Candidate) -> Evaluation:
 
 
 def stub_gradient(candidate: Candidate) -> Gradient:
-    """Of the loss of `stub_evaluation`."""
+    """Returns the gradient of the loss of `stub_evaluation` by λ and t."""
     logs = np.log(candidate.rescale)
     by_rescale = 2 * (logs - _target(len(logs))) / len(logs) / np.array(candidate.rescale)
     return Gradient(by_rescale, 6 * (candidate.attention_factor - 1.17))
 
 
 def stub_objective(candidates: Sequence[Candidate], terms: Terms | None = None) -> list[Evaluation]:
-    """Evaluates all of them whole or on the sample asked for, with gradients where those are asked
-    for."""
+    """Returns evaluations of all candidates, with the sample and gradients that `terms` ask for."""
     terms = terms or Terms()
     evaluations = [_of(stub_evaluation(candidate), terms.sample) for candidate in candidates]
     if not terms.gradient:
@@ -74,4 +74,5 @@ def _target(num_pairs: int) -> np.ndarray:
 
 
 def small_search(seed: int = 1, settings: EvolutionSettings = SMALL) -> EvolutionSearch:
+    """Returns an evolution search of the small space."""
     return EvolutionSearch(SPACE, settings, SEEDS, seed, TASK)

@@ -1,5 +1,4 @@
-"""Runs a function in several gloo processes, as torchrun would start them, and brings back what
-each returned.
+"""Runs a function in several gloo processes, as torchrun would, and returns each one's result.
 
 Importing torch, megatron-core and transformers takes each process longer than most tests do. So one
 server process imports them once per test session, and every rank is forked from it. Processes that
@@ -37,20 +36,20 @@ _forkserver.set_forkserver_preload(_IMPORTED_ONCE)
 
 
 class RankProcess(Protocol):
-    """What is needed of a started process, whichever way it was started."""
+    """A started process, however it was started."""
 
     def poll(self) -> int | None:
-        """Returns the exit code; None while it runs."""
+        """Returns the exit code; None while the process runs."""
 
     def kill(self) -> None:
-        """Ends it at once; harmless where it has ended."""
+        """Ends the process at once; does nothing where it has ended."""
 
     def wait(self) -> int | None:
-        """Returns once it has ended."""
+        """Waits for the process to end and returns its exit code."""
 
 
 class ForkedProcess:
-    """A rank forked from the server that has imported everything."""
+    """A rank forked from the server process, which has imported everything already."""
 
     def __init__(self, call: Path, rank: int, environment: Mapping[str, str]) -> None:
         os.environ["PYTHONPATH"] = str(ROOT)  # the server, started by the first call, inherits it
@@ -80,10 +79,15 @@ def run_distributed(
 ) -> list[Any]:
     """Returns `target(*args)` of every rank, in rank order.
 
-    `target` is a module-level function of a test module (it starts its own runtime); arguments and
-    results are pickled. Where one process fails or `timeout` seconds pass, all are killed and the
-    test fails with what each wrote on stderr. `on_cuda` gives each process a CUDA device of its own
-    instead of hiding them.
+    Where one process fails or `timeout` seconds pass, all are killed, and the test fails with what
+    each wrote to stderr.
+
+    Args:
+        world_size: number of processes.
+        target: a module-level function of a test module, which starts its own runtime.
+        args: its arguments; they and the results are pickled.
+        timeout: seconds for all processes together.
+        on_cuda: whether each process gets a CUDA device of its own, instead of none.
     """
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder, "call")
@@ -106,7 +110,7 @@ def run_distributed(
 
 
 def _port(rank: int, folder: str) -> int:
-    """Returns a port that was free when rank 0 asked; the other ranks get the same."""
+    """Returns a port that was free when rank 0 asked; all ranks get the same one."""
     place = Path(folder, "port")
     if rank == 0:
         with socket.socket() as free:
@@ -129,6 +133,7 @@ def _start(rank: int, world_size: int, port: int, call: Path, on_cuda: bool) -> 
     }
     settings |= {"CUDA_DEVICE_MAX_CONNECTIONS": 1} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
+    _of(call, rank, "stderr").touch()  # a rank may be killed before it gets that far
     if not on_cuda:
         return ForkedProcess(call, rank, environment)
     with _of(call, rank, "stderr").open("wb") as stderr:
@@ -137,7 +142,7 @@ def _start(rank: int, world_size: int, port: int, call: Path, on_cuda: bool) -> 
 
 
 def _wait(processes: list[RankProcess], deadline: float) -> str | None:
-    """Waits for all to end well; returns what went wrong first."""
+    """Waits for all processes to end; returns the first failure in words, or None."""
     while True:
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code]
@@ -166,7 +171,7 @@ def _of(call: Path, rank: int, kind: str) -> Path:
 
 
 def _run_forked(call: Path, rank: int, environment: Mapping[str, str]) -> None:
-    """Makes a forked process look like one that was started for this rank, and runs it."""
+    """Gives a forked process the environment of one started for this rank, and runs the rank."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)

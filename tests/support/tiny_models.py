@@ -1,5 +1,4 @@
-"""Random Llama models of transformers, small enough for unit tests, and their weights put into
-ours."""
+"""Random Llama models of transformers for unit tests, and our models with the same weights."""
 
 from __future__ import annotations
 
@@ -19,8 +18,10 @@ VOCABULARY = 203  # no multiple of 128: the embedding is padded on our side
 
 
 def tiny_hf_model(seed: int = 0, **config: Any) -> Any:
-    """Returns a random float32 LlamaForCausalLM in eval mode; weights are enlarged so that
-    attention is not flat."""
+    """Returns a random float32 LlamaForCausalLM in eval mode.
+
+    Its weights are enlarged, so that attention is not uniform.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = {
@@ -46,14 +47,14 @@ def tiny_hf_model(seed: int = 0, **config: Any) -> Any:
 
 
 class HfWeights(NamedTuple):
-    """A transformers model without transformers, for processes that are to start quickly."""
+    """Config and weights of a transformers model, for processes that do not import transformers."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
 
     @classmethod
     def of(cls, hf_model: Any) -> HfWeights:
-        """Returns config and weights of a transformers model; of HfWeights themselves."""
+        """Returns the config and weights of a transformers model; HfWeights are returned as is."""
         if isinstance(hf_model, HfWeights):
             return hf_model
         return cls(
@@ -71,10 +72,15 @@ def our_model(
     scaled: bool = True,
     **build: Any,
 ) -> LongRopeModel:
-    """Returns our model with `hf_model`'s weights (or HfWeights) and, if `scaled`, the factors its
-    config asks for.
+    """Returns our model with the weights of a transformers model.
 
-    `build`: what else `build_model` takes.
+    Args:
+        hf_model: the transformers model, or HfWeights.
+        runtime: the running processes and their layout.
+        angle_precision: arithmetic of the RoPE angles.
+        dtype: the weights are cast to it.
+        scaled: whether the factors of the model's config are in force.
+        build: further arguments of `build_model`.
     """
     config, weights = HfWeights.of(hf_model)
     model = build_model(
@@ -91,8 +97,10 @@ def our_model(
 
 
 def stage_tensors(model: LongRopeModel, hf: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns what of HF tensors (weights, or gradients by the same names) each parameter of this
-    process holds."""
+    """Returns this process's part of HF tensors for each of its parameters, by parameter name.
+
+    The tensors are weights, or gradients by the same names.
+    """
     return {name: _local_tensor(model, name, hf) for name, _ in model.named_parameters()}
 
 
@@ -131,7 +139,7 @@ def _local_tensor(model: LongRopeModel, name: str, hf: Mapping[str, Tensor]) -> 
 
 
 def _grouped_qkv(hf: Mapping[str, Tensor], of: str, shape: ModelShape) -> Tensor:
-    """Rows [q … q, k, v] for each group of query heads that share a key head."""
+    """Returns rows in Megatron's order: [q … q, k, v] for each group that shares a key head."""
     parts = [
         hf[f"{of}self_attn.{kind}_proj.weight"].reshape(shape.num_kv_heads, -1, shape.hidden_size)
         for kind in "qkv"
@@ -154,7 +162,7 @@ def random_documents(
 
 
 def single_runtime(threads: int = 1) -> Iterator[Runtime]:
-    """Body of a fixture: this process as the whole run."""
+    """Yields a runtime in which this process is the whole run; the body of fixtures."""
     from megatron_longrope.runtime import start_runtime
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""A tiny model and documents for whole runs: random weights, a recipe of a few steps."""
+"""A tiny random model, documents and a recipe of a few steps, for tests of whole runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = (
 
 
 def make_texts(folder: Path) -> list[Path]:
-    """Returns twelve files of random words, each long enough for the target length."""
+    """Writes twelve files of random words, each as long as the target, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(12):
@@ -32,7 +32,7 @@ def make_texts(folder: Path) -> list[Path]:
 
 
 def make_model(folder: Path, texts: list[Path]) -> Path:
-    """Returns an HF folder with a fresh two-layer model and its tokenizer."""
+    """Writes an HF folder with a fresh two-layer model and its tokenizer, and returns it."""
     tokenizer = folder.with_name("tokenizer")
     keys = (
         "The pass key is 0123456789. Remember it. What is the pass key? The grass is green. The "
@@ -54,7 +54,7 @@ def make_model(folder: Path, texts: list[Path]) -> Path:
 
 
 def recipe_values(model: Path, texts: list[Path]) -> dict[str, Any]:
-    """Returns a recipe that goes through every stage in seconds."""
+    """Returns the values of a recipe that goes through every stage in seconds."""
     sizes = {"population": 6, "mutants": 2, "crossovers": 2, "parents": 4, "iterations": 1}
     search = {"num_documents": 2, "searcher": {"name": "evolution", **sizes}}
     training = {
@@ -96,7 +96,7 @@ def recipe_values(model: Path, texts: list[Path]) -> dict[str, Any]:
 
 
 def make_recipe(folder: Path) -> Recipe:
-    """Returns the recipe with model and documents below `folder`."""
+    """Returns a recipe after writing its model and documents to `folder`."""
     texts = make_texts(folder / "texts")
     model = make_model(folder / "model", texts)
     return build_config(Recipe, recipe_values(model, texts), "tiny")

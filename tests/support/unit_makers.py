@@ -1,5 +1,4 @@
-"""Makers of units for the tests of `--processes`: functions that other processes can import, with
-little to import."""
+"""Makers of units for tests of `--processes`, in a module that worker processes import quickly."""
 
 from __future__ import annotations
 
@@ -17,21 +16,21 @@ NUMBER_OF_UNITS = 4
 
 
 def write(number: int, path: Path, report: Callable[[int], None]) -> dict[str, Any]:
-    """Writes the unit's number a thousand times."""
+    """Writes the number of the unit a thousand times."""
     path.write_bytes(bytes([number]) * 1000)
     report(1000)
     return {"number": number}
 
 
 def refuse_the_third(number: int, path: Path, report: Callable[[int], None]) -> dict[str, Any]:
-    """Finds the source of unit 2 damaged."""
+    """Raises the error of a damaged source at unit 2; makes all other units."""
     if number == 2:
         raise InputError("model", "unit 2", "holds NaN or infinity")
     return write(number, path, report)
 
 
 def die_once(number: int, path: Path, report: Callable[[int], None]) -> dict[str, Any]:
-    """Is killed while it makes unit 2 for the first time."""
+    """Kills its process the first time that it makes unit 2."""
     marker = path.parent.parent.parent / "died"
     if number == 2 and not marker.exists():
         marker.touch()
@@ -40,7 +39,7 @@ def die_once(number: int, path: Path, report: Callable[[int], None]) -> dict[str
 
 
 def never_end(number: int, path: Path, report: Callable[[int], None]) -> dict[str, Any]:
-    """Says which process it is, and works until the test is over."""
+    """Writes down its process id and never ends, until the test kills it."""
     (path.parent.parent.parent / f"pid-{os.getpid()}").touch()
     time.sleep(600)
     return write(number, path, report)

@@ -1,4 +1,7 @@
-"""Evaluation tasks, one file each; importing one registers it. None of this imports torch."""
+"""The evaluation tasks, one file each; importing a file registers its task.
+
+No task imports torch before it runs, so that a command line lists them at once.
+"""
 
 from megatron_longrope.evaluation.tasks import key_value as key_value
 from megatron_longrope.evaluation.tasks import passkey as passkey

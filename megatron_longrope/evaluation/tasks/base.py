@@ -30,14 +30,14 @@ DEFAULT_BATCH_TOKENS = 16384
 
 
 class TaskSettings(StrictConfig):
-    """What every task can be told in a recipe.
+    """The settings that every task has in a recipe.
 
     The fields that a task adds become options of its `longrope eval` command: name, type, default,
     and the field's description as help.
     """
 
     lengths: tuple[Length, ...] = Field(
-        default=(), description="In tokens; by default those of the whole evaluation."
+        default=(), description="Lengths in tokens; by default those of the whole evaluation."
     )
 
 
@@ -46,14 +46,18 @@ SettingsT = TypeVar("SettingsT", bound=TaskSettings)
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What tasks measure with: a model with the factors in force, its tokenizer where it has one,
-    whole documents for tasks that need them, and `prefix`, ids before generated text (a BOS)."""
+    """What tasks measure with."""
 
     model: LongRopeModel
+    """The model, with the factors to measure in force."""
     tokenizer: Encoder | None
+    """The model's tokenizer; None where it has none."""
     documents: Sequence[EvaluationDocument] = ()
+    """Whole documents, for tasks that need them."""
     prefix: Sequence[int] = ()
+    """Token ids that generated documents begin with, such as a BOS."""
     max_batch_tokens: int = DEFAULT_BATCH_TOKENS
+    """Short documents share a forward pass up to this many tokens."""
 
     @property
     def encoder(self) -> Encoder:
@@ -67,22 +71,22 @@ class Task(ABC, Generic[SettingsT]):
     """One kind of evaluation; the docstring of a task is the help of its command."""
 
     name: ClassVar[str]
-    """In recipes, in rows, and of the evals file: evals/NAME.json."""
+    """The task's name in recipes and rows, and of its file of rows in a run: evals/NAME.json."""
     title: ClassVar[str]
-    """Above a table of its rows."""
+    """The heading of a table of its rows."""
     needs_documents: ClassVar[bool] = False
-    """Whether it is given documents; if not, it generates its own."""
+    """Whether the task is given documents; if not, it generates its own."""
     in_every_run: ClassVar[bool] = False
-    """Whether a run measures this at all its lengths anyway, so that recipes do not list it."""
+    """Whether every run measures this at all its lengths, so that recipes do not list it."""
 
     @property
     @abstractmethod
     def settings_kind(self) -> type[SettingsT]:
-        """The class of its settings."""
+        """The class of the task's settings."""
 
     @property
     def command(self) -> str:
-        """Its name after `longrope eval`."""
+        """The task's name after `longrope eval`."""
         return self.name
 
     @abstractmethod
@@ -103,12 +107,17 @@ class Task(ABC, Generic[SettingsT]):
         return length * max(1, num_documents)
 
     def context(self, length: int, settings: SettingsT) -> int:
-        """Number of tokens that one forward pass sees, which scales methods given no factor."""
+        """Number of tokens that one forward pass sees at `length`.
+
+        A scaling method that is given neither a scale nor a target is scaled to it.
+        """
         return length
 
     def checks(self, rows: EvaluationRows, window: int) -> list[Check]:
-        """Returns the checks that this task contributes to a run, from the rows of all tasks;
-        `window` is that of the pretrained model, in tokens."""
+        """Returns the checks that this task contributes to a run, from the rows of all tasks.
+
+        `window` is the context length of the pretrained model in tokens.
+        """
         return []
 
 

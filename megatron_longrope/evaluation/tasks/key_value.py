@@ -1,4 +1,4 @@
-"""Key–value retrieval: a list of names and numbers, and at its end the question for one of them."""
+"""Key–value retrieval: a list of names with numbers, and at its end a question about one name."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 
 
 class KeyValueSettings(RetrievalSettings):
-    """What is asked at the end of the list."""
+    """The settings of key–value retrieval."""
 
-    value_digits: PositiveInt = Field(default=4, description="Digits of a value.")
+    value_digits: PositiveInt = Field(default=4, description="Digits of each value in the list.")
     questions: PositiveInt = Field(
-        default=1, description="Asked at the end, each answered; the last answer counts."
+        default=1,
+        description="Questions at the end of a document. All but the last are followed by their "
+        "answers; the last answer is what counts.",
     )
 
 
 class KeyValue(RetrievalTask[KeyValueSettings]):
-    """Count how often the value of one name in a list as long as the context is given, digit by
-    digit.
+    """Count how often a model finds one value in a list that fills the context.
 
-    Every line but one is a distractor of the same form, and the line asked for stands anywhere.
+    Every line of the list names a value; the question at the end asks for one of them, which stands
+    anywhere. All digits must be right. Documents are generated with the model's tokenizer.
     """
 
     name = "key-value"
@@ -44,7 +46,16 @@ class KeyValue(RetrievalTask[KeyValueSettings]):
         settings: KeyValueSettings,
         prefix: Sequence[int],
     ) -> PasskeyDocument:
-        """Returns a list that fills `length` tokens, its questions included."""
+        """Returns a list that, with its questions, fills `length` tokens.
+
+        Args:
+            tokenizer: Encodes the text.
+            length: Tokens of the whole document.
+            depth: Unused: the line asked for stands anywhere.
+            seed: What names, values and the line asked for depend on.
+            settings: The number of questions, and the digits of a value.
+            prefix: Token ids that the document begins with.
+        """
         from megatron_longrope.data import key_value_document
 
         return key_value_document(

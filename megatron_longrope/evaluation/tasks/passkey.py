@@ -1,4 +1,4 @@
-"""Passkey retrieval: a number said once in filler text, asked for at the end."""
+"""Passkey retrieval: a number that stands once in filler text and is asked for at the end."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from megatron_longrope.data.passkey import Encoder
 
 INSIDE, BEYOND, EXTENDED = 0.95, 0.10, 0.90
-"""Shares of keys: bounds for the base inside and beyond its window, and for the extended model."""
+"""Bounds for shares of keys found: at least INSIDE by the base model inside its window, at most
+BEYOND from twice its window on, and at least EXTENDED by the extended model at every length."""
 _DEPTH_DIGITS = 6
+"""Depths that are equal to so many decimal places are one depth: `trial_seed` rounds so as well."""
 
 
 def _none_twice(depths: tuple[float, ...]) -> tuple[float, ...]:
@@ -31,25 +33,32 @@ def _none_twice(depths: tuple[float, ...]) -> tuple[float, ...]:
 
 
 class PasskeySettings(RetrievalSettings):
-    """Where the key is hidden, and how long it is."""
+    """The settings of passkey retrieval."""
 
     depths: Annotated[
         tuple[Annotated[float, Field(ge=0, le=1)], ...],
         Field(min_length=1),
         AfterValidator(_none_twice),
-    ] = Field(default=(0.0, 0.25, 0.5, 0.75, 1.0), description="0 first … 1 last.")
-    key_digits: PositiveInt = Field(default=5, description="Digits of the key.")
+    ] = Field(
+        default=(0.0, 0.25, 0.5, 0.75, 1.0),
+        description="Where in the text the key stands: 0 at the start … 1 at the end.",
+    )
+    key_digits: PositiveInt = Field(default=5, description="Digits of each key.")
 
 
 class Passkey(RetrievalTask[PasskeySettings]):
-    """Count how often a key hidden in filler text is named at the end, digit by digit."""
+    """Count how often a model finds a number hidden in filler text.
+
+    The number stands once, at some depth, and is asked for at the end. All digits must be right.
+    Documents are generated with the model's tokenizer.
+    """
 
     name = "passkey"
     title = "Passkey retrieval"
     settings_kind = PasskeySettings
 
     def depths(self, settings: PasskeySettings) -> Sequence[float]:
-        """Returns the depths of the settings."""
+        """Returns the depths at which keys are hidden."""
         return settings.depths
 
     def document(
@@ -61,7 +70,16 @@ class Passkey(RetrievalTask[PasskeySettings]):
         settings: PasskeySettings,
         prefix: Sequence[int],
     ) -> PasskeyDocument:
-        """Returns filler of the classic sentences with the key at `depth`."""
+        """Returns repeated filler sentences with one key at `depth`.
+
+        Args:
+            tokenizer: Encodes the text.
+            length: Tokens of the whole document.
+            depth: Where the key stands: 0 at the start, 1 at the end.
+            seed: What the key depends on.
+            settings: The number of digits.
+            prefix: Token ids that the document begins with.
+        """
         from megatron_longrope.data import passkey_document
 
         assert depth is not None
@@ -69,8 +87,11 @@ class Passkey(RetrievalTask[PasskeySettings]):
         return passkey_document(tokenizer, length, depth, seed, key_digits=digits, prefix=prefix)
 
     def checks(self, rows: EvaluationRows, window: int) -> list[Check]:
-        """Returns what the base finds inside and beyond its window, and the extended model at every
-        length."""
+        """Returns checks of the keys found by the base model and by the extended one.
+
+        The base must find them inside its window, or the task says nothing about this model, and
+        must not from twice its window on, or there is nothing to extend.
+        """
         own = [row for row in rows.retrieval if row.task == self.name]
         base = _accuracies(row for row in own if row.model == "base")
         extended = _accuracies(row for row in own if row.model == "extended")
@@ -96,7 +117,7 @@ class Passkey(RetrievalTask[PasskeySettings]):
 
 
 def _accuracies(rows: Iterable[RetrievalRow]) -> dict[int, float]:
-    """Share of keys found per length, over all depths."""
+    """Returns the share of keys found at each length, over all depths."""
     found: dict[int, tuple[int, int]] = {}
     for row in rows:
         correct, trials = found.get(row.length, (0, 0))

@@ -13,14 +13,17 @@ from megatron_longrope.evaluation.tasks.base import TASKS, Task, TaskInputs, Tas
 
 
 class PerplexitySettings(TaskSettings):
-    """How documents are read."""
+    """The settings of perplexity."""
 
     sliding: str | None = Field(
         default=None,
-        description="WINDOW:STRIDE in tokens; by default one pass from the first token.",
+        description="Read documents through a sliding window, written in tokens as WINDOW:STRIDE "
+        "(2k:512). By default one pass from the first token.",
     )
     bucket: Length | None = Field(
-        default=None, description="Width of a position bucket in tokens; 1/16 of a length."
+        default=None,
+        description="Width in tokens of the position buckets that --json lists; by default 1/16 of "
+        "a length.",
     )
 
     @field_validator("sliding")
@@ -39,7 +42,8 @@ class PerplexitySettings(TaskSettings):
 class Perplexity(Task[PerplexitySettings]):
     """Measure perplexity over the first tokens of documents.
 
-    A length n means a document's first n tokens, n - 1 predictions; a shorter document is an error.
+    A length n means the first n tokens of each document, which are n - 1 predictions; a document
+    with fewer tokens is an error. Sums over all documents are divided once: exp(nats / tokens).
     """
 
     name = "perplexity"
@@ -50,18 +54,17 @@ class Perplexity(Task[PerplexitySettings]):
 
     @property
     def command(self) -> str:
-        """`longrope eval ppl`."""
+        """The task's name after `longrope eval`: ppl."""
         return "ppl"
 
     def check(self, inputs: TaskInputs, lengths: Sequence[int]) -> None:
-        """Raises InputError unless every document has a name of its own and reaches every
-        length."""
+        """Raises InputError unless every document has its own name and reaches all lengths."""
         from megatron_longrope.evaluation.documents import check_documents
 
         check_documents(inputs.documents, lengths)
 
     def context(self, length: int, settings: PerplexitySettings) -> int:
-        """Number of tokens that one forward pass sees: a sliding window's at most."""
+        """Number of tokens that one forward pass sees, at most those of the sliding window."""
         window = settings.sliding_window
         return length if window is None else min(length, window.window)
 
@@ -72,7 +75,7 @@ class Perplexity(Task[PerplexitySettings]):
         settings: PerplexitySettings,
         labels: EvaluationLabels,
     ) -> list[Row]:
-        """Returns a row per document, and per position bucket over all documents."""
+        """Returns one row per document, and one per position bucket over all documents."""
         from megatron_longrope.evaluation.perplexity import measure_perplexity
 
         measured = measure_perplexity(

@@ -1,4 +1,4 @@
-"""Tasks of generated documents, each scored by whether the answer at its end is given exactly."""
+"""Tasks that generate documents and count how often the answer at their end is exactly right."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 
 class RetrievalSettings(TaskSettings):
-    """How many documents are generated."""
+    """The settings that all retrieval tasks have."""
 
-    trials: PositiveInt = Field(default=10, description="Documents per length and depth.")
-    seed: NonNegativeInt = Field(default=0, description="Of the documents.")
+    trials: PositiveInt = Field(default=10, description="Documents generated per length and depth.")
+    seed: NonNegativeInt = Field(
+        default=0, description="The same seed generates the same documents for every method."
+    )
 
 
 RetrievalSettingsT = TypeVar("RetrievalSettingsT", bound=RetrievalSettings)
@@ -51,19 +53,19 @@ class RetrievalTask(Task[RetrievalSettingsT]):
             length: Tokens of the whole document.
             depth: Where in the context the answer is found: 0 first, 1 last; None in a task
                 without depths.
-            seed: What else the document depends on; another one for each trial.
-            settings: The task's.
-            prefix: Ids that the document begins with.
+            seed: What else the document depends on; each trial has its own.
+            settings: The settings of the task.
+            prefix: Token ids that the document begins with.
 
         Raises InputError where `length` is too short.
         """
 
     def depths(self, settings: RetrievalSettingsT) -> Sequence[float | None]:
-        """Returns the depths to measure at; a single None where the task has none."""
+        """Returns the depths to measure at; a single None for a task without depths."""
         return (None,)
 
     def tokens(self, num_documents: int, length: int, settings: RetrievalSettingsT) -> int:
-        """Number of tokens in all documents of one length."""
+        """Number of tokens in all documents that are generated at one length."""
         return length * settings.trials * len(self.depths(settings))
 
     def run(
@@ -73,7 +75,7 @@ class RetrievalTask(Task[RetrievalSettingsT]):
         settings: RetrievalSettingsT,
         labels: EvaluationLabels,
     ) -> list[Row]:
-        """Returns one row per depth at `length` tokens; the same on every rank."""
+        """Returns one row per depth at `length` tokens, the same on every rank."""
         from megatron_longrope.evaluation.answers import answers_retrieved, trial_seed
 
         depths = self.depths(settings)

@@ -1,4 +1,8 @@
-"""The model families that are carried, one file each; a family is registered by its import here."""
+"""The supported model families, one file each; a family is registered by its import here.
+
+>>> sorted(ARCHITECTURES)[:3]
+['llama', 'mistral', 'phi3']
+"""
 
 from megatron_longrope.model.architectures import (  # noqa: F401
     llama,

@@ -1,9 +1,9 @@
-"""What a model family is: its config, its Megatron-LM arguments, its weight table.
+"""What a model family is: its config, its Megatron-LM arguments and its weight table.
 
 A family is one file beside this one: a subclass of `Architecture`, registered under its
-`model_type`. transformers gives silent defaults that differ between families; each stands once, in
-its family's file. What a family's config can say and our model cannot do is refused by name.
-docs/extending.md shows how to write one.
+`model_type`. Where a config leaves a setting out, transformers assumes a default that differs from
+family to family; each default stands once, in its family's file. A setting that our model cannot do
+is refused by name. docs/extending.md shows how to write a family.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ if TYPE_CHECKING:
     from megatron_longrope.model.shape import ModelShape
 
 MAX_LAYERS = 10_000
-"""More than any model has; a damaged config may say anything, and tables of weights are made from
-it."""
+"""Most layers that a config may have: more than any model, fewer than would fill the memory.
+
+A table of weights is made from the number, and a damaged config may have any number in it.
+"""
 COMMON_ONLY: dict[str, object] = {
     "hidden_act": "silu",
     "attention_dropout": 0.0,
     "quantization_config": None,
 }
-"""What every family whose config knows these settings must say of them."""
+"""Settings that most families' configs have, with the one value that our model can do."""
 
 
 class Architecture:
@@ -50,33 +52,34 @@ class Architecture:
     """
 
     model_type: ClassVar[str]
-    """transformers' name of the family in a config, and ours in a checkpoint's description."""
+    """Name of the family in configs of transformers and in our checkpoints' descriptions."""
     hf_class: ClassVar[str]
-    """The class that transformers runs such a model with."""
+    """Name of the class with which transformers runs such a model."""
     weights: ClassVar[tuple[WeightRule, ...]]
     """Which Hugging Face weights make which Megatron weight, in the order of the model."""
     only: ClassVar[Mapping[str, object]] = COMMON_ONLY
     """Settings with the one value that our model can do; another value is refused."""
     unwritten: ClassVar[Collection[str]] = ()
-    """Settings of `only` that a config of ours leaves out: those transformers has given up."""
+    """Settings of `only` that we do not write, because transformers no longer has them."""
     must_say: ClassVar[tuple[str, ...]] = ()
-    """Settings whose default in transformers is one model's size: a config must say them."""
+    """Settings that a config must contain: their default in transformers is one model's size."""
     norm_epsilon: ClassVar[float] = 1e-6
-    """The epsilon of a config that does not say rms_norm_eps."""
+    """Epsilon of the norms where a config has no rms_norm_eps."""
     ties_by_default: ClassVar[bool] = False
-    """Whether a config that does not say it ties the output layer to the embedding."""
+    """Whether the output layer is tied to the embedding where a config has no word on it."""
     rope_base: ClassVar[float | None] = 10_000.0
-    """The rotary base of a config that does not say it; None: it must."""
+    """Rotary base where a config has none; None: a config must contain it."""
     rope_types: ClassVar[frozenset[str] | None] = None
-    """The rope_types that transformers accepts for this family; None: every one."""
+    """Values of rope_type that transformers accepts for this family; None: all."""
     megatron_flags: ClassVar[frozenset[str] | None] = None
-    """Megatron-LM arguments that are all set in a checkpoint of this family; None: no arguments
-    mean it, because another family stands for the same ones."""
+    """Megatron-LM arguments that are all set in a checkpoint of this family.
+
+    None: no arguments mean this family, because they mean another one already.
+    """
     megatron_may_set: ClassVar[frozenset[str]] = frozenset()
-    """Arguments of this kind that a checkpoint of this family may set besides."""
+    """Further arguments that may be set in a checkpoint of this family."""
     gguf_architecture: ClassVar[str | None] = None
-    """llama.cpp's name of the architecture that runs this family with two factor sets; None:
-    none does."""
+    """Architecture of llama.cpp that runs this family with two factor sets; None: none does."""
 
     @property
     def qkv_bias(self) -> bool:
@@ -95,9 +98,9 @@ class Architecture:
         )
 
     def read(self, config: Config, *, keep_windows: bool = True) -> dict[str, Any]:
-        """Returns the fields of `ModelShape` that a config of this family means.
+        """Returns the fields of `ModelShape` for a config of this family.
 
-        Raises InputError for a setting that our model cannot do, and for damaged ones.
+        Raises InputError for settings that our model cannot do, and for damaged ones.
         `keep_windows=False` switches sliding windows off.
         """
         self.refuse_unsupported(config)
@@ -133,7 +136,7 @@ class Architecture:
     def write(self, shape: ModelShape) -> dict[str, Any]:
         """Returns the config of a model of this shape, without RoPE scaling.
 
-        Raises InputError for windows that the family cannot say.
+        Raises InputError for windows that the family's config cannot express.
         """
         return {
             "architectures": [self.hf_class],
@@ -163,7 +166,7 @@ class Architecture:
         return ()
 
     def read_rope_free_layers(self, config: Config, layers: int) -> tuple[int, ...]:
-        """Returns the layers, from 0, that do not rotate; by default all do."""
+        """Returns the layers, counted from 0, that do not rotate; by default all rotate."""
         return ()
 
     def write_attention(self, shape: ModelShape) -> dict[str, Any]:
@@ -177,9 +180,9 @@ class Architecture:
         return {}
 
     def with_rope_said(self, config: Config) -> Config:
-        """Returns the config with the rotary base that transformers assumes where it is silent.
+        """Returns the config with its rotary base, which transformers assumes where it is left out.
 
-        `rope` reads configs of any family and refuses one that does not say its base.
+        `rope` reads configs of any family, and refuses one without a base.
         """
         places = (config, config.get("rope_parameters"), config.get("rope_scaling"))
         said = any(isinstance(p, Mapping) and p.get("rope_theta") is not None for p in places)
@@ -188,11 +191,11 @@ class Architecture:
         return {**config, "rope_theta": self.rope_base}
 
     def serving_notes(self, config: Config) -> list[str]:
-        """Returns what a person who serves an exported config of this family should know."""
+        """Returns what a person should know who serves an exported model with this config."""
         return []
 
     def refuse_unsupported(self, config: Config) -> None:
-        """Raises InputError for a setting of the config that our model cannot do or must know."""
+        """Raises InputError for settings that our model cannot do, and for missing ones."""
         for key, value in self.only.items():
             if config.get(key) not in (value, None):
                 rule = f"only {value} is supported for {self.model_type}"
@@ -210,19 +213,23 @@ ARCHITECTURES: Registry[Architecture] = Registry("model_type")
 
 
 def family_of(config: Config) -> Architecture:
-    """Returns the family of a Hugging Face config; raises InputError that lists the known ones."""
+    """Returns the family of a Hugging Face config; raises InputError for an unknown one.
+
+    >>> family_of({"model_type": "mistral"}).hf_class
+    'MistralForCausalLM'
+    """
     return ARCHITECTURES[str(config.get("model_type"))]
 
 
 def with_rope_said(config: Config) -> Config:
-    """Returns a config with what its family leaves unsaid of RoPE, for `rope` to read."""
+    """Returns a config with what transformers would assume of RoPE, so that `rope` can read it."""
     return family_of(config).with_rope_said(config)
 
 
 def family_of_megatron_flags(flags: Collection[str]) -> Architecture | None:
     """Returns the family of a checkpoint with these Megatron-LM arguments set.
 
-    None: Megatron-LM can combine what no family here does.
+    None: no family has these together. Megatron-LM can combine any.
     """
     for family in ARCHITECTURES.values():
         needed = family.megatron_flags

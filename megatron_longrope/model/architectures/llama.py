@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM 1 and 2: the family the others are told apart from."""
+"""The Llama family: Llama 2 and 3, SmolLM 1 and 2; other families differ from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_longrope.model.architectures.weights import (
 
 
 class Llama(Architecture):
-    """Grouped heads, separate projections, no biases, no windows."""
+    """Llama: grouped K/V heads, separate projections, no biases, no windows."""
 
     model_type = "llama"
     hf_class = "LlamaForCausalLM"

@@ -1,4 +1,4 @@
-"""Mistral: Llama's weights with one sliding window for every layer."""
+"""The Mistral family: Llama's weights, with one sliding window for every layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Mistral(Architecture):
-    """A config that does not mention its window means 4096, as in transformers."""
+    """Mistral; a config without a window means one of 4096 tokens, as in transformers."""
 
     model_type = "mistral"
     hf_class = "MistralForCausalLM"

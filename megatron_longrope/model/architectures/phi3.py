@@ -1,4 +1,4 @@
-"""Phi-3 and 3.5 mini: fused projections, one window for every layer, LongRoPE's own lists."""
+"""The Phi-3 family: fused projections, one window for every layer, LongRoPE factors in configs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from megatron_longrope.model.shape import ModelShape
 
 _FIRST_NAME = "su"
-"""What Phi-3's first releases called longrope."""
+"""Name of `longrope` in the first configs of Phi-3."""
 _TRANSFORMERS_4_KEYS = ("type", "short_factor", "long_factor")
+"""The only rotary settings that transformers 4 accepts for Phi-3."""
 
 
 class Phi3(Architecture):
-    """q, k and v are one weight in Hugging Face, gate and up another."""
+    """Phi-3 and 3.5 mini; q, k and v are one weight in Hugging Face, gate and up another."""
 
     model_type = "phi3"
     hf_class = "Phi3ForCausalLM"
@@ -58,9 +59,9 @@ class Phi3(Architecture):
         return said
 
     def serving_notes(self, config: Config) -> list[str]:
-        """Returns that transformers 4 refuses a config with an attention factor.
+        """Returns a warning that transformers 4 refuses this config, where it does.
 
-        Its Phi3Config takes three keys and computes the factor from the lengths.
+        Its Phi3Config accepts three keys only, and computes the attention factor from the lengths.
         """
         if len(config.get("rope_scaling") or ()) <= len(_TRANSFORMERS_4_KEYS):
             return []
@@ -71,7 +72,10 @@ class Phi3(Architecture):
 
 
 def _renamed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Rotary settings under the new name, unless `type` and `rope_type` say two things."""
+    """Returns rotary settings with the type under the name it has now.
+
+    Settings whose `type` and `rope_type` differ are returned as they are, for `rope` to refuse.
+    """
     names = {str(settings[key]) for key in ("rope_type", "type") if settings.get(key) is not None}
     if names != {_FIRST_NAME}:
         return settings

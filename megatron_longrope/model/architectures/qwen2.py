@@ -1,4 +1,4 @@
-"""Qwen2 and 2.5: biases of queries, keys and values; windows from some layer on."""
+"""The Qwen2 family, 2.5 included: biases of queries, keys and values, windows from a layer on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Qwen2(Architecture):
-    """Layers from `max_window_layers` on slide, unless layer_types says which."""
+    """Qwen2; layers from `max_window_layers` on have a window, or those that layer_types names."""
 
     model_type = "qwen2"
     hf_class = "Qwen2ForCausalLM"
@@ -54,7 +54,7 @@ class Qwen2(Architecture):
         return by_layer_types(config, window, sliding)
 
     def write_attention(self, shape: ModelShape) -> dict[str, Any]:
-        """Returns layer_types and what older releases of transformers read in its place."""
+        """Returns layer_types, and the keys that older releases of transformers read instead."""
         windows, layers = shape.attention_windows, shape.num_layers
         first = next((layer for layer, window in enumerate(windows) if window is not None), layers)
         return write_layer_types(windows, layers) | {"max_window_layers": first}

@@ -1,4 +1,4 @@
-"""Qwen3: norms of each head's queries and keys instead of biases; windows as in Qwen2."""
+"""The Qwen3 family: norms of each head's queries and keys, no biases, windows as in Qwen2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_longrope.model.architectures.weights import (
 
 
 class Qwen3(Qwen2):
-    """The dense models; `head_dim` is independent of the hidden size and must be said."""
+    """Dense Qwen3 models; `head_dim` does not follow from the hidden size, so a config has it."""
 
     model_type = "qwen3"
     hf_class = "Qwen3ForCausalLM"

@@ -1,4 +1,4 @@
-"""Seed-OSS: Qwen2's weights without windows, made for 512k tokens."""
+"""The Seed-OSS family: Qwen2's weights without windows, pretrained for 512k tokens."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class SeedOss(Architecture):
-    """Biases of queries, keys and values alone; `head_dim` is independent of the hidden size.
+    """Seed-OSS; `head_dim` does not follow from the hidden size, so a config has it.
 
-    The arguments of a Megatron-LM checkpoint are Qwen2's and are read as that.
+    A Megatron-LM checkpoint has the same arguments as one of Qwen2, and is read as Qwen2.
     """
 
     model_type = "seed_oss"
@@ -35,7 +35,7 @@ class SeedOss(Architecture):
     must_say = ("num_key_value_heads", "head_dim")
 
     def write(self, shape: ModelShape) -> dict[str, Any]:
-        """Returns the config; it switches dropout off, as our training does without."""
+        """Returns the config with dropout switched off, as in our training."""
         return super().write(shape) | {"attention_dropout": 0.0, "residual_dropout": 0.0}
 
 

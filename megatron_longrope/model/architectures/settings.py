@@ -8,11 +8,11 @@ from typing import Any
 from megatron_longrope.errors import InputError
 
 Config = Mapping[str, Any]
-"""A Hugging Face `config.json`, which may say anything."""
+"""A Hugging Face `config.json`, whose values may be anything."""
 
 
 def whole_number(config: Config, key: str, at_most: int = 1 << 40) -> int:
-    """Returns a setting that must be a positive whole number; raises InputError."""
+    """Returns a setting that must be a positive whole number; raises InputError otherwise."""
     value = config.get(key)
     if not isinstance(value, int) or not is_count(value) or value > at_most:
         raise InputError(f"config.{key}", value, f"must be a whole number from 1 to {at_most}")
@@ -20,7 +20,7 @@ def whole_number(config: Config, key: str, at_most: int = 1 << 40) -> int:
 
 
 def small_number(config: Config, key: str, default: float) -> float:
-    """Returns a setting between 0 and 1, `default` where it is silent; raises InputError."""
+    """Returns a setting between 0 and 1, `default` where it is absent; raises InputError."""
     value = config.get(key)
     if value is None:
         return default
@@ -30,7 +30,7 @@ def small_number(config: Config, key: str, default: float) -> float:
 
 
 def flag(config: Config, key: str, default: bool) -> bool:
-    """Returns a setting that is true or false, `default` where it is silent; raises InputError."""
+    """Returns a setting that is true or false, `default` where it is absent; raises InputError."""
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
         raise InputError(f"config.{key}", value, "must be true or false")
@@ -38,11 +38,11 @@ def flag(config: Config, key: str, default: bool) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """Returns whether `value` is a whole number above 0; true and false are none."""
+    """Returns whether `value` is a whole number above 0; true and false are not numbers."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def short(value: object) -> str:
-    """Returns a value as text that fits one line of an error."""
+    """Returns a value as text, short enough for one line of an error."""
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama's weights; some layers do not rotate, and those may slide."""
+"""The SmolLM3 family: Llama's weights; some layers have no RoPE, and these may have a window."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SmolLM3(Architecture):
-    """Every fourth layer does not rotate, unless the config says which."""
+    """SmolLM3; every fourth layer has no RoPE, unless the config names others."""
 
     model_type = "smollm3"
     hf_class = "SmolLM3ForCausalLM"
@@ -32,7 +32,7 @@ class SmolLM3(Architecture):
     megatron_may_set = frozenset({"window_size"})
 
     def read_rope_free_layers(self, config: Config, layers: int) -> tuple[int, ...]:
-        """Returns the layers that `no_rope_layers` marks with 0, else every n-th one."""
+        """Returns the layers that `no_rope_layers` marks with 0; without that, every n-th layer."""
         said = config.get("no_rope_layers")
         if said is None:
             interval = config.get("no_rope_layer_interval", 4)
@@ -57,7 +57,7 @@ class SmolLM3(Architecture):
         return by_layer_types(config, window, slides)
 
     def write_attention(self, shape: ModelShape) -> dict[str, Any]:
-        """Returns layer_types and no_rope_layers."""
+        """Returns the config keys of windows, and `no_rope_layers`."""
         layers = range(shape.num_layers)
         return write_layer_types(shape.attention_windows, shape.num_layers) | {
             "no_rope_layers": [int(layer not in shape.rope_free_layers) for layer in layers]

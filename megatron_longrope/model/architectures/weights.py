@@ -1,11 +1,12 @@
-"""The vocabulary of a family's weight table: which Hugging Face weights make which Megatron weight.
+"""Weight tables: which Hugging Face weights make which Megatron weight, and how.
 
-Whatever the kind, a whole Megatron weight ("whole": as one process without tensor parallelism holds
-it) is made of runs of rows of HF weights, so the kinds differ in nothing but a list of runs. Read
-one way it imports, read the other way it exports, and either way a few rows at a time.
+A whole Megatron weight is what one process holds without tensor parallelism. Whatever its kind, it
+is a sequence of runs of rows from Hugging Face weights, so kinds differ only in the list of runs.
+Read one way, the list imports weights; read the other way, it exports them; a few rows at a time
+both ways.
 
-A family lists its rules in the order of the model: what stands before the layers, the layers'
-weights, what stands after them. The rules that families share stand at the end of this file.
+A family lists its rules in the order of the model: the embedding, the layers' weights, then what
+comes after the layers. The rules that families share stand at the end of this file.
 """
 
 from __future__ import annotations
@@ -18,33 +19,47 @@ if TYPE_CHECKING:  # a shape names its family, and a family holds its weight tab
     from megatron_longrope.model.shape import ModelShape
 
 Kind = Literal["plain", "row", "qkv", "fused_qkv", "gate_up", "fused_gate_up", "embedding"]
-"""plain: the same on every rank. row: cut along its inputs. qkv: per K/V group [q…q, k, v], cut by
-group (fused: HF has [Q; K; V] in one weight). gate_up: [gate; up], cut in each half (fused: so in
-HF too). embedding: rows padded to the Megatron vocabulary, cut by row."""
+"""How a weight is put together, and how tensor parallelism cuts it.
+
+- plain: the same on every rank.
+- row: cut along its inputs.
+- qkv: for each K/V head the heads of its queries, then key, then value: [q…q, k, v]; cut between
+  these groups. fused_qkv: the same, from one Hugging Face weight [Q; K; V].
+- gate_up: [gate; up], each half cut by itself. fused_gate_up: the same, from one such weight.
+- embedding: rows padded to the padded vocabulary, cut by row.
+"""
 
 
 class RowRun(NamedTuple):
-    """`rows` rows from row `start` of the rule's HF weight number `source`; None: rows of zeros."""
+    """Some consecutive rows of one of a rule's Hugging Face weights."""
 
     source: int | None
+    """Number of the weight among the rule's; None: rows of zeros."""
     start: int
+    """Number of the first row."""
     rows: int
+    """Number of rows."""
 
 
 @dataclass(frozen=True)
 class WeightRule:
-    """One Megatron weight, the Hugging Face weights it is made of, and their sizes.
+    """One Megatron weight, and the Hugging Face weights it is made of.
 
-    In names `{layer}` stands for the layer's number. Sizes are words (`hidden`, `query`, …) that
-    `hf_sizes` turns into the numbers of a shape.
+    `{layer}` in a name stands for the number of the layer.
     """
 
     megatron: str
+    """Name of the Megatron weight in a model with megatron-core's local layers."""
     hf: tuple[str, ...]
+    """Names of the Hugging Face weights."""
     kind: Kind
     sizes: tuple[tuple[str, ...], ...]
+    """Sizes of the Hugging Face weights in words that `hf_sizes` turns into numbers."""
     stored_as: str | None = None
-    """Its name with Transformer Engine's layers, and in checkpoints whatever the layers are."""
+    """Name in checkpoints, and in a model of Transformer Engine's layers; None: the same.
+
+    Transformer Engine fuses a norm into the projection after it, so the weight has another name.
+    """
 
     @property
     def is_per_layer(self) -> bool:
@@ -53,12 +68,12 @@ class WeightRule:
 
     @property
     def stored(self) -> str:
-        """The name in a checkpoint that keeps every layer under its own."""
+        """Name in a checkpoint in which each layer's weight is a tensor of its own."""
         return self.stored_as or self.megatron
 
     @property
     def stacked(self) -> str:
-        """The name of all layers' weights together, megatron-core's way by default."""
+        """Name in a checkpoint that stacks all layers in one tensor, megatron-core's default."""
         return self.stored.replace(".{layer}", "")
 
     def at(self, layer: int) -> WeightRule:
@@ -71,7 +86,7 @@ class WeightRule:
         )
 
     def hf_sizes(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
-        """Returns the sizes of each HF weight of this rule."""
+        """Returns the sizes of each Hugging Face weight of this rule, by name."""
         query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         dims = {
             "hidden": shape.hidden_size,
@@ -89,7 +104,7 @@ class WeightRule:
         }
 
     def row_runs(self, shape: ModelShape) -> list[RowRun]:
-        """Returns what the whole Megatron weight's rows are, from its first to its last."""
+        """Returns the runs of rows that make the whole Megatron weight, in its order."""
         query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         if self.kind == "qkv":
             return _grouped(shape, (0, 1, 2), (0, 0, 0))
@@ -110,7 +125,10 @@ class WeightRule:
 
 
 def _grouped(shape: ModelShape, sources: Sequence[int], starts: Sequence[int]) -> list[RowRun]:
-    """Per K/V group: its query heads, its key head, its value head."""
+    """Returns the runs [q…q, k, v] of each K/V group.
+
+    `sources` and `starts` say where queries, keys and values begin in the Hugging Face weights.
+    """
     heads = (shape.num_heads // shape.num_kv_heads * shape.head_dim, shape.head_dim, shape.head_dim)
     return [
         RowRun(source, start + group * rows, rows)

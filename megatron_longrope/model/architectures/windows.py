@@ -1,7 +1,7 @@
-"""Sliding windows in Hugging Face configs: the ways in which families say them.
+"""Sliding windows in Hugging Face configs, which express them in two ways.
 
-`read_uniform` (Mistral, Phi-3) has one window for every layer; `by_layer_types` and
-`write_layer_types` serve the families that choose layer by layer.
+`read_uniform` and `write_uniform` are for families with one window for all layers (Mistral, Phi-3),
+`by_layer_types` and `write_layer_types` for those that choose layer by layer (Qwen, SmolLM3).
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.model.architectures.settings import Config, is_count, short
 
 Windows = tuple[int | None, ...]
-"""Tokens each layer's attention reaches back, itself included; None: all. Empty: None for every
-layer."""
+"""Tokens the attention of each layer reaches back, the query included; None: all.
+
+Empty: all, in every layer.
+"""
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def read_uniform(config: Config, layers: int, default: int | None) -> Windows:
-    """Returns `sliding_window` for every layer; `default`: the window of a silent config."""
+    """Returns `sliding_window` for every layer; `default` is the window where it is left out."""
     window = config.get("sliding_window", default)
     return () if window is None else (_window(window),) * layers
 
 
 def write_uniform(windows: Windows) -> dict[str, Any]:
-    """Returns the key of `read_uniform`; raises InputError where layers differ."""
+    """Returns the key that `read_uniform` reads; raises InputError where layers differ."""
     if len(set(windows)) > 1:
         raise InputError(
             "attention_windows", short(windows), "this architecture has one window for all layers"
@@ -33,9 +35,9 @@ def write_uniform(windows: Windows) -> dict[str, Any]:
 
 
 def by_layer_types(config: Config, window: object, slides: list[bool]) -> Windows:
-    """Returns `window` for the layers that slide.
+    """Returns `window` for the layers that have one, None for the others.
 
-    `slides` says which do where the config has no layer_types.
+    The config's layer_types says which have one; `slides` does where there is no layer_types.
     """
     types = config.get("layer_types")
     if types is not None:
@@ -62,7 +64,7 @@ def by_layer_types(config: Config, window: object, slides: list[bool]) -> Window
 
 
 def write_layer_types(windows: Windows, layers: int) -> dict[str, Any]:
-    """Returns the keys of `by_layer_types`; raises InputError for windows of several sizes."""
+    """Returns the keys that `by_layer_types` reads; raises InputError for windows of two sizes."""
     sizes = {window for window in windows if window is not None}
     if len(sizes) > 1:
         raise InputError(

@@ -1,2 +1,1 @@
-"""Attention over long contexts: kernels, the context-parallel ring, and the engines that run
-them."""
+"""Attention over long contexts: block kernels, the context-parallel ring, and the engines."""

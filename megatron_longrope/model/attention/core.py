@@ -1,5 +1,8 @@
-"""megatron-core's core-attention slot: the batch's rotation, then causal attention within each of
-its documents."""
+"""The attention of the `torch` engine: the batch's rotation, then causal attention per document.
+
+It stands in megatron-core's core-attention slot. megatron-core's own module there holds S×S scores
+and refuses both context parallelism and packed documents.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,12 @@ from megatron_longrope.model.rotary import rotate
 
 
 class ScaleGradient(torch.autograd.Function):
-    """Hands the query on as it is; on the way back gives the leaf Σ q · ∂loss/∂q, which is s ·
-    ∂loss/∂s."""
+    """Returns the query unchanged; backward, it gives the leaf the gradient s · ∂loss/∂s.
+
+    The loss depends on the query q and the softmax scale s only through s·q·kᵀ, so scaling either
+    of them has the same effect: Σ q · ∂loss/∂q = s · ∂loss/∂s (summed over tokens, heads and dims).
+    The right side is thus read off the query's own gradient, and no kernel has to differentiate s.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, leaf: Tensor) -> Tensor:
@@ -36,11 +43,10 @@ class ScaleGradient(torch.autograd.Function):
 
 
 class DocumentAttention(nn.Module):
-    """Memory linear in the length, grouped K/V heads never copied, sequences spread over the
-    context-parallel group.
+    """Causal attention within documents, spread over the context-parallel group.
 
-    Angles and softmax scale come with each batch, because both halves of the factors change between
-    batches.
+    Memory is linear in the length, and K/V of grouped heads are never copied. Angles and softmax
+    scale come with each batch (`LongRopePackedParams`), since factors may change between batches.
     """
 
     def __init__(
@@ -54,8 +60,17 @@ class DocumentAttention(nn.Module):
         is_rotated: bool = True,
         **_: Any,
     ) -> None:
-        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns
-        this layer's."""
+        """Takes what megatron-core gives a core attention, and what `block_spec` binds.
+
+        Args:
+            config: megatron-core's config of the model.
+            layer_number: Number of the layer; unused.
+            attn_mask_type: megatron-core's mask; unused, attention is always causal.
+            attention_type: Self- or cross-attention; unused.
+            pg_collection: Process groups; `cp` is the one the sequence is spread over.
+            window: Tokens a query reaches back, itself included; None: all.
+            is_rotated: Whether RoPE turns this layer's queries and keys.
+        """
         super().__init__()
         assert config.attention_dropout == 0.0
         self.group, self.window, self.is_rotated = pg_collection.cp, window, is_rotated
@@ -71,14 +86,15 @@ class DocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and
-        K/V [tokens, kv_heads, head_dim]; tokens: this rank's share. In evaluation all three are
-        overwritten.
+        """Returns the output [tokens, heads · head_dim] for this rank's share of the tokens.
+
+        query is [tokens, heads, head_dim] and not rotated yet, K/V are [tokens, kv_heads,
+        head_dim]. In evaluation all three are overwritten.
         """
         packed = packed_seq_params
         assert packed is not None and attention_mask is None and attention_bias is None
-        # Not where recomputation runs its first forward pass without autograd: the inputs are
-        # needed again.
+        # Autograd off alone does not mean evaluation: under recomputation training's first forward
+        # pass runs without it too, and its inputs are needed again for the second one.
         overwrite = not self.training and not torch.is_grad_enabled()
         scale = 1 / math.sqrt(query.shape[-1])
         if self.is_rotated:
@@ -103,11 +119,10 @@ class DocumentAttention(nn.Module):
 def apply_factors(
     query: Tensor, key: Tensor, packed: LongRopePackedParams, *, overwrite: bool = False
 ) -> tuple[Tensor, Tensor, float]:
-    """Returns query and key [tokens, heads, head_dim] turned by the batch's angles, and the scale
-    of their product.
+    """Returns the rotated query and key [tokens, heads, head_dim] and the softmax scale t²/√d.
 
-    For every engine's core attention alike. A layer that is not rotated does without: the
-    temperature is RoPE's.
+    Every engine's core attention calls it. Layers without RoPE do not: t is part of RoPE (it
+    multiplies cos and sin), so they use 1/√d.
     """
     assert packed.rotary_table is not None
     query, key = (rotate(x, packed.rotary_table, overwrite=overwrite) for x in (query, key))

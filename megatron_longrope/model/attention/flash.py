@@ -1,5 +1,7 @@
-"""Attention by the flash-attn package, for GPUs without Transformer Engine and without context
-parallelism."""
+"""Attention by the flash-attn package, for GPUs without Transformer Engine.
+
+It takes whole sequences only: no context parallelism.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ from megatron_longrope.model.attention.packed import LongRopePackedParams
 
 
 class FlashDocumentAttention(nn.Module):
-    """megatron-core's core-attention slot: one kernel call for all documents of a batch, K/V heads
-    never copied."""
+    """Causal attention in one call of the flash-attn kernel for all documents of a batch.
+
+    It stands in megatron-core's core-attention slot. K/V of grouped heads are never copied.
+    """
 
     def __init__(
         self,
@@ -32,12 +36,21 @@ class FlashDocumentAttention(nn.Module):
         kernel: Callable[..., Tensor] | None = None,
         **_: Any,
     ) -> None:
-        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns
-        this layer's queries and keys; `kernel`: flash_attn_varlen_func unless told otherwise.
+        """Takes what megatron-core gives a core attention, and what `block_spec` binds.
+
+        Args:
+            config: megatron-core's config of the model.
+            layer_number: Number of the layer; unused.
+            attn_mask_type: megatron-core's mask; unused, attention is always causal.
+            attention_type: Self- or cross-attention; unused.
+            window: Tokens a query reaches back, itself included; None: all.
+            is_rotated: Whether RoPE turns this layer's queries and keys.
+            kernel: Stands in for `flash_attn_varlen_func`.
         """
         super().__init__()
         assert config.attention_dropout == 0.0 and config.context_parallel_size == 1
         self.kernel = kernel or _varlen_kernel()
+        # flash-attn counts the tokens before the query, without the query itself.
         self.window_size = (-1, -1) if window is None else (window - 1, 0)
         self.is_rotated = is_rotated
 
@@ -51,8 +64,10 @@ class FlashDocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and
-        K/V [tokens, kv_heads, head_dim]. In evaluation query and key are overwritten.
+        """Returns the output [tokens, heads · head_dim].
+
+        query is [tokens, heads, head_dim] and not rotated yet, K/V are [tokens, kv_heads,
+        head_dim]. In evaluation query and key are overwritten.
         """
         batch = packed_seq_params
         assert batch is not None and attention_mask is None and attention_bias is None

@@ -1,11 +1,10 @@
-"""One block of attention, forward and backward: what the context-parallel exchange is assembled
-from.
+"""Attention over one block of keys, forward and backward, that can be merged with other blocks.
 
 A block kernel returns its log-sum-exp beside its output, so that blocks over different keys can be
-merged, and its backward takes the merged output and log-sum-exp, so that each block's share of the
-gradients can be computed alone. Tensors are [batch, heads, seq, head_dim] (any strides, the last
-dimension dense), log-sum-exps [batch, heads, seq]. Keys and values may have fewer heads than
-queries; they are never copied for it.
+merged (`merge`). Its backward takes the merged output and log-sum-exp, so that each block's part of
+the gradients can be computed alone. Tensors are [batch, heads, seq, head_dim] (any strides, the
+last dimension dense), log-sum-exps [batch, heads, seq]. Keys and values may have fewer heads than
+queries and are never copied to as many.
 """
 
 from __future__ import annotations
@@ -18,11 +17,15 @@ import torch
 from torch import Tensor
 
 FALLBACK_CHUNK = 512
-"""Queries per step of the plain-torch kernel: it holds [heads, this, keys] scores."""
+"""Queries per step of the plain-torch kernel, which holds scores [heads, queries, keys]."""
 
 
 class BlockKernel(Protocol):
-    """`causal` blocks have as many keys as queries; the others attend everything."""
+    """Attention over one block of keys.
+
+    A `causal` block has as many keys as queries, and query i sees keys 0 … i. In any other block
+    every query sees every key.
+    """
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
@@ -41,16 +44,27 @@ class BlockKernel(Protocol):
         causal: bool,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the gradients of q, k, v for `grad` of the merged output."""
+        """Returns the block's part of the gradients of q, k, v.
+
+        Args:
+            grad: Gradient of the merged output.
+            q: Queries of the block.
+            k: Keys of the block.
+            v: Values of the block.
+            out: Merged output over all keys.
+            lse: Merged log-sum-exp over all keys.
+            causal: As in `forward`.
+            scale: Factor of q·k before the softmax.
+        """
         ...
 
 
 def kernel_for(query: Tensor) -> BlockKernel:
     """Returns the fastest kernel that takes this device, dtype and head size.
 
-    The CPU's flash kernel takes every float type, float64 too. CUDA's takes half precision and head
-    sizes that are multiples of 8 up to 256; for the rest (float32, float64: comparisons) plain
-    torch serves.
+    torch's CPU flash kernel takes every float type, float64 too. Its CUDA kernel takes half
+    precision and head sizes that are multiples of 8 up to 256. The rest (float32 and float64 on a
+    GPU, which only comparisons use) goes to plain torch.
     """
     if query.device.type == "cpu":
         return _CpuFlash()
@@ -61,6 +75,8 @@ def kernel_for(query: Tensor) -> BlockKernel:
 
 
 class _CpuFlash:
+    """The CPU's flash kernel of torch, by its internal name: the public one hides log-sum-exps."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
@@ -87,7 +103,7 @@ class _CpuFlash:
 
 
 class _CudaFlash:
-    """Without dropout the random state the kernel asks for is never looked at."""
+    """CUDA's flash kernel of torch, by its internal name: the public one hides log-sum-exps."""
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
@@ -108,6 +124,7 @@ class _CudaFlash:
         causal: bool,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        # The random state of dropout, which the kernel takes but does not read without dropout.
         unused = torch.zeros(2, dtype=torch.uint64, device=q.device)
         grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
             grad,
@@ -130,8 +147,10 @@ class _CudaFlash:
 
 
 class PlainTorch:
-    """Any device and float type, a chunk of queries at a time; sums are kept in float32 at
-    least."""
+    """The kernel in plain torch, for any device and float type, a chunk of queries at a time.
+
+    Scores and sums are float32 at least.
+    """
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
@@ -163,6 +182,8 @@ class PlainTorch:
         for rows in _chunks(q.shape[2]):
             queries, upstream = (x[:, :, rows].unflatten(1, groups).to(wide) for x in (q, grad))
             delta = (upstream * out[:, :, rows].unflatten(1, groups)).sum(-1, keepdim=True)
+            # P = exp(S − L); dV = Pᵀ·dO; dP = dO·Vᵀ; dS = P ∘ (dP − D) with D = Σ dO·O (`delta`);
+            # dQ = scale · dS·K; dK = scale · dSᵀ·Q. `grad_scores` has the scale in it.
             scores = _scores(q[:, :, rows], k, rows.start, causal, scale)
             weights = (scores - lse[:, :, rows].unflatten(1, groups).unsqueeze(-1)).exp()
             grad_scores = (
@@ -177,8 +198,12 @@ class PlainTorch:
 def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
     """Merges another block over the same queries into `out` and `lse`, in place.
 
-    out = Σ out_b · exp(lse_b − lse) with lse = log Σ exp(lse_b): softmax over the union of the
-    blocks' keys.
+    For blocks b over different keys, the softmax over all their keys gives
+
+        lse = log Σ_b exp(lse_b)    and    out = Σ_b exp(lse_b − lse) · out_b
+
+    For two blocks the second one's weight is exp(lse₂) / (exp(lse₁) + exp(lse₂)) =
+    sigmoid(lse₂ − lse₁), which cannot overflow, and the first one's is 1 minus that: a `lerp`.
     """
     weight = torch.sigmoid(other_lse - lse).unsqueeze(-1)
     out.lerp_(other_out.to(out.dtype), weight.to(out.dtype))
@@ -195,8 +220,10 @@ def _chunks(length: int) -> Iterator[slice]:
 
 
 def _scores(q: Tensor, k: Tensor, first: int, causal: bool, scale: float) -> Tensor:
-    """Returns scaled scores [batch, kv_heads, heads per kv head, queries, keys]; `first`: position
-    of query 0."""
+    """Returns scaled scores [batch, kv_heads, heads per kv head, queries, keys].
+
+    `first` is the position of the first query; a causal mask hides all keys after each query.
+    """
     wide = _sum_dtype(q.dtype)
     grouped = q.unflatten(1, (k.shape[1], q.shape[1] // k.shape[1])).to(wide)
     scores: Tensor = (grouped @ k.unsqueeze(2).to(wide).transpose(-1, -2)) * scale

@@ -15,12 +15,22 @@ _MAX_BLOCK = 1024
 def windowed_attention(
     query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
 ) -> Tensor:
-    """Returns [rows, heads, length, head_dim] where each query sees itself and the `window` − 1
-    tokens before it.
+    """Returns attention [rows, heads, length, head_dim] within a window before each query.
 
-    query [rows, heads, length, head_dim]; key and value may have fewer heads. Queries go through in
-    blocks, each with the keys any of them can see: transformers' `sliding_window`, without a mask
-    of length².
+    The same as transformers' `sliding_window`, without a mask of length²: queries go through in
+    blocks, each block with those keys only that one of its queries can see.
+
+    Args:
+        query: Queries [rows, heads, length, head_dim].
+        key: Keys [rows, kv_heads, length, head_dim]; heads is a multiple of kv_heads.
+        value: Values, of the keys' shape.
+        window: Tokens a query sees: itself and the `window` − 1 before it.
+        scale: Factor of q·k before the softmax.
+
+    >>> ones = torch.ones(1, 1, 4, 1)
+    >>> counting = torch.arange(4.0).reshape(1, 1, 4, 1)
+    >>> windowed_attention(ones, ones, counting, window=2, scale=1.0).flatten().tolist()
+    [0.0, 0.5, 1.5, 2.5]
     """
     length, grouped = query.shape[2], query.shape[1] != key.shape[1]
     block = min(max(window, 64), _MAX_BLOCK)
@@ -47,11 +57,15 @@ def windowed_attention(
 def windowed_documents(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], *, window: int, scale: float
 ) -> Tensor:
-    """Returns [tokens, heads · head_dim] of documents laid end to end, of `lengths` tokens, padding
-    included.
+    """Returns attention [tokens, heads · head_dim] within each of the documents laid end to end.
 
-    query [tokens, heads, head_dim]; key and value may have fewer heads. Neighbours of one length
-    share their calls.
+    Args:
+        query: Queries [tokens, heads, head_dim].
+        key: Keys [tokens, kv_heads, head_dim].
+        value: Values, of the keys' shape.
+        lengths: Tokens of each document, padding included; neighbours of one length share a call.
+        window: Tokens a query sees, itself included.
+        scale: Factor of q·k before the softmax.
     """
     parts, start = [], 0
     for length, group in groupby(lengths):

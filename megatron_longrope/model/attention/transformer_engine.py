@@ -1,5 +1,4 @@
-"""Transformer Engine's attention in megatron-core's core-attention slot, under the factors of each
-batch."""
+"""Transformer Engine's attention in megatron-core's slot, under the factors of each batch."""
 
 from __future__ import annotations
 
@@ -17,20 +16,20 @@ from megatron_longrope.model.attention.core import apply_factors
 from megatron_longrope.model.attention.packed import LongRopePackedParams
 
 _KERNELS = ("flash_attention", "fused_attention", "unfused_attention")
+"""The modules inside Transformer Engine's attention; each keeps a softmax scale of its own."""
 
 
 class TeDocumentAttention(nn.Module):
-    """Causal attention within each document, by the fused kernel that Transformer Engine picks for
-    the batch.
+    """Causal attention within each document, by the kernel that Transformer Engine picks.
 
-    Transformer Engine fixes the softmax scale when it is built, but the temperature comes with each
-    batch. All three of its kernels read the scale from an attribute at every call and keep it for
-    their own backward pass, so it is set there: exact, where scaling the query instead would round
-    it once more in BF16 and move the maxima that FP8 scales by. A forward pass that is run again
-    for its gradient comes through here too, with the batch it had.
+    Transformer Engine fixes the softmax scale when the module is built, but the attention factor
+    comes with each batch. All three of its kernels read the scale from an attribute at every call
+    and keep it for their own backward pass, so it is set there. That is exact. Scaling the query
+    instead would round it once more in BF16, and move the maxima that FP8 scales by. Recomputation
+    comes through here again with the batch it had, and so with the right scale.
 
-    One document alone goes in as a row (sbhd), which every kernel and kind of communication takes;
-    several go in as a pack (thd).
+    A single document goes in as a row (sbhd), which every kernel and every kind of communication
+    takes; several go in as a pack (thd).
     """
 
     def __init__(
@@ -46,11 +45,18 @@ class TeDocumentAttention(nn.Module):
         build_attention: Callable[..., Any] | None = None,
         **megatron: Any,
     ) -> None:
-        """`window`: tokens a query reaches back, itself included; `is_rotated`: whether RoPE turns
-        this layer's queries and keys; `fused_rope`: in Transformer Engine's kernel.
+        """Takes what megatron-core gives a core attention, and what `te_layer_spec` binds.
 
-        `megatron` is what megatron-core gives its own wrapper: communication, process groups. That
-        wrapper is what `build_attention` makes unless told otherwise.
+        Args:
+            config: megatron-core's config of the model.
+            layer_number: Number of the layer, from 1.
+            attn_mask_type: megatron-core's mask type.
+            attention_type: Self- or cross-attention.
+            window: Tokens a query reaches back, itself included; None: all.
+            is_rotated: Whether RoPE turns this layer's queries and keys.
+            fused_rope: Whether Transformer Engine's fused kernel does that.
+            build_attention: Stands in for megatron-core's wrapper of Transformer Engine's module.
+            megatron: What megatron-core gives its wrapper: kind of communication, process groups.
         """
         super().__init__()
         assert config.attention_dropout == 0.0
@@ -64,7 +70,7 @@ class TeDocumentAttention(nn.Module):
             attention_type=attention_type,
             **megatron,
         )
-        if window is not None:
+        if window is not None:  # Transformer Engine counts the tokens before the query only
             self.attention.window_size = (window - 1, 0)
 
     def forward(
@@ -77,17 +83,17 @@ class TeDocumentAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: LongRopePackedParams | None = None,
     ) -> Tensor:
-        """Returns [tokens, heads · head_dim] for an unrotated query [tokens, heads, head_dim] and
-        K/V [tokens, kv_heads, head_dim]; tokens: this rank's share. In evaluation query and key are
-        overwritten.
+        """Returns the output [tokens, heads · head_dim] for this rank's share of the tokens.
+
+        query is [tokens, heads, head_dim] and not rotated yet, K/V are [tokens, kv_heads,
+        head_dim]. In evaluation query and key are overwritten.
         """
         batch = packed_seq_params
         assert batch is not None and attention_mask is None and attention_bias is None
         query, key, scale = self._apply_factors(query, key, batch)
         self.set_softmax_scale(scale)
-        # Of keys and values that lie by head in memory, as evaluation keeps them, Transformer
-        # Engine sees neither that nor the strides: it takes any three tensors of the right shapes
-        # for contiguous ones.
+        # Evaluation keeps K/V by head in memory. Transformer Engine does not look at strides: it
+        # reads any three tensors of the right shapes as if they were contiguous.
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         if len(batch.document_lengths) == 1:
             tensors, pack = (query[:, None], key[:, None], value[:, None]), None
@@ -104,17 +110,18 @@ class TeDocumentAttention(nn.Module):
             getattr(self.attention, name).softmax_scale = scale
 
     def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Nothing of attention is kept in checkpoints."""
+        """Returns nothing: attention has no weights, and extra state is not kept in checkpoints."""
         return {}
 
     def _apply_factors(
         self, query: Tensor, key: Tensor, batch: LongRopePackedParams
     ) -> tuple[Tensor, Tensor, float]:
-        """Returns query and key turned by the batch's angles, and the scale of their product.
+        """Returns the rotated query and key, and the softmax scale.
 
-        The fused kernel takes our table row by row, an angle for every token of this process: so
-        n̂, the restart at each document and the cut by context parallelism are all in it. It gives
-        no gradient of the angles.
+        The fused kernel is given an angle for every token of this process. So n̂, the restart at
+        each document and the cut by context parallelism are all in the table, and the kernel does
+        not need to know of them. It has no gradient by the angles: where that is asked for, our own
+        rotation serves.
         """
         if not self.is_rotated:
             return query, key, 1 / math.sqrt(query.shape[-1])
@@ -129,9 +136,10 @@ class TeDocumentAttention(nn.Module):
     def _pack(self, batch: LongRopePackedParams) -> PackedSeqParams:
         """Returns the boundaries of the whole batch, all context-parallel shares together.
 
-        Padding at a document's end counts as part of it: nothing before it looks there. Under
-        context parallelism Transformer Engine wants the padded boundaries named; given the same
-        tensor, it finds no padding in between without waiting for the device.
+        Padding at a document's end counts as part of the document: under a causal mask no token
+        before it sees it. Under context parallelism Transformer Engine wants the boundaries with
+        padding as well. Given the same tensor twice it knows that there is no padding in between
+        without comparing the numbers, for which the host would wait for the device.
         """
         padded = batch.cu_seqlens_q if self.context_parallel > 1 else None
         return PackedSeqParams(
@@ -152,8 +160,10 @@ def _megatron_attention() -> Callable[..., Any]:
 
 
 def _fused_rotation() -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns the function of x [tokens, 1, heads, head_dim] and angles [tokens, 1, 1,
-    head_dim]."""
+    """Returns Transformer Engine's fused rotation.
+
+    It takes x [tokens, 1, heads, head_dim] and angles [tokens, 1, 1, head_dim].
+    """
     from megatron.core.extensions.transformer_engine import fused_apply_rotary_pos_emb
 
     return fused_apply_rotary_pos_emb  # type: ignore[no-any-return]

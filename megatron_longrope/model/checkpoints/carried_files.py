@@ -1,5 +1,7 @@
-"""What of a Hugging Face folder travels with the weights through every conversion, byte for byte,
-and what does not."""
+"""The files of a Hugging Face folder that travel with the weights through every conversion.
+
+They are copied byte for byte: config, tokenizer, chat templates, licences.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ HF_FILES = (
     "USE_POLICY.md",
 )
 TEMPLATES_FOLDER = "additional_chat_templates"
-"""Where transformers keeps chat templates other than the default one, a `.jinja` file each."""
+"""Folder in which transformers keeps further chat templates, one `.jinja` file each."""
 _PATTERNS = ("tokenizer.model.v*", "*.tiktoken", f"{TEMPLATES_FOLDER}/*.jinja")
 
 
@@ -45,7 +47,7 @@ def carried_files(folder: Path) -> list[str]:
 
 
 def copy_carried(source: Path, target: Path, *, leave: Iterable[str] = ()) -> None:
-    """Copies what travels into the folder `target`, but for the names in `leave`."""
+    """Copies the files that travel into the folder `target`, except those named in `leave`."""
     for name in carried_files(source):
         if name not in leave:
             (target / name).parent.mkdir(exist_ok=True)
@@ -53,7 +55,7 @@ def copy_carried(source: Path, target: Path, *, leave: Iterable[str] = ()) -> No
 
 
 def holds_only_templates(folder: Path) -> bool:
-    """Returns whether a folder is the one of chat templates and all in it travels."""
+    """Returns whether a folder is that of chat templates and all files in it travel."""
     if folder.name != TEMPLATES_FOLDER or not folder.is_dir():
         return False
     carried = carried_files(folder.parent)
@@ -61,11 +63,11 @@ def holds_only_templates(folder: Path) -> bool:
 
 
 def stays_behind(folder: Path, read: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names in a folder that neither travel nor are in `read`, those of the weights;
-    folders with a slash.
+    """Returns the names in a folder that a conversion leaves behind; folders end in a slash.
 
-    Hidden ones are the work of git and of download tools. Code (`modeling_….py`) is among those
-    that stay: what a config's `auto_map` names is never run here.
+    `read` names the files of weights, which were read. Hidden files are not listed: git and
+    download tools make them. Code (`modeling_….py`) is left behind too: what a config's `auto_map`
+    names is never run here.
     """
     known = {*read, *carried_files(folder)}
     others = [

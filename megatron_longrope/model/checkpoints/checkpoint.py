@@ -1,12 +1,11 @@
-"""The Megatron checkpoint folder: weights, what they are, and the files of the model they came
-from.
+"""The Megatron checkpoint folder: weights, their description, files of the model they came from.
 
     <dir>/weights/        megatron-core's torch_dist
     <dir>/longrope.json   shape, factor set in force, iteration, settings of training
     <dir>/hf/             config.json, generation_config.json, tokenizer files, carried unchanged
 
 Any layout reads what any other wrote. What Megatron-LM wrote is read as well (`megatron_lm.py`).
-A folder is written beside its place and put there when whole.
+A folder is written under another name and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -52,19 +51,22 @@ DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 class CheckpointDescription(StrictConfig):
-    """What `longrope.json` says. `consumed_tokens` counts training tokens; `training` is its
-    writer's own."""
+    """The contents of `longrope.json`."""
 
     shape: ModelShape
     factor_set: FactorSet
     dtype: DtypeName
     angle_precision: AnglePrecision = "float64"
     iteration: NonNegativeInt = 0
+    """Number of training steps so far."""
     consumed_tokens: NonNegativeInt = 0
+    """Number of predicted tokens in training so far."""
     training: dict[str, Any] = Field(default_factory=dict)
+    """State and settings of the training that wrote it; only that training reads them."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """Data type of the weights."""
         return _DTYPES[self.dtype]
 
 
@@ -91,12 +93,19 @@ def save_checkpoint(
     extra_sharded: Mapping[str, Any] | None = None,
     hf_files: Path | None = None,
 ) -> None:
-    """Writes the model, its factors and `extra_sharded` (an optimizer's sharded state, say); every
-    rank calls it.
+    """Writes the model and its factors as a checkpoint; every rank calls it.
 
-    `training` is JSON. A checkpoint already at `directory` stays until the new one is whole;
-    anything else there is an InputError. `hf_files` is a folder whose files other than weights are
-    carried along.
+    A checkpoint already at `directory` stays until the new one is whole. Raises InputError where
+    anything else is there.
+
+    Args:
+        model: The model, with its factors in force.
+        directory: Folder of the checkpoint.
+        iteration: Number of training steps so far.
+        consumed_tokens: Number of predicted tokens in training so far.
+        training: State and settings of the training, as values of JSON.
+        extra_sharded: Sharded states to write beside the model's, such as an optimizer's.
+        hf_files: A folder whose config and tokenizer files are carried along.
     """
     directory = Path(directory)
     partial = directory.with_name(directory.name + ".partial")
@@ -125,8 +134,11 @@ def save_checkpoint(
 
 
 def read_description(directory: Path | str) -> CheckpointDescription:
-    """Returns what the checkpoint says of itself, without reading weights. Raises InputError where
-    it does not."""
+    """Returns a checkpoint's description without reading its weights.
+
+    Megatron-LM's checkpoints are described by their arguments. Raises InputError where the
+    description is missing, damaged or of another version.
+    """
     path = _locate(Path(directory)) / DESCRIPTION_FILE
     if not path.is_file() and is_megatron_lm(path.parent):
         return _describe_megatron_lm(path.parent)
@@ -157,10 +169,10 @@ def _describe_megatron_lm(directory: Path) -> CheckpointDescription:
 
 
 def load_weights(model: LongRopeModel, directory: Path | str) -> None:
-    """Fills the model from a checkpoint of any layout and dtype; factors stay as they are. Every
-    rank calls it.
+    """Fills the model's weights from a checkpoint of any layout and dtype; every rank calls it.
 
-    Raises InputError for a checkpoint of another shape, and for missing, damaged or hostile files.
+    The model's factors stay as they are. Raises InputError for a checkpoint of another shape, and
+    for missing, damaged or hostile files.
     """
     load_checkpoint(model, directory)
 
@@ -168,10 +180,10 @@ def load_weights(model: LongRopeModel, directory: Path | str) -> None:
 def load_checkpoint(
     model: LongRopeModel, directory: Path | str, extra_sharded: Mapping[str, Any] | None = None
 ) -> tuple[CheckpointDescription, dict[str, Any]]:
-    """As `load_weights`; returns the description and `extra_sharded` filled from the checkpoint,
-    key by key.
+    """Fills the model's weights as `load_weights` does, and further states with them.
 
-    The caller puts the description's factors in force if it wants them.
+    Returns the description, and `extra_sharded` filled from the checkpoint. The caller puts the
+    description's factors in force if it wants them.
     """
     description = read_description(directory)
     for name in ModelShape.model_fields:
@@ -190,8 +202,10 @@ def load_checkpoint(
 
 
 def sharded_weights(model: LongRopeModel) -> dict[str, dict[str, Any]]:
-    """Returns megatron's sharded state of each chunk. In a checkpoint a weight has its name in the
-    whole model, so it tells nothing of chunks.
+    """Returns megatron-core's sharded state dict of each chunk of this process.
+
+    Each weight in it carries its name and place in the whole model. A checkpoint keeps these alone,
+    so it does not depend on how the model was cut into chunks.
     """
     return {str(number): chunk.sharded_state_dict() for number, chunk in enumerate(model.chunks)}
 
@@ -218,10 +232,10 @@ def write_description(directory: Path, description: CheckpointDescription) -> No
 
 
 def put_in_place(partial: Path, directory: Path) -> None:
-    """Makes the whole folder `partial` durable and renames it to `directory`, whose old contents go
-    last.
+    """Writes the folder `partial` through to disk and renames it to `directory`.
 
-    Killed in between, the old one is found under its other name by every function that reads.
+    An old `directory` is renamed first and deleted last. After a kill between the two renames,
+    every function that reads finds the old one under its other name (`_locate`).
     """
     _sync(partial)
     aside = _aside(directory)
@@ -234,17 +248,22 @@ def put_in_place(partial: Path, directory: Path) -> None:
 
 
 def _fill(chunk: torch.nn.Module, weights: Mapping[str, Any]) -> None:
-    """Fills the chunk; only the places for Transformer Engine's extra state, which no checkpoint of
-    ours has, stay."""
+    """Fills the chunk's weights; only Transformer Engine's extra state may be missing.
+
+    No checkpoint of ours has it, see `_with_empty_objects`.
+    """
     found = chunk.load_state_dict(weights, strict=False)
     missing = [name for name in found.missing_keys if not name.endswith(_EXTRA_STATE)]
     assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
 
 
 def _with_empty_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Transformer Engine's extra state is a pickle, which is never read back: its places stay, as
-    megatron's other readers look for them, and are empty. What is lost is the history of delayed
-    scaling."""
+    """Returns the chunks' state with Transformer Engine's extra state emptied.
+
+    The extra state is a pickle, and no pickle of objects is ever read back here. Its entries are
+    written empty, because other readers of Megatron checkpoints look for them. What is lost is the
+    history of maxima of FP8's delayed scaling, which training builds up again.
+    """
     for value in (value for sharded in chunks.values() for value in sharded.values()):
         if isinstance(value, ShardedObject):
             value.data = None
@@ -252,8 +271,7 @@ def _with_empty_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[
 
 
 def _without_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """megatron's layers keep a place for Transformer Engine's extra state; ours is empty whoever
-    wrote the weights."""
+    """Returns the chunks' state without Transformer Engine's extra state, which is not read."""
     return {
         number: {
             name: value for name, value in sharded.items() if not isinstance(value, ShardedObject)
@@ -263,8 +281,10 @@ def _without_objects(chunks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str
 
 
 def refuse_foreign_folder(directory: Path) -> None:
-    """Raises InputError where `directory` is there and is no checkpoint of ours, which alone is
-    replaced."""
+    """Raises InputError where `directory` exists and is neither empty nor a checkpoint of ours.
+
+    Only a checkpoint is ever replaced.
+    """
     if (
         directory.exists()
         and not is_checkpoint(directory)
@@ -276,7 +296,7 @@ def refuse_foreign_folder(directory: Path) -> None:
 
 
 def carry_hf_files(source: Path | None, target: Path) -> None:
-    """Copies the files of an HF folder that travel into the folder `target`, made for them."""
+    """Copies the files of a Hugging Face folder that travel into the new folder `target`."""
     if source is None:
         return
     if not source.is_dir():
@@ -290,8 +310,7 @@ def _aside(directory: Path) -> Path:
 
 
 def _locate(directory: Path) -> Path:
-    """Returns `directory`, or its previous contents where a kill came between taking them away and
-    the new ones."""
+    """Returns `directory`, or where its old contents are if a kill came while it was replaced."""
     return _aside(directory) if not directory.exists() and _aside(directory).is_dir() else directory
 
 

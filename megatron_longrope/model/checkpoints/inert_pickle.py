@@ -1,6 +1,9 @@
-"""Megatron-LM's common.pt, a pickle of any objects, read without importing what it names.
+"""Reading Megatron-LM's common.pt, a pickle of any objects, without importing what it names.
 
-Whatever the pickle names is replaced by an empty stand-in that does nothing.
+Megatron-LM saves its arguments there (an argparse.Namespace), with enums and other objects of its
+own classes. A closed list of names would refuse most files. So every class and function that the
+pickle names is replaced by an empty stand-in: calling one makes an object that does nothing, and
+the plain values around it are read as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ _MAX_COMMON_BYTES = 64 << 20
 
 
 class _StandIn:
-    """Takes the place of whatever a pickle names; takes its state, does nothing."""
+    """Takes the place of any class or function that a pickle names; it only keeps its state."""
 
     def __new__(cls, *_: object, **__: object) -> _StandIn:
         return object.__new__(cls)
@@ -34,17 +37,19 @@ class _StandIn:
             )
 
     def append(self, _: object) -> None:
-        """What pickle calls for subclasses of list."""
+        """Does nothing; pickle calls it for each entry of a subclass of list."""
 
     def __setitem__(self, _: object, __: object) -> None:
-        """What pickle calls for subclasses of dict."""
+        """Does nothing; pickle calls it for each entry of a subclass of dict."""
 
 
 class Namespace(_StandIn):
-    """argparse's, which holds Megatron-LM's arguments."""
+    """Takes the place of argparse.Namespace, which holds Megatron-LM's arguments."""
 
 
 class _InertUnpickler(pickle.Unpickler):
+    """Never imports anything: each name becomes a stand-in, each stored tensor an empty one."""
+
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) == ("argparse", "Namespace"):
             return Namespace
@@ -59,12 +64,13 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 def read_common(path: Path) -> Mapping[str, Any]:
-    """Returns what common.pt holds; raises InputError where it is missing or damaged."""
+    """Returns the dictionary in common.pt; raises InputError where it is missing or damaged."""
     if not path.is_file():
         raise InputError(
             FIELD, path.parent, f"not a whole Megatron-LM checkpoint: it has no {path.name}"
         )
     try:
+        # torch.save writes a zip archive, with the pickle in data.pkl and tensors beside it.
         with zipfile.ZipFile(path) as archive:
             (member,) = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
             if member.file_size > _MAX_COMMON_BYTES:

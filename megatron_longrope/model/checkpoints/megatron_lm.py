@@ -1,9 +1,9 @@
-"""Checkpoints of Megatron-LM (`--ckpt-format torch_dist`), by the arguments it saved.
+"""Checkpoints of Megatron-LM (`--ckpt-format torch_dist`), described by the arguments it saved.
 
     <root>/latest_checkpointed_iteration.txt   "100" or "release"
     <root>/iter_0000100/                       torch_dist, with common.pt that holds the arguments
 
-common.pt is a pickle of any objects; `inert_pickle.py` reads it without importing them, and only
+common.pt is a pickle of any objects. `inert_pickle.py` reads it without importing them, and only
 plain values are looked at.
 """
 
@@ -34,7 +34,10 @@ _COMMON_FILE = "common.pt"
 _ITERATION = re.compile(r"iter_\d{7,}|release")
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LLAMA3_WINDOW = 8192
-"""megatron-core hard-codes it, and the two bounds, in its rotary embedding."""
+"""The original length of Llama 3.1's scaling, which megatron-core hard-codes.
+
+Its rotary embedding hard-codes the factors 1 and 4 of the low and high frequencies too.
+"""
 _MUST_BE: Mapping[str, tuple[object, ...]] = {
     "position_embedding_type": ("rope",),
     "rotary_percent": (1.0,),
@@ -58,13 +61,18 @@ _MUST_BE: Mapping[str, tuple[object, ...]] = {
     "attention_dropout": (0.0,),
     "hidden_dropout": (0.0,),
 }
-"""Arguments that change the model, and the values carried; older releases do not know them all."""
+"""Arguments that change the model, with the values that our model can do.
+
+An argument that is absent counts as the first value: older releases do not know them all.
+"""
 _MUST_SAY = ("position_embedding_type", "swiglu", "normalization", "add_bias_linear")
+"""Arguments that must be there: every release has them, and their defaults are another model's."""
 _TRAINING_ONLY = frozenset({"attention_dropout", "hidden_dropout"})
+"""Arguments that change training but not the model; any value is read."""
 
 
 def is_megatron_lm(directory: Path) -> bool:
-    """Returns whether `directory` is Megatron-LM's folder of all iterations or of one."""
+    """Returns whether `directory` is a Megatron-LM checkpoint, of all iterations or of one."""
     if (directory / LATEST_FILE).is_file():
         return True
     return bool(_ITERATION.fullmatch(directory.name)) and (directory / METADATA_FILE).is_file()
@@ -90,8 +98,8 @@ def iteration_folder(directory: Path) -> Path:
 def read_megatron_lm(directory: Path) -> tuple[ModelShape, FactorSet, torch.dtype, int]:
     """Returns shape, factors, dtype and iteration of a Megatron-LM checkpoint.
 
-    Raises InputError for arguments whose model is not one of ours, and for damaged files. The
-    vocabulary is what --vocab-size said, else the padded one.
+    Raises InputError for arguments whose model ours cannot be, and for damaged files. The size of
+    the vocabulary is what --vocab-size said, else that with padding.
     """
     folder = iteration_folder(directory)
     common = read_common(folder / _COMMON_FILE)
@@ -107,13 +115,13 @@ def read_megatron_lm(directory: Path) -> tuple[ModelShape, FactorSet, torch.dtyp
 
 
 class _Arguments:
-    """Megatron-LM's arguments, asked for one by one."""
+    """The arguments of a Megatron-LM checkpoint, and errors that name them."""
 
     def __init__(self, values: Mapping[str, Any], folder: Path) -> None:
         self.values, self.folder = values, folder
 
     def get(self, name: str, default: object = None) -> Any:
-        """Returns an argument; `default` where it is None or of a release that lacks it."""
+        """Returns an argument; `default` where it is None or where the release lacks it."""
         value = self.values.get(name)
         return default if value is None else value
 
@@ -162,7 +170,10 @@ def _describe(args: _Arguments, embedding_rows: int) -> tuple[ModelShape, Factor
 
 
 def _architecture(args: _Arguments) -> str:
-    """The family with these options; Megatron-LM can combine what no family does."""
+    """Returns the model family that has these options.
+
+    Raises InputError where none has: Megatron-LM can combine what no family does.
+    """
     flags = [name for name in megatron_flags() if args.get(name) not in (None, False)]
     family = family_of_megatron_flags(flags)
     if family is None:
@@ -171,7 +182,10 @@ def _architecture(args: _Arguments) -> str:
 
 
 def _windows(args: _Arguments, layers: object) -> tuple[int, ...]:
-    """megatron-core's (left, right) counts the tokens before the query, ours the query too."""
+    """Returns each layer's sliding window.
+
+    Megatron-LM's (left, right) counts the tokens before the query; ours counts the query too.
+    """
     window = args.get("window_size")
     if window is None or not isinstance(layers, int):
         return ()
@@ -187,6 +201,10 @@ def _windows(args: _Arguments, layers: object) -> tuple[int, ...]:
 
 
 def _rope_free(args: _Arguments, layers: object) -> tuple[int, ...]:
+    """Returns the layers, counted from 0, that do not rotate.
+
+    The argument is a number n, for every n-th layer, or a list with 1 for each of these layers.
+    """
     frequency = args.get("no_rope_freq")
     if frequency is None or not isinstance(layers, int):
         return ()

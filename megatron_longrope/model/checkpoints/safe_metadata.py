@@ -1,7 +1,11 @@
-"""Reading the `.metadata` of a torch_dist checkpoint without running what a stranger put into it.
+"""Reading the `.metadata` file of a torch_dist checkpoint without running code from it.
 
-It is a pickle, so it is read through an unpickler with a closed list of names, and what comes out
-is checked against the files beside it before anything else looks at it.
+The file says which tensors there are, in which chunks, and where each chunk's bytes lie. It is a
+pickle: torch would unpickle it without limits, and unpickling can call any function by its name. So
+it is read through an unpickler that knows only the names on a closed list, all of them classes
+that merely hold values. What comes out is then checked against the data files, so that a forged
+entry can neither read outside the folder nor make anyone allocate memory for numbers that are not
+there.
 """
 
 from __future__ import annotations
@@ -29,8 +33,10 @@ from megatron_longrope.errors import InputError
 
 METADATA_FILE = ".metadata"
 FIELD = "checkpoint"
+"""Name under which errors are reported."""
 _MAX_METADATA_BYTES = 1 << 30
 _DATA_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.distcp")
+"""What a data file may be called: a plain name, so that no entry leads out of the folder."""
 
 _DTYPES = frozenset(
     {
@@ -49,6 +55,8 @@ _DTYPES = frozenset(
     }
 )
 _DCP = "torch.distributed.checkpoint"
+# Module → names. They make dataclasses, enums, sizes, dtypes and paths; none of them acts when it
+# is called with what a pickle passes.
 _ALLOWED: Mapping[str, frozenset[str]] = {
     f"{_DCP}.metadata": frozenset(
         {
@@ -77,6 +85,7 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
     "torch": frozenset({"Size"}) | _DTYPES,
     "torch.serialization": frozenset({"_get_layout"}),
 }
+# What unpickling raises for damaged bytes.
 _WRONG_PICKLE = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -93,10 +102,12 @@ _WRONG_PICKLE = (
 
 
 class _ForbiddenNameError(pickle.UnpicklingError):
-    """The pickle names something outside the closed list."""
+    """Raised where a pickle names something outside the closed list."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
+    """Resolves names on the closed list, and refuses all others before they are imported."""
+
     def find_class(self, module_name: str, global_name: str) -> Any:
         # An exact match also keeps out dotted names, which reach into what a listed module imports.
         if global_name not in _ALLOWED.get(module_name, ()):
@@ -110,8 +121,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 def read_metadata(weights: Path) -> Metadata:
     """Returns the checked metadata of the torch_dist checkpoint in the folder `weights`.
 
-    Every entry of it lies inside a data file beside it. Raises InputError that names a class
-    outside the closed list, or the file or entry that is missing, cut short or not what it says.
+    Every entry lies within a data file beside it. Raises InputError for a name outside the closed
+    list, and for files or entries that are missing, cut short or not what they are said to be.
     """
     path = weights / METADATA_FILE
     if not path.is_file():
@@ -131,11 +142,8 @@ def read_metadata(weights: Path) -> Metadata:
         raise InputError(FIELD, path, f"damaged: {one_line(error)}") from error
     try:
         _check(metadata, weights)
-    except (
-        AttributeError,
-        AssertionError,
-        TypeError,
-    ) as error:  # attributes of another type than they should have
+    # The checks below meet attributes that are missing or of another type than they should be.
+    except (AttributeError, AssertionError, TypeError) as error:
         raise InputError(FIELD, path, f"damaged: {one_line(error)}") from error
     return metadata  # type: ignore[no-any-return]
 
@@ -147,6 +155,7 @@ def one_line(error: BaseException, limit: int = 240) -> str:
 
 
 def _check(metadata: object, weights: Path) -> None:
+    """Raises InputError or AssertionError where an entry or its place is not as it should be."""
     if not isinstance(metadata, Metadata):
         raise InputError(
             FIELD, weights / METADATA_FILE, "its pickle is not a checkpoint's metadata"
@@ -172,6 +181,7 @@ def _check(metadata: object, weights: Path) -> None:
 def _check_place(
     index: MetadataIndex, place: _StorageInfo, weights: Path, sizes: dict[str, int]
 ) -> None:
+    """Checks that an entry's bytes lie within a data file; `sizes` remembers the files' sizes."""
     name = place.relative_path
     if not isinstance(name, str) or not _DATA_FILE.fullmatch(name):
         raise InputError(
@@ -199,8 +209,10 @@ def _check_place(
 def _check_tensor(
     name: str, entry: TensorStorageMetadata, places: dict[Any, Any], weights: Path
 ) -> None:
-    """A tensor's chunks fill it and fit the bytes stored for them, so that nobody allocates what is
-    not there."""
+    """Checks that a tensor's chunks fill it, and that each has as many bytes as it needs.
+
+    Otherwise a file of a few bytes could claim a tensor that fills the memory.
+    """
     properties = entry.properties
     assert isinstance(properties.dtype, torch.dtype) and isinstance(entry.size, torch.Size), (
         f"{name} has no size"

@@ -1,4 +1,4 @@
-"""The tensors of a torch_dist checkpoint as they are stored, read without a model."""
+"""Reading single tensors of a torch_dist checkpoint, without a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_longrope.model.checkpoints.torch_dist import refusing_damage
 
 
 class StoredTensors:
-    """The tensors of a checkpoint, read one at a time without model or process groups."""
+    """The tensors of a checkpoint, read one at a time, without a model or process groups."""
 
     def __init__(self, weights: Path) -> None:
         self._weights = weights
@@ -31,9 +31,9 @@ class StoredTensors:
         }
 
     def read(self, name: str, layer: int | None = None) -> torch.Tensor:
-        """Returns a whole tensor, or row `layer` of one that stacks all layers.
+        """Returns a whole tensor, or row `layer` of a tensor that stacks all layers.
 
-        Raises InputError for a damaged one.
+        Raises InputError where it is absent or damaged.
         """
         if name not in self.entries:
             raise InputError(FIELD, self._weights, f"has no tensor {name}")
@@ -53,10 +53,10 @@ class StoredTensors:
         return tensor
 
     def row_parts(self, name: str, layer: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yields (first row, rows) of what `read` returns.
+        """Yields what `read` returns in parts, each as (number of its first row, rows).
 
-        That goes chunk by chunk where the chunks hold whole rows. Rows are good until the next ones
-        are asked for.
+        A part is a stored chunk where chunks hold whole rows; otherwise the whole tensor is the
+        only part. A part is valid until the next one is asked for, which uses its memory.
         """
         if name not in self.entries:
             raise InputError(FIELD, self._weights, f"has no tensor {name}")
@@ -79,6 +79,7 @@ class StoredTensors:
     def _read_chunk(
         self, index: MetadataIndex, sizes: torch.Size, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Returns one stored chunk; it is read directly where it is a plain tensor's record."""
         place = self._metadata.storage_data[index]
         path = self._weights / place.relative_path
         with refusing_damage(self._weights), path.open("rb", buffering=0) as file:
@@ -96,7 +97,7 @@ class StoredTensors:
     def _read_numbers(
         self, file: RawIOBase, start: int, sizes: torch.Size, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Returns a tensor whose memory the next chunk uses again."""
+        """Returns the numbers at byte `start`, in memory that the next chunk will use again."""
         if sizes.numel() == 0:
             return torch.empty(sizes, dtype=dtype)
         num_bytes = sizes.numel() * dtype.itemsize

@@ -1,9 +1,8 @@
-"""Where in a `torch.save` record a tensor's numbers lie, so that they can be read straight to where
-they are wanted.
+"""Finds where in a `torch.save` record a tensor's numbers lie, so that they can be read directly.
 
-torch.load copies them twice. A record is a zip archive whose one data entry is stored as it is; its
-pickle is read here by an unpickler that knows the two things a plain tensor's pickle names and
-imports nothing.
+torch.load copies them twice. A record is a zip archive with a small pickle, data.pkl, to describe
+the tensor, and its numbers in an entry that is not compressed. The pickle is read by an unpickler
+that knows the few names in a plain tensor's pickle and imports nothing.
 """
 
 from __future__ import annotations
@@ -24,28 +23,30 @@ _DTYPES = {
     "BFloat16Storage": torch.bfloat16,
 }
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""A zip entry's own header: its signature, and the lengths of name and extra field after it."""
 _MAX_PICKLE_BYTES = 1 << 16
 
 
 class TensorPlace(NamedTuple):
-    """A tensor that fills its storage row by row: `start` in bytes from the beginning of the
-    file."""
+    """Where the numbers of a tensor lie that fills its storage row by row."""
 
     dtype: torch.dtype
     sizes: tuple[int, ...]
     start: int
+    """Place of the first number, in bytes from the beginning of the file."""
 
 
 class _Storage(NamedTuple):
+    """What a pickle says of a tensor's storage; `key` names the zip entry with the numbers."""
+
     dtype: torch.dtype
     key: str
 
 
 def locate_tensor(file: BinaryIO, start: int, length: int) -> TensorPlace | None:
-    """Returns the place of the tensor in the record at `start` of `length` bytes; None where it is
-    not a plain one.
+    """Returns the place of the tensor in the record of `length` bytes at `start` of a file.
 
-    None says nothing about damage: torch.load is the one to ask then.
+    None: it is not a plain tensor, or the record is damaged; torch.load can tell which.
     """
     try:
         return _locate(file, start, length)
@@ -77,6 +78,7 @@ def _locate(file: BinaryIO, start: int, length: int) -> TensorPlace | None:
         ).load()
         data = entries[f"data/{storage.key}"]
         place = TensorPlace(storage.dtype, tuple(sizes), _data_start(file, start, data))
+    # Anything else than one plain, uncompressed, row-major tensor of the right size is left alone.
     num_bytes = torch.Size(place.sizes).numel() * place.dtype.itemsize
     is_plain = offset == 0 and tuple(strides) == _row_major(place.sizes)
     fits = data.compress_type == zipfile.ZIP_STORED and data.file_size == num_bytes
@@ -84,6 +86,10 @@ def _locate(file: BinaryIO, start: int, length: int) -> TensorPlace | None:
 
 
 def _data_start(file: BinaryIO, start: int, entry: zipfile.ZipInfo) -> int:
+    """Returns the byte in the file at which an entry's data begin.
+
+    The archive's directory names only the entry's own header, whose length it does not say.
+    """
     file.seek(start + entry.header_offset)
     name: int
     extra: int
@@ -102,10 +108,13 @@ def _row_major(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _rebuilt(*arguments: Any) -> tuple[Any, ...]:
+    """Stands in for torch's function that builds a tensor; returns what it would be built from."""
     return arguments
 
 
 class _PlainTensor(pickle.Unpickler):
+    """Reads the pickle of a plain tensor as (storage, offset, sizes, strides, …)."""
+
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuilt

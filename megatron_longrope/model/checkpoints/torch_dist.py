@@ -1,4 +1,8 @@
-"""Megatron's torch_dist format, written in this process and read without trust in pickles."""
+"""Megatron's torch_dist format, written by this process itself and read without trusting pickles.
+
+megatron-core's own strategies for it start processes to write, and unpickle whatever they find. The
+classes below replace those parts and leave the rest, above all resharding, to megatron-core.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ _FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module
 
 
 def save_sharded(state: dict[str, Any], weights: Path) -> None:
-    """Writes megatron's sharded state dict into the empty folder `weights`; every rank calls it."""
+    """Writes a sharded state dict into the empty folder `weights`; every rank calls it."""
     with refusing_damage(weights, write=True):
         dist_checkpointing.save(
             state, str(weights), sharded_strategy=_InProcessSave("torch_dist", 1)
@@ -50,11 +54,11 @@ def save_sharded(state: dict[str, Any], weights: Path) -> None:
 def load_sharded(
     state: dict[str, Any], weights: Path, *, read_common: bool = True
 ) -> dict[str, Any]:
-    """Returns megatron's sharded state dict filled from `weights`; every rank calls it.
+    """Returns a sharded state dict filled from the folder `weights`; every rank calls it.
 
-    Any layout may have written them. `read_common=False` leaves common.pt alone: in Megatron-LM's
-    checkpoints it holds any objects. Raises InputError for missing, damaged or hostile files, and
-    for tensors of other names or shapes.
+    Any layout may have written the folder. `read_common=False` leaves common.pt unread, which in
+    Megatron-LM's checkpoints holds objects of any kind. Raises InputError for missing, damaged or
+    hostile files, and for tensors of other names or shapes.
     """
     metadata = read_metadata(weights)
     with refusing_damage(weights):
@@ -68,18 +72,25 @@ def load_sharded(
 
 
 class _Writer(FileSystemWriter):
-    """torch's own writer, in this process and thread; it leaves no path and no random id in the
-    checkpoint."""
+    """The writer of torch without the path and the random id that it leaves in checkpoints.
+
+    Equal weights then give equal files.
+    """
 
     def storage_meta(self) -> StorageMeta:
+        """Returns metadata without them."""
         return StorageMeta()
 
 
 class _InProcessSave(SaveShardedStrategy):
-    """megatron-core's own save strategy starts processes for writing; a checkpoint here needs
-    none."""
+    """Saves in this process and thread.
+
+    megatron-core's own save strategy starts writer processes by `spawn`. These import the entry
+    script again, so one without `if __name__ == "__main__"` hangs or dies.
+    """
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
+        """Writes what this rank holds of the state; replicas are written once."""
         flat, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, keep_only_main_replica=True
         )
@@ -91,31 +102,38 @@ class _InProcessSave(SaveShardedStrategy):
 
     @property
     def can_handle_sharded_objects(self) -> bool:
+        """Whether objects in the state are written here too, not by megatron-core beside it."""
         return True
 
 
 class _SafeReader(FileSystemReader):
-    """Hands out the metadata that was checked, and has no second file to fall back to."""
+    """Returns the metadata that was checked before; torch's own reader would unpickle it again."""
 
     def __init__(self, path: str | Path, metadata: Metadata) -> None:
         super().__init__(path)
         self._metadata = metadata
 
     def read_metadata(self) -> Metadata:
+        """Returns the checked metadata."""
         return self._metadata
 
 
 class _SafePlanner(MCoreLoadPlanner):
-    """torch's planner unpickles objects stored between the tensors; this one reads plain values and
-    tensors only."""
+    """Reads objects stored between the tensors only where they are plain values and tensors.
+
+    The planner of torch unpickles them without limits.
+    """
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Puts one stored object into the state; torch.load refuses what is not plain."""
         self.original_state_dict[read_item.dest_index.fqn] = torch.load(
             value, map_location="cpu", weights_only=True
         )
 
 
 class _SafeLoad(TorchDistLoadShardedStrategy):
+    """Loads like megatron-core's strategy, through `_SafeReader` and `_SafePlanner`."""
+
     def __init__(self, metadata: Metadata) -> None:
         super().__init__()
         self._metadata = metadata
@@ -123,6 +141,10 @@ class _SafeLoad(TorchDistLoadShardedStrategy):
     def load(
         self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path
     ) -> dict[str, Any]:
+        """Returns the state filled from the checkpoint, resharded where layouts differ.
+
+        These are the steps of megatron-core's own `load`, which gives no way to pass a planner.
+        """
         tensors = [
             value for value in nested_values(sharded_state_dict) if isinstance(value, ShardedTensor)
         ]
@@ -146,9 +168,13 @@ class _SafeLoad(TorchDistLoadShardedStrategy):
 
 
 class _SafeCommonLoad(TorchCommonLoadStrategy):
-    """Says weights_only itself: without that an environment variable could switch it off."""
+    """Reads common.pt with `weights_only=True`, plain values and tensors only.
+
+    The argument is given here because an environment variable of torch changes its default.
+    """
 
     def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
+        """Returns what common.pt holds: the part of the state that is not sharded."""
         path = Path(checkpoint_dir) / COMMON_FILE
         if not path.is_file():
             raise InputError(
@@ -164,17 +190,20 @@ class _NoCommonLoad(TorchCommonLoadStrategy):
     """Leaves common.pt unread."""
 
     def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
+        """Returns nothing."""
         return {}
 
 
 @contextmanager
 def refusing_damage(weights: Path, *, write: bool = False) -> Iterator[None]:
-    """Turns what torch and megatron-core raise over a checkpoint's files into one line."""
+    """Turns what torch and megatron-core raise over a checkpoint's files into an error in one line.
+
+    That is an InputError where files are read, and a LongRopeError where they are written.
+    """
     try:
         yield
-    except (
-        CheckpointException
-    ) as error:  # torch's collection of what each rank met; not an Exception
+    # torch's collection of what each rank raised; it derives from BaseException, not Exception
+    except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise _explained(cause, weights, write) from error
     except (

@@ -1,1 +1,1 @@
-"""Which engine builds the layers: what a person asks for, what is installed, what combines."""
+"""The engine that builds the layers: what is asked for, what is installed, what goes together."""

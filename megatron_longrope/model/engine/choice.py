@@ -1,5 +1,4 @@
-"""Which engine builds a model: settings, layout and machine checked together, and what follows for
-its batches."""
+"""The choice of the engine: settings, layout and machine checked together before building."""
 
 from __future__ import annotations
 
@@ -29,19 +28,23 @@ from megatron_longrope.runtime.te_environment import prepare_transformer_engine
 
 @dataclass(frozen=True)
 class Backend:
-    """The engine a model is built with, checked. It says what goes into megatron-core's config and
-    what batches fit."""
+    """The engine that a model is built with, checked against layout, shape and machine.
+
+    It says what goes into megatron-core's config, and which batches the model takes.
+    """
 
     engine: Engine
     reason: str
+    """Why it is this engine, in one line."""
     settings: BackendSettings
     token_multiple: int = 1
-    """The tokens of every batch, over all processes, are a multiple of this."""
+    """The number of tokens of every batch, over all processes, is a multiple of this."""
     max_tokens: int | None = None
-    """… and at most this many, if any limit is known."""
+    """The number of tokens of a batch, over all processes, is at most this; None: no limit."""
 
     @property
     def communication(self) -> Communication:
+        """How Transformer Engine's context parallelism communicates; `auto` is p2p."""
         return "p2p" if self.settings.cp_comm_type == "auto" else self.settings.cp_comm_type
 
     def config_settings(self, layout: ParallelLayout) -> dict[str, Any]:
@@ -52,8 +55,8 @@ class Backend:
         if layout.context_parallel > 1:
             values["cp_comm_type"] = self.communication
         if self.settings.fp8 != "off":
-            # Gradients have a wider range than activations; recipes that scale by block do without
-            # the wider format.
+            # hybrid: E4M3 for activations and weights, E5M2 for gradients, whose range is wider.
+            # Scaled block by block, gradients fit E4M3 too.
             by_tensor = self.settings.fp8 in ("delayed", "tensorwise")
             values |= {
                 "fp8": "hybrid" if by_tensor else "e4m3",
@@ -63,15 +66,16 @@ class Backend:
         return values
 
     def prepare(self) -> None:
-        """Sets what the engine reads from the environment. Raises InputError where a person has set
-        the opposite."""
+        """Sets the environment variables that the engine reads.
+
+        Raises InputError where a person has set the opposite.
+        """
         if self.engine == "transformer-engine":
             backward = self.settings.fp8_attention_backward if self.settings.fp8_attention else None
             prepare_transformer_engine(fp8_attention_backward=backward)
 
     def check_searching(self) -> None:
-        """Raises InputError where scores of candidates may come out in another order than in
-        BF16."""
+        """Raises InputError where FP8 may rank a search's candidates otherwise than BF16 does."""
         if self.settings.fp8 != "off" and not self.settings.fp8_scoring:
             rule = (
                 "may reorder candidates: show that it does not with benchmarks/fp8_ranking.py, "
@@ -116,8 +120,19 @@ def resolve_backend(
     sequence_length: int | None = None,
     stack: GpuStack | None = None,
 ) -> Backend:
-    """Returns the engine to build with. Raises InputError, in one line, for what does not go
-    together."""
+    """Returns the engine to build with; raises InputError for what does not go together.
+
+    Args:
+        settings: What is asked of the engine.
+        shape: Sizes and options of the model.
+        layout: How the model is spread over processes.
+        dtype: Of the weights.
+        recompute: Which activations the backward pass computes again.
+        purpose: Whether the model is to be trained or only scores.
+        sliding_window: Whether any layer has a sliding window.
+        sequence_length: Tokens of the longest row over all processes, where known already.
+        stack: What the machine has; by default it is looked at.
+    """
     stack = stack or gpu_stack()
     if settings.engine == "auto":
         choice = choose_engine(stack, dtype, layout.context_parallel, shape.head_dim)

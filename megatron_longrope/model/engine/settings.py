@@ -1,4 +1,4 @@
-"""What may be asked of the engine, and everything that decides whether it can be had."""
+"""What may be asked of the engine, and all that decides whether it can be built."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from megatron_longrope.runtime.gpu_stack import Engine
 EngineName = Literal["auto", "transformer-engine", "flash-attn", "torch"]
 Communication = Literal["auto", "p2p", "all_gather", "a2a", "a2a+p2p"]
 Fp8Recipe = Literal["off", "delayed", "tensorwise", "blockwise", "mxfp8"]
-"""megatron-core's names: `delayed` scales by the maxima of earlier steps, `tensorwise` by the
-tensor's own (current scaling), `blockwise` and `mxfp8` by those of blocks of 128 and 32 values."""
+"""Recipes of FP8 scaling, by megatron-core's names.
+
+`delayed` scales a tensor by its maxima in earlier steps, `tensorwise` by its own maximum (current
+scaling), `blockwise` and `mxfp8` by the maxima of blocks of 128 and of 32 values.
+"""
 Recompute = Literal["none", "selective", "full"]
 Purpose = Literal["training", "scoring"]
 
@@ -27,8 +30,10 @@ FP8_BLOCK: dict[Fp8Recipe, int] = {
     "blockwise": 128,
     "mxfp8": 32,
 }
-"""What the sizes of a matrix product in FP8 are multiples of: widths, and the tokens of one
-tensor-parallel process."""
+"""What all sizes of an FP8 matrix product must be multiples of.
+
+They are the widths of the weights, and the tokens that one tensor-parallel process holds.
+"""
 
 
 class BackendSettings(StrictConfig):
@@ -36,26 +41,32 @@ class BackendSettings(StrictConfig):
 
     engine: EngineName = "auto"
     cp_comm_type: Communication = "auto"
-    """How Transformer Engine passes K and V between context-parallel processes; `auto`: p2p, a
-    ring."""
+    """How Transformer Engine passes K/V between context-parallel processes; `auto`: p2p, a ring."""
     fp8: Fp8Recipe = "off"
     """Recipe of FP8 matrix products in the layers."""
     fp8_attention: bool = False
-    """Attention in FP8 as well."""
+    """Whether attention is in FP8 as well."""
     fp8_attention_backward: bool = True
-    """Its gradient in FP8 as well; false: BF16."""
+    """Whether the gradient of FP8 attention is in FP8 as well; false: in BF16."""
     fp8_scoring: bool = False
-    """Score in FP8 too. Only where benchmarks/fp8_ranking.py has shown that it keeps the order of
-    the candidates."""
+    """Whether scores are computed in FP8 too.
+
+    Set it only where benchmarks/fp8_ranking.py has shown that FP8 keeps the order of candidates.
+    """
     packed: bool = True
-    """Rows may hold several documents; false promises one each, which more ways of attention can
-    take."""
+    """Whether rows may hold several documents.
+
+    False promises one document per row, for which there are more attention kernels.
+    """
     fused_rope: bool = False
-    """Rotate queries and keys in Transformer Engine's kernel, in float32."""
+    """Whether Transformer Engine's kernel rotates queries and keys, in float32."""
 
     def for_scoring(self) -> BackendSettings:
-        """Returns the settings for searching and evaluating: without FP8 unless `fp8_scoring` is
-        set."""
+        """Returns the settings for searches and evaluation: FP8 off, unless `fp8_scoring` is set.
+
+        >>> BackendSettings(fp8="delayed").for_scoring().fp8
+        'off'
+        """
         if self.fp8_scoring:
             return self
         return self.model_copy(
@@ -65,8 +76,10 @@ class BackendSettings(StrictConfig):
 
 @dataclass(frozen=True)
 class Combination:
-    """Everything a run wants that decides whether it can be built. The matrix is a function of this
-    and the stack."""
+    """Everything about a run that decides whether its model can be built on a machine.
+
+    Rules (engine/rules) are functions of this and of the machine's `GpuStack`.
+    """
 
     settings: BackendSettings
     engine: Engine
@@ -81,15 +94,16 @@ class Combination:
 
     @property
     def communication(self) -> Communication:
-        """What `auto` stands for."""
+        """How Transformer Engine's context parallelism communicates; `auto` is p2p."""
         return "p2p" if self.settings.cp_comm_type == "auto" else self.settings.cp_comm_type
 
     @property
     def kv_heads_per_rank(self) -> int:
+        """Number of K/V heads of one tensor-parallel process."""
         return self.shape.num_kv_heads // self.layout.tensor_parallel
 
     @property
     def projected_width(self) -> int:
-        """Values per token of this rank's query, key and value together."""
+        """Number of values per token in one tensor-parallel process's query, key and value."""
         heads = self.shape.num_heads + 2 * self.shape.num_kv_heads
         return heads // self.layout.tensor_parallel * self.shape.head_dim

@@ -1,5 +1,4 @@
-"""Layers of Transformer Engine, with our attention in them. Import it where Transformer Engine is
-installed only."""
+"""Layers of Transformer Engine with our attention; importing it needs Transformer Engine."""
 
 from __future__ import annotations
 
@@ -23,12 +22,17 @@ def te_layer_spec(
     window: int | None = None,
     is_rotated: bool = True,
 ) -> ModuleSpec:
-    """Returns megatron-core's specification of one layer: norms fused into the projections that
-    follow them.
+    """Returns megatron-core's specification of one layer of Transformer Engine.
 
-    `fused_rope`, `window` and `is_rotated` as in TeDocumentAttention; `qk_norm`: norms on each
-    head's query and key. `is_lean`: evaluate in chunks of tokens; in FP8 a chunk would be scaled by
-    itself and have to fill whole blocks.
+    Norms are fused into the projections that follow them.
+
+    Args:
+        fused_rope: Whether Transformer Engine's kernel rotates queries and keys.
+        is_lean: Whether evaluation goes in chunks of tokens. Not with FP8: each chunk would have
+            scales of its own, and would have to fill whole blocks.
+        qk_norm: Whether each head's query and key are normalized.
+        window: Tokens a query reaches back, itself included; None: all.
+        is_rotated: Whether RoPE turns this layer's queries and keys.
     """
     spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
     if is_lean:

@@ -1,5 +1,4 @@
-"""A transformer layer that evaluates very long sequences in little more than its hidden states and
-K/V."""
+"""A transformer layer that needs little more than hidden states and K/V in evaluation."""
 
 from __future__ import annotations
 
@@ -13,32 +12,38 @@ from torch import Tensor
 from megatron_longrope.model.attention.packed import LongRopePackedParams
 
 NUM_CHUNKS = 32
+"""Number of chunks a share's tokens are cut into, where that leaves chunks large enough."""
 SMALLEST_CHUNK = 512
-"""Tokens; below it matrix products get slower and nothing is gained."""
+"""Smallest chunk in tokens; smaller ones make matrix products slower and save nothing."""
 
 
 class LeanLayer(TransformerLayer):
-    """megatron-core's layer in training. In evaluation all that is done token by token is done in
-    chunks of them.
+    """The layer of megatron-core, with an evaluation of its own that needs far less memory.
 
-    What is alive at once is then: hidden states (overwritten), queries (overwritten by attention's
-    output), this share's K/V, and of attention a part of the heads with what the exchange holds for
-    it; else one chunk.
+    In training, and wherever autograd is on, it is megatron-core's. In evaluation everything but
+    attention works token by token, so it goes through in chunks of tokens. At any time there are:
+    the hidden states (overwritten), the queries (overwritten by attention's output), this share's
+    K/V, what attention needs for some of its heads, and one chunk of everything else.
     """
 
     def forward(
         self, hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns the layer's output [tokens, 1, hidden_size] and no context; tokens: this rank's
-        share."""
+        """Returns the layer's output [tokens, 1, hidden_size] for this rank's share, and None.
+
+        The second value is megatron-core's place for the context of cross-attention.
+        """
         if self.training or torch.is_grad_enabled():
             result: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *args, **kwargs)
             return result
         return self._evaluate(hidden_states, kwargs["packed_seq_params"]), None
 
     def _evaluate(self, hidden: Tensor, packed: LongRopePackedParams) -> Tensor:
-        """Under sequence parallelism a projection gathers the same chunk of every tensor-parallel
-        rank's share: its rows go back to where each rank's share stands in the sequence.
+        """Returns the layer's output, written over `hidden`.
+
+        Under sequence parallelism `hidden` is one tensor-parallel rank's share of the sequence, and
+        a projection gathers the same chunk from the shares of all ranks. Its result for chunk rows
+        is [share 0's rows, share 1's rows, …]: each part goes to its place in its share.
         """
         attention = self.self_attention
         shares = attention.pg_collection.tp.size() if self.config.sequence_parallel else 1
@@ -52,11 +57,12 @@ class LeanLayer(TransformerLayer):
             for place, part in zip(places, parts, strict=True):
                 place[:, rows] = part[:, 0].unflatten(0, (shares, -1))
         query, key, value = (place.flatten(0, 1) for place in places)
-        del places, place, parts, part
+        del places, place, parts, part  # or they would keep q, k and v alive behind our back
         out = attention.core_attention(query, key, value, None, packed_seq_params=packed)
         del query, key, value
         out = out.unflatten(0, (shares, -1))
         for rows in _chunks(hidden):
+            # The row-parallel projection reduce-scatters: it returns this rank's rows only.
             attended, _ = attention.linear_proj(out[:, rows].flatten(0, 1).unsqueeze(1))
             chunk = hidden[rows].add_(attended)
             chunk.add_(self.mlp(self.pre_mlp_layernorm(chunk))[0])
@@ -64,8 +70,10 @@ class LeanLayer(TransformerLayer):
 
 
 def _place_for(part: Tensor, shares: int, tokens: int, by_head: bool) -> Tensor:
-    """Returns an empty [shares, tokens, heads, head_dim]; K/V lie by head in memory, as they are
-    exchanged."""
+    """Returns an empty [shares, tokens, heads, head_dim] for a projection's results.
+
+    `by_head` lays it out by head in memory, as K/V travel between context-parallel ranks.
+    """
     heads, head_dim = part.shape[2:]
     if by_head:
         return part.new_empty(heads, shares, tokens, head_dim).permute(1, 2, 0, 3)

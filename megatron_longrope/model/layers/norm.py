@@ -1,4 +1,4 @@
-"""RMSNorm for the local layer specification, sequence parallelism included."""
+"""RMSNorm for layers without Transformer Engine, sequence parallelism included."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x · w / √(mean(x²) + ε), computed in float32 at least, as Hugging Face's Llama does.
+    """The norm x · w / √(mean(x²) + ε), computed in float32 at least, as Hugging Face's Llama does.
 
-    megatron-core's own wrapper of torch's norm refuses sequence parallelism; all it takes is the
-    mark on the weight by which the gradients of the sequence shares are summed.
+    megatron-core's wrapper of torch's norm (`WrappedTorchNorm`) refuses sequence parallelism. All
+    that it takes is a mark on the weight: each tensor-parallel rank's gradient is that of its share
+    of the sequence, and megatron-core sums the gradients of weights marked so.
     """
 
     def __init__(
@@ -19,6 +20,7 @@ class RMSNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps
+        # On the device at once, as megatron-core's own layers; the CPU platform answers with "cpu".
         device = torch.cuda.current_device()
         self.weight = nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=device)

@@ -1,8 +1,8 @@
-"""Checkpointed layer inputs kept in host memory between the forward and the backward pass.
+"""Inputs of recomputed layers, kept in host memory between the forward and the backward pass.
 
-megatron-core refuses its own offload together with recomputation. What recomputation keeps is one
-hidden state per layer: the least there is to move, and at long context far less time to move than a
-layer takes to compute.
+megatron-core refuses its own offload together with recomputation. Full recomputation keeps one
+hidden state per layer. That is little to move, and at long context moving it takes far less time
+than computing a layer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class _Away(NamedTuple):
 
 
 def offload_inputs_of(block: nn.Module, hidden_size: int) -> None:
-    """Makes every forward pass of `block` under autograd keep its hidden states [tokens, batch,
-    hidden_size] in host memory (pinned, where the device is another); the backward pass brings each
-    back when it is due.
+    """Makes `block` keep the hidden states that it saves for the backward pass in host memory.
 
-    The block is to recompute its layers in full: then these are what it keeps.
+    The block must recompute its layers in full: then the hidden states [tokens, batch, hidden_size]
+    at the layers' inputs are what autograd saves. From a GPU they go to pinned memory, and the
+    backward pass brings each one back when it needs it.
     """
     open_hooks: list[AbstractContextManager[Any]] = []
 
@@ -44,13 +44,14 @@ def offload_inputs_of(block: nn.Module, hidden_size: int) -> None:
 
 
 class _Mover:
-    """Copies on a stream of its own, so that computing goes on meanwhile."""
+    """Copies tensors to host memory and back, on a CUDA stream beside the one that computes."""
 
     def __init__(self, hidden_size: int) -> None:
         self.hidden_size = hidden_size
         self.stream: Any = torch.cuda.Stream() if torch.cuda.is_available() else None
 
     def pack(self, tensor: Tensor) -> Tensor | _Away:
+        # Everything else that autograd saves in the block (weights, masks) stays where it is.
         if tensor.dim() != 3 or tensor.shape[-1] != self.hidden_size:
             return tensor
         host = torch.empty(
@@ -61,9 +62,8 @@ class _Mover:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             host.copy_(tensor, non_blocking=True)
-        tensor.record_stream(
-            self.stream
-        )  # its memory is not given to others before the copy is done
+        # torch's allocator must not give the tensor's memory away before the copy is done.
+        tensor.record_stream(self.stream)
         return _Away(host, tensor.device)
 
     def unpack(self, kept: Tensor | _Away) -> Tensor:
@@ -71,6 +71,7 @@ class _Mover:
             return kept
         if kept.device.type != "cuda":
             return kept.host
+        # Copies on one stream are done in order: this one waits for the copy to the host.
         with torch.cuda.stream(self.stream):
             back = kept.host.to(kept.device, non_blocking=True)
         torch.cuda.current_stream().wait_stream(self.stream)

@@ -1,12 +1,25 @@
-"""Per-token negative log-likelihood over a vocabulary-parallel output layer; logits exist one block
-at a time.
+"""Cross-entropy per token over a vocabulary-parallel output layer, without whole logits.
 
-A block is some tokens × some vocabulary rows. Neither the peak of memory nor the size of a matrix
-product depends on the vocabulary: the log-sum-exp is built up block by block, and the backward pass
-makes each block again, turns it into softmax − one-hot in place, and adds its two matrix products
-up. Where the weight is frozen the hidden states' product is built up in the forward pass, beside
-the log-sum-exp, and nothing is made again: a token's upstream gradient is one number, by which its
-row is multiplied later.
+At 262144 tokens and a vocabulary of 128256, float32 logits are 134 GB. Here they exist one block at
+a time: some tokens × some vocabulary rows of this rank. With hidden state h, output rows w_v and
+label y, logits are z_v = h·w_v, and a token's loss is
+
+    nats = log Σ_v exp(z_v) − z_y
+
+Forward: the log-sum-exp is built up block by block with a running maximum m (as in online softmax):
+a new maximum m' rescales the sum so far by exp(m − m'). At the end the tensor-parallel ranks, each
+with rows of its own, combine their maxima and sums (`_over_group`).
+
+Backward: with p_v = exp(z_v − log-sum-exp) and upstream gradient g of the token,
+
+    ∂/∂h = g · Σ_v (p_v − [v = y]) · w_v        ∂/∂w_v = Σ_tokens g · (p_v − [v = y]) · h
+
+Each block of logits is computed once more and turned into p − one-hot in place, and its two matrix
+products are added up.
+
+Where the weight is frozen (`factor_gradient`), Σ_v (p_v − [v = y]) · w_v is built up in the forward
+pass beside the log-sum-exp, with the same rescaling, and no logits are computed again: g is one
+number per token, by which that token's row is multiplied later.
 """
 
 from __future__ import annotations
@@ -20,11 +33,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 DEFAULT_CHUNK_TOKENS = 1024
+"""Tokens of a block of logits."""
 BLOCK_VOCABULARY = 2048
-_LOWEST = -1e30  # finite, so that a rank whose rows are all padding stays free of NaN
+"""Vocabulary rows of a block of logits."""
+_LOWEST = -1e30  # not −∞: a rank whose rows are all padding would compute ∞ − ∞ = NaN
 
 
-def token_losses(
+def chunked_token_losses(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
@@ -33,11 +48,17 @@ def token_losses(
     group: dist.ProcessGroup,
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
 ) -> Tensor:
-    """Returns nats [total] of `labels` [total] under hidden [total, hidden_size] · weightᵀ, float32
-    at least.
+    """Returns the loss of each token in nats [total], float32 at least.
 
-    `weight` is this rank's share of the output layer's rows; rows from `vocab_size` on are padding
-    and get no probability. The gradient of `hidden` is this rank's part of a sum over the group.
+    The gradient of `hidden` is this rank's part: the whole is the sum over the group.
+
+    Args:
+        hidden: Final hidden states [total, hidden_size], the same on every rank of the group.
+        weight: This rank's share of the output layer's rows, [rows, hidden_size].
+        labels: Token to predict at each position, int64 [total].
+        vocab_size: Size of the vocabulary; rows from there on are padding, without probability.
+        group: The tensor-parallel group, over which rows are spread in rank order.
+        chunk_tokens: Tokens of a block of logits.
     """
     layer = _OutputLayer(group, vocab_size, chunk_tokens)
     return _TokenLosses.apply(hidden, weight, labels, layer)  # type: ignore[no-any-return, no-untyped-call]
@@ -53,8 +74,18 @@ def scored_tokens(
     group: dist.ProcessGroup,
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
 ) -> Tensor:
-    """Returns [2, total]: nats of each label, and 1 where it is the arg-max (ties go to the lowest
-    id), else 0."""
+    """Returns [2, total]: each token's loss in nats, and whether its label is the arg-max.
+
+    The second row holds 1 where it is and 0 where it is not; ties go to the lowest id. No gradient.
+
+    Args:
+        hidden: Final hidden states [total, hidden_size], the same on every rank of the group.
+        weight: This rank's share of the output layer's rows, [rows, hidden_size].
+        labels: Token to predict at each position, int64 [total].
+        vocab_size: Size of the vocabulary; rows from there on are padding, without probability.
+        group: The tensor-parallel group, over which rows are spread in rank order.
+        chunk_tokens: Tokens of a block of logits.
+    """
     layer = _OutputLayer(group, vocab_size, chunk_tokens)
     result = hidden.new_empty(2, hidden.shape[0], dtype=_wide(hidden.dtype))
     for rows in layer.chunks(hidden):
@@ -68,7 +99,7 @@ def scored_tokens(
 def full_logits(
     hidden: Tensor, weight: Tensor, *, vocab_size: int, group: dist.ProcessGroup
 ) -> Tensor:
-    """Returns the whole logits [total, vocab_size]: for comparisons over short inputs only."""
+    """Returns the whole logits [total, vocab_size], for comparisons over short inputs only."""
     logits = linear(hidden, weight).to(_wide(hidden.dtype))
     shares = [torch.empty_like(logits) for _ in range(group.size())]
     dist.all_gather(shares, logits.contiguous(), group=group)
@@ -76,19 +107,22 @@ def full_logits(
 
 
 class _OutputLayer(NamedTuple):
-    """What is fixed over one call. Rows of the weight are spread over `group` in rank order."""
+    """What is fixed over one call; the weight's rows are spread over `group` in rank order."""
 
     group: dist.ProcessGroup
     vocab_size: int
     chunk_tokens: int
 
     def chunks(self, hidden: Tensor) -> Iterator[slice]:
+        """Yields the chunks of the tokens."""
         for start in range(0, hidden.shape[0], self.chunk_tokens):
             yield slice(start, start + self.chunk_tokens)
 
     def blocks(self, weight: Tensor) -> Iterator[tuple[slice, int]]:
-        """Yields this rank's rows block by block, padding left out, and the vocabulary id of each
-        block's first."""
+        """Yields this rank's rows block by block, and the vocabulary id of each block's first row.
+
+        Padding rows are left out.
+        """
         first = self.group.rank() * weight.shape[0]
         rows = min(weight.shape[0], self.vocab_size - first)
         for start in range(0, rows, BLOCK_VOCABULARY):
@@ -96,18 +130,21 @@ class _OutputLayer(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What one pass over the vocabulary says of each token of a chunk: each [tokens]."""
+    """Results of one pass over the vocabulary for a chunk of tokens, each [tokens]."""
 
     log_sum: Tensor
+    """Log-sum-exp of the logits."""
     target: Tensor
+    """Logit of the label."""
     best: Tensor
     """The id with the highest logit, the lowest of equals."""
     slope: Tensor | None = None
-    """[tokens, hidden_size]: this rank's part of the gradient of the loss by the hidden states,
-    where asked for."""
+    """This rank's part of ∂nats/∂hidden, [tokens, hidden_size], where asked for."""
 
 
 class _TokenLosses(torch.autograd.Function):
+    """Losses whose backward pass computes the logits again, or none at all for a frozen weight."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer
@@ -135,11 +172,12 @@ class _TokenLosses(torch.autograd.Function):
         hidden, weight, labels, log_sums = ctx.saved_tensors
         layer: _OutputLayer = ctx.layer
         grad_hidden = torch.zeros_like(hidden)
-        # summed over chunks in float32 at least, whatever the weights are in
+        # Sums over chunks and blocks are float32 at least, whatever the weights are.
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype))
         for rows in layer.chunks(hidden):
             part = hidden.new_zeros(hidden[rows].shape, dtype=_wide(hidden.dtype))
             for block, first in layer.blocks(weight):
+                # slope = g · (p − one-hot) of this block, made in place of its logits
                 slope = _logits(hidden[rows], weight[block]).sub_(log_sums[rows, None]).exp_()
                 local, mine = _local(labels[rows], first, slope.shape[1])
                 slope.scatter_add_(1, local, -mine.to(slope.dtype))
@@ -153,17 +191,18 @@ class _TokenLosses(torch.autograd.Function):
 def _seen(
     hidden: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer, with_slope: bool = False
 ) -> _Seen:
+    """Returns the results of one pass over the vocabulary, over all ranks of the group."""
+    # `total` is Σ exp(logit − peak) over this rank's rows so far, `peak` the highest logit so far.
     peak = hidden.new_full(labels.shape, _LOWEST, dtype=_wide(hidden.dtype))
     total, target, best = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(labels)
-    pulled = (
-        hidden.new_zeros(hidden.shape, dtype=peak.dtype) if with_slope else None
-    )  # Σ exp(logit − peak) · row
+    # Σ exp(logit − peak) · row, for the gradient by the hidden states
+    pulled = hidden.new_zeros(hidden.shape, dtype=peak.dtype) if with_slope else None
     for block, first in layer.blocks(weight):
         logits = _logits(hidden, weight[block])
         local, mine = _local(labels, first, logits.shape[1])
         target += logits.gather(1, local)[:, 0] * mine[:, 0]
         value, index = logits.max(dim=-1)
-        best = torch.where(value > peak, index + first, best)
+        best = torch.where(value > peak, index + first, best)  # `>`: the first of equals stays
         higher = torch.maximum(peak, value)
         shrunk = (peak - higher).exp()
         share = logits.sub_(higher[:, None]).exp_()
@@ -180,7 +219,10 @@ def _seen(
 def _slope(
     pulled: Tensor, scale: Tensor, weight: Tensor, labels: Tensor, layer: _OutputLayer
 ) -> Tensor:
-    """(softmax − one-hot) · weight, over this rank's rows."""
+    """Returns Σ_v (p_v − [v = label]) · w_v over this rank's rows.
+
+    `scale` is exp(peak − log-sum-exp), which turns exp(logit − peak) into probabilities.
+    """
     local, mine = _local(labels, layer.group.rank() * weight.shape[0], weight.shape[0])
     return pulled.mul_(scale[:, None]).sub_(weight[local[:, 0]] * mine)
 
@@ -188,9 +230,15 @@ def _slope(
 def _over_group(
     peak: Tensor, total: Tensor, target: Tensor, best: Tensor, group: dist.ProcessGroup
 ) -> _Seen:
+    """Returns what all ranks' rows say together.
+
+    With M the highest of the ranks' peaks m_r, the log-sum-exp is M + log Σ_r exp(m_r − M)·total_r.
+    The label's logit is on one rank, and 0 on all others.
+    """
     if group.size() > 1:
         highest = peak.clone()
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+        # Ranks below the maximum bow out; of several at it the lowest id wins.
         best = torch.where(peak == highest, best, torch.iinfo(best.dtype).max)
         dist.all_reduce(best, dist.ReduceOp.MIN, group=group)
         sums = torch.stack([total * (peak - highest).exp(), target])
@@ -204,8 +252,11 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def _local(labels: Tensor, first: int, size: int) -> tuple[Tensor, Tensor]:
-    """Returns each label's column in a block that starts at id `first` (0 where it is not there),
-    and whether it is."""
+    """Returns each label's column in a block of vocabulary, and whether the label is in the block.
+
+    The block has the `size` ids from `first` on. Both results are [tokens, 1]; the column is 0 for
+    a label that is not in the block.
+    """
     local = labels[:, None] - first
     mine = (local >= 0) & (local < size)
     return local.where(mine, 0), mine

@@ -1,4 +1,4 @@
-"""The searches of the method: where each runs, what it is scored by, its journal, its cost."""
+"""The three searches of the method: their spaces and starts, objective, journal and cost."""
 
 from megatron_longrope.pipeline.searching.cost import search_cost
 from megatron_longrope.pipeline.searching.objective import (

@@ -1,4 +1,4 @@
-"""What evaluations cost on a model, as results and stage markers hold it."""
+"""The cost of evaluations on a model, as results and stage markers hold it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from megatron_longrope.search import JournalEntry
 
 
 def search_cost(entries: Sequence[JournalEntry], shape: ModelShape, length: int) -> SearchCost:
-    """Returns what evaluations on inputs of `length` tokens took on a model of this shape."""
+    """Returns the cost of evaluations on inputs of `length` tokens, on a model of this shape."""
     return SearchCost.of(entries, shape.forward_flops(length) / length)

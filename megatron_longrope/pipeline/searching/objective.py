@@ -1,4 +1,4 @@
-"""What the candidates of a search are scored by."""
+"""The objective that the candidates of a search are scored by."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from megatron_longrope.model.fingerprint import model_identity
 from megatron_longrope.pipeline.recipe import SearchConfig
 
 PASS_TOKENS = 2048
-"""Documents share a pass up to so many; longer ones go alone. Passes are what data-parallel groups
-share out and what candidates are stopped between, so there must be several."""
+"""Documents share a forward pass up to so many tokens; a longer one has a pass to itself.
+
+Passes are the units that data-parallel groups share and between which candidates are stopped early,
+so that there should be several."""
 
 
 def search_objective(
@@ -31,8 +33,17 @@ def search_objective(
     config: SearchConfig,
     length: int,
 ) -> PerplexityObjective:
-    """Returns what candidates are scored by: documents at `length`, and where asked for at other
-    lengths and the answers of passkeys.
+    """Returns the objective of a search for `length` tokens.
+
+    It scores documents at `length` and, as the settings say, at the lengths of `mixture` and by the
+    answers of passkey documents.
+
+    Args:
+        model: The model to score on.
+        documents: Documents to search on, of which the first `num_documents` are taken.
+        tokenizer: Encodes passkey documents.
+        config: The settings of the search.
+        length: Tokens to search for.
     """
     chosen = documents[: config.num_documents]
     texts = [each.name for each in chosen for _ in range(config.windows_per_document)]
@@ -83,7 +94,7 @@ def held_out_objective(
 
 
 def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int) -> list[Tokens]:
-    """`count` consecutive stretches of `length` tokens of each document, from its beginning on."""
+    """Returns the first `count` stretches of `length` tokens of each document."""
     return [
         document.prefix(length * count)[start : start + length]
         for document in documents
@@ -101,8 +112,9 @@ def loss_in_words(objective: PerplexityObjective, evaluation: Evaluation) -> dic
 
 
 def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str, Any]:
-    """Returns JSON values that change whenever evaluations would: of documents, what counts, and
-    model. All ranks come here together.
+    """Returns JSON values that change whenever evaluations would: for the header of a journal.
+
+    They describe the documents, what counts of them, and the model. All ranks come here together.
     """
     model = model_identity(objective.model)
     return {**objective.identity(), "documents_sha256": documents_sha256, "model": model}

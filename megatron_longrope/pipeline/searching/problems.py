@@ -1,5 +1,7 @@
-"""The three searches of the method: for a first length, for a further one on the tuned model, for
-short inputs."""
+"""The three searches of the method: a first length, a further length, and short inputs.
+
+Each has a space of candidates, seeds to start from, and baselines to be compared with.
+"""
 
 from __future__ import annotations
 
@@ -35,38 +37,46 @@ from megatron_longrope.search import (
 from megatron_longrope.search.space import Choices
 
 _SHARPEST = 1.4
-"""Times the fine-tuned temperature, in a second search."""
+"""The highest attention factor of a second search, over the fine-tuned one."""
 _ABOVE_YARN = 1.05
-"""Times YaRN's own temperature at least, where a first search's temperatures end: from 13 times the
-window on it is more than 1.3, and a bound that the best candidates lean on is no bound to search
-in."""
+"""The highest attention factor of a first search, over YaRN's, where that exceeds the usual 1.3.
+
+From 13 times the window on, YaRN's own 0.1·ln s + 1 is close to 1.3 or above it (arXiv 2309.00071),
+and the best candidates would all lie on the bound."""
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """Where a search runs, where it starts, and what its result is compared with."""
+    """One search: its space, its starts, and what its result is compared with."""
 
     name: str
+    """The name of its journal and of its factors."""
     length: int
+    """Tokens to search for."""
     space: SearchSpace
     seeds: tuple[Candidate, ...]
+    """The candidates that are scored first."""
     baselines: tuple[ComparedMethod, ...]
-    """Each with its own temperature."""
+    """Other methods, each with its own attention factor."""
 
 
 def search_name(
     length: int, config: SearchConfig, kind: Literal["search", "recover"] = "search"
 ) -> str:
-    """Returns what journal and factors are called: `search-4096` of the default searcher,
-    `search-4096-evolution` of another, so that several may search in one directory.
+    """Returns the name of a search's journal and factors, such as `search-4096`.
+
+    Searchers other than the default one add their names, as in `search-4096-evolution`, so that
+    several may search in one directory.
     """
     searcher = config.searcher.name
     return f"{kind}-{length}" if searcher == DEFAULT_SEARCHER else f"{kind}-{length}-{searcher}"
 
 
 def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
-    """Returns the search of a pretrained model for `length` tokens: from its `starts`, λ up to
-    1.25·s. Raises InputError for settings that have no meaning there.
+    """Returns the search of a pretrained model for `length` tokens, with λ from 1 to 1.25·s.
+
+    It starts from the scaling methods in `starts`. Raises InputError for settings that have no
+    meaning in a first search.
     """
     _refuse_mistakes(config, "first", length)
     scale = length / geometry.original_length
@@ -91,10 +101,10 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
 def second_search(
     config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors
 ) -> SearchProblem:
-    """Returns the search of a fine-tuned model for a further length: λ from λ_ft on, from λ_ft
-    times its `starts`.
+    """Returns the search of a fine-tuned model for a further length, with λ_i ≥ λ_ft,i.
 
-    Raises InputError for settings that have no meaning there, and for factors of another model.
+    It starts from λ_ft times the scaling methods in `starts`. Raises InputError for settings that
+    have no meaning in a second search, and for factors of another model.
     """
     _refuse_mistakes(config, "second", length)
     for name in ("base", "head_dim", "original_length"):
@@ -126,13 +136,23 @@ def recovery_search(
     tuned: RopeFactors,
     upper: float | None,
 ) -> SearchProblem:
-    """Returns the search for short inputs: λ from 1.0 to `upper`, from no scaling and from the
-    tuned factors. Raises InputError for settings that have no meaning there.
+    """Returns the search of an extended model for short inputs, with λ from 1.0 to `upper`.
+
+    It starts from the tuned factors, from none, and from halfway between them. Raises InputError
+    for settings that have no meaning in a recovery.
+
+    Args:
+        config: The settings of the search.
+        geometry: The model's base, head_dim and window.
+        length: Tokens of the longest input that the factors serve.
+        tuned: The factors that the model was fine-tuned under.
+        upper: The highest λ; None: as high as in the tuned factors.
     """
     _refuse_mistakes(config, "recovery", length)
     scale = max(1.0, length / geometry.original_length)
     choices = _choices(config, scale, geometry, tuned)
     space = SearchSpace.recovery(tuned.rescale, upper, **choices)
+    # halfway on a log scale: √λ lies between no scaling, λ = 1, and the tuned λ
     halfway = tuned.model_copy(update={"rescale": tuple(value**0.5 for value in tuned.rescale)})
     starts = [tuned, halfway, NoScaling().factors(geometry)]
     seeds = _with_temperatures(starts, choices["attention_factors"], [tuned.attention_factor])
@@ -144,16 +164,16 @@ def recovery_search(
 
 
 def longrope_attention_factor_of(scale: float, geometry: RopeGeometry) -> float:
-    """Returns √(1 + ln s / ln L), Microsoft's and Hugging Face's fixed temperature."""
+    """Returns √(1 + ln s / ln L), the fixed attention factor of Microsoft and Hugging Face."""
     return longrope_attention_factor(scale, geometry.original_length)
 
 
 def second_interpolation(method: str, tuned: RopeFactors, length: int) -> RopeFactors:
-    """Returns λ_ft times the method's own factors for length / fine-tuned length, and t_ft times
-    its attention factor.
+    """Returns a scaling method on top of fine-tuned factors, for inputs of `length` tokens.
 
-    YaRN's ramp stays at the pretrained window: at the fine-tuned length it would interpolate almost
-    nothing (on the demonstration model perplexity 90 against 32).
+    λ is λ_ft times the method's own λ for the scale length / fine-tuned length, and t is t_ft times
+    its attention factor. YaRN's ramp stays at the pretrained window: at the fine-tuned length it
+    would interpolate almost nothing (on the demonstration model perplexity 90 against 32).
     """
     inner = RopeGeometry(
         base=tuned.base, head_dim=tuned.head_dim, original_length=tuned.original_length
@@ -179,7 +199,9 @@ def _choices(
     tuned: RopeFactors | None,
     above: bool = False,
 ) -> Choices:
-    """`above`: temperatures start at the fine-tuned one (at the first 0.01 from there on), since
+    """Returns the attention factors and the n̂ that candidates may have.
+
+    With `above`, attention factors start at the fine-tuned one (in steps of 0.01 from there), since
     attention over more tokens must be sharper still.
     """
     inherited = (
@@ -215,8 +237,10 @@ def _refuse_mistakes(config: SearchConfig, stage: SearchStage, length: int) -> N
 def _with_temperatures(
     starts: Sequence[RopeFactors], allowed: tuple[float, ...], others: Sequence[float]
 ) -> tuple[Candidate, ...]:
-    """Each start with its own temperature and, where that is free, once more with each of
-    `others`."""
+    """Returns each start with its own attention factor and once more with each of `others`.
+
+    Where only one attention factor is allowed, each start is there once.
+    """
     own = [
         Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
         for factors in starts

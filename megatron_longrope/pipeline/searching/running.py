@@ -1,4 +1,4 @@
-"""Running a search in a run directory: from its journal, on all ranks, to factors written down."""
+"""Runs a search in a run directory on all ranks, from its journal to a factors file."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ def search_factors(
     show: Show | None = None,
     model_name: str | None = None,
 ) -> tuple[RopeFactors, SearchOutcome]:
-    """Runs a search to its end, from its journal where there is one, and writes the best factors
-    down.
+    """Runs a search to its end and returns the best factors, and what the search did.
+
+    It goes on from its journal where there is one. The factors are written to `factors/NAME.json`
+    under the name of the search. All ranks come here together.
 
     Args:
-        problem: where the search runs and starts.
-        objective: what candidates are scored by.
-        config: the searcher and its settings.
-        directory: gets journal and factors.
-        documents_sha256: of the documents searched on.
-        show: told how far the search is, with the parts of a mixture.
-        model_name: what the factors say they were searched on.
+        problem: Space, seeds and length of the search.
+        objective: What scores candidates.
+        config: The searcher, its seed, and early stopping.
+        directory: The run directory.
+        documents_sha256: Identifies the documents searched on.
+        show: Is called with the progress of the search, and the parts of a mixture.
+        model_name: The model that the factors say they were searched on.
     """
     runtime, geometry = objective.model.runtime, objective.model.geometry
     task = SearchTask(
@@ -91,7 +93,7 @@ def search_factors(
 
 
 def _with_parts(show: Show, objective: PerplexityObjective) -> Show:
-    """`show`, told of a mixture what each part's own number is, and no perplexity of the whole."""
+    """Returns `show`, made to be told the loss of each part where several are mixed."""
     if objective.is_perplexity:
         return show
 
@@ -108,8 +110,10 @@ def _with_parts(show: Show, objective: PerplexityObjective) -> Show:
 def shared_journal(
     runtime: Runtime, path: Path, identity: dict[str, Any], judged_by: dict[str, Any]
 ) -> Iterator[Record]:
-    """Opens a journal on all ranks: the file on the main one, what it held on the others. Raises
-    InputError on all."""
+    """Opens a journal on all ranks: the file on the main one, a copy of its entries on the others.
+
+    Raises InputError on all ranks where the file is damaged or of another search.
+    """
     opened: list[Journal] = []
 
     def entries() -> Any:
@@ -122,6 +126,7 @@ def shared_journal(
         opened.append(Journal.open(path, identity, judged_by))
         return opened[0].entries
 
+    # `opened` is filled on the main rank alone; the others keep what follows in memory
     found = on_main(runtime, entries)
     if not opened:
         yield MemoryJournal(found)

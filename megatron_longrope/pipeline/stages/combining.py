@@ -1,4 +1,4 @@
-"""The stage that joins the searched factor sets into the one the extended model carries."""
+"""The stage that joins all searched factors into the factor set of the extended model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_longrope.pipeline.stages.stage import Stage, checkpoint_path, fact
 from megatron_longrope.rope import FactorSet, factors_to_json, write_factors
 
 EXTENDED = "extended"
-"""The checkpoint and the factor set of the extended model."""
+"""Name of the checkpoint and of the factor set of the extended model."""
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,21 @@ class RunParts:
     """What the extended model is made of: weights, and the searches its factors come from."""
 
     weights: str
-    """The checkpoint trained last, or the pretrained one."""
+    """Name of the checkpoint that was trained last, or of the pretrained one."""
     first: Found
-    """Of the pretrained model, for the first length."""
+    """The factors searched first, on the pretrained model."""
     tuned: Found | None
-    """What the weights were trained under last; None: nothing is trained."""
+    """The factors that the weights were trained under last; None where nothing is trained."""
     steps: tuple[Found, ...]
     """`tuned`, where there is one, and those searched beyond it, ascending in length."""
     recovered: tuple[Found, ...] = ()
-    """For inputs up to their lengths."""
+    """The factors for short inputs, each for inputs up to its length."""
     control: str | None = None
-    """The checkpoint trained as long without new factors."""
+    """Name of the checkpoint that was trained as long without new factors."""
 
     @property
     def factor_paths(self) -> tuple[str, ...]:
-        """Files of the searched factors, relative to the run directory."""
+        """Paths of the searched factors, relative to the run directory."""
         return tuple(factors_path(found.search) for found in (*self.steps, *self.recovered))
 
     def factor_set(self, run: Run) -> FactorSet:
@@ -46,14 +46,15 @@ class RunParts:
         )
 
     def models(self, run: Run) -> RunModels:
-        """Returns checkpoints and factors as measuring and the result take them."""
+        """Returns the checkpoints and factors in the form that measuring takes."""
         steps = [found.factors(run) for found in self.steps]
+        # measuring tells by identity with `tuned` whether a step was searched beyond it
         return RunModels(
             BASE,
             self.weights,
             self.control,
             steps,
-            steps[0] if self.tuned else None,  # the same object: nothing was searched beyond it
+            steps[0] if self.tuned else None,
             self.factor_set(run),
             self.first.factors(run),
         )
@@ -61,20 +62,20 @@ class RunParts:
 
 @dataclass(frozen=True)
 class CombineFactors(Stage):
-    """Leaves `factors/extended.json`, and `checkpoints/extended`: the last weights under them."""
+    """Leaves `factors/extended.json`, and `checkpoints/extended` with the last weights."""
 
     kind = "combine"
     parts: RunParts
 
     @property
     def does(self) -> str:
-        """Counts the sets."""
+        """What the stage does, with the number of factor sets."""
         count = len(self.parts.steps) + len(self.parts.recovered)
         return f"join {count} factor sets, each for its input lengths, with the last weights"
 
     @property
     def checkpoint(self) -> str:
-        """The weights the factors are joined with."""
+        """The checkpoint whose weights the factors are joined with."""
         return self.parts.weights
 
     @property
@@ -88,12 +89,12 @@ class CombineFactors(Stage):
         return (factors_path(EXTENDED), checkpoint_path(EXTENDED))
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns factors and weights."""
+        """Returns the factors and the name of the weights."""
         factors = factors_to_json(self.parts.factor_set(run))
         return {"factors": factors, "checkpoint": self.parts.weights}
 
     def work(self, run: Run) -> dict[str, object]:
-        """Saves the model under the whole set; the marker keeps nothing."""
+        """Saves the model with the whole factor set; the marker keeps nothing."""
         model, factor_set = run.load(self.parts.weights), self.parts.factor_set(run)
         model.set_factors(factor_set)
         save_checkpoint(model, run.directory.checkpoint(EXTENDED), hf_files=run.hf_files)

@@ -1,4 +1,4 @@
-"""The stage that measures: the pretrained model, the extended one and the control."""
+"""The stage that measures the pretrained model, the extended one and the control."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron_longrope.config import format_length
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.measuring import measure_run
 from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.run import BASE, Run
+from megatron_longrope.pipeline.run import BASE, Run, angle_inputs
 from megatron_longrope.pipeline.stages.combining import RunParts
 from megatron_longrope.pipeline.stages.evaluation_cost import cost_of_measuring
 from megatron_longrope.pipeline.stages.stage import (
@@ -33,14 +33,14 @@ class MeasureModels(Stage):
 
     @property
     def does(self) -> str:
-        """Names the lengths."""
+        """What the stage does, with tasks and lengths."""
         lengths = ", ".join(format_length(length) for length in self.config.lengths)
         tasks = " and ".join(["perplexity", *self.config.tasks])
         return f"measure {tasks} before and after, at {lengths}"
 
     @property
     def checkpoint(self) -> str:
-        """The extended weights; the pretrained ones and the control's are loaded as well."""
+        """The extended weights; those of the base and of the control are loaded as well."""
         return self.parts.weights
 
     @property
@@ -68,10 +68,11 @@ class MeasureModels(Stage):
             "factors": factors_to_json(self.parts.factor_set(run)),
             "checkpoint": self.parts.weights,
             "held_out": run.corpus.held_out_sha256,
+            **angle_inputs(run.recipe.angle_precision),
         }
 
     def work(self, run: Run) -> Mapping[str, object]:
-        """Measures all there is; returns how many rows of each kind were written."""
+        """Measures all models; returns the number of rows in each file."""
         return measure_run(
             self.parts.models(run),
             run.load,

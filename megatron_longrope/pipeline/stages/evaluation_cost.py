@@ -1,4 +1,4 @@
-"""What measuring a run takes, from its settings."""
+"""The cost of measuring a run, counted from its recipe before anything is run."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def cost_of_measuring(config: EvaluationConfig, parts: RunParts, shape: ModelSha
 
 
 class _Counter:
-    """Adds up texts that go through the model forward."""
+    """Adds up the texts that go forward through a model."""
 
     def __init__(self, config: EvaluationConfig, shape: ModelShape) -> None:
         self._config, self._shape = config, shape
         self.tokens, self.flops = 0, 0.0
 
     def texts(self, length: int, times: int) -> None:
-        """Adds so many texts of `length` tokens."""
+        """Adds `times` texts of `length` tokens."""
         self.tokens += length * times
         self.flops += self._shape.forward_flops(length) * times
 
     def documents(self, length: int, methods: int) -> None:
-        """Adds every document under so many methods: short lengths in several stretches of it."""
+        """Adds every document under `methods` methods; short lengths take several stretches."""
         stretches = max(1, SHORT_TOKENS // length)
         self.texts(length, self._config.num_documents * stretches * methods)

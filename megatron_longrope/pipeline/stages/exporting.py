@@ -1,4 +1,4 @@
-"""The stage that leaves a Hugging Face folder, with the factors its `longrope` can carry."""
+"""The stage that writes a Hugging Face folder, with the factors that its `longrope` can carry."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ExportModel(Stage):
 
     @property
     def does(self) -> str:
-        """Names what is left."""
+        """What the stage does."""
         return "write the extended model as a Hugging Face folder"
 
     @property
     def checkpoint(self) -> str:
-        """The extended weights."""
+        """The checkpoint of the extended model."""
         return EXTENDED
 
     @property
@@ -38,16 +38,16 @@ class ExportModel(Stage):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The folder."""
+        """The Hugging Face folder."""
         return (str(PLACES.export),)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns factors and weights."""
+        """Returns the factors and the name of the weights."""
         factors = factors_to_json(self.parts.factor_set(run))
         return {"factors": factors, "checkpoint": self.parts.weights}
 
     def work(self, run: Run) -> dict[str, object]:
-        """Exports on the main rank; returns counts, and in words what could not be carried."""
+        """Exports on the main rank; returns counts, and in words which factors are left out."""
         factor_set = self.parts.factor_set(run)
         carried, left_out = export_factor_set(factor_set, run.shape.context_length)
         for text in left_out:
@@ -63,11 +63,11 @@ def _export(run: Run, carried: FactorSet, left_out: list[str]) -> dict[str, obje
 
 
 def export_factor_set(factor_set: FactorSet, window: int) -> tuple[FactorSet, list[str]]:
-    """Returns the two ranges transformers knows — inputs up to `window`, and longer ones — and what
-    is left behind.
+    """Returns the factors that transformers can carry, and in words those that are left out.
 
-    Longer inputs get the factors of the longest range that shares the short one's temperature:
-    transformers has one attention_factor. Raises InputError where none does.
+    The `longrope` of transformers knows two ranges, inputs up to `window` tokens and longer ones,
+    and one attention_factor for both. So longer inputs get the factors of the longest range that
+    has the attention factor of the short ones. Raises InputError where no range has.
     """
     short = factor_set.for_length(window)
     beyond = [
@@ -80,15 +80,13 @@ def export_factor_set(factor_set: FactorSet, window: int) -> tuple[FactorSet, li
             "export",
             temperatures,
             "transformers has one attention_factor for short and long inputs; search the other "
-            "sets with "
-            "`attention_factor: inherited`, or set `export: false`",
+            "sets with `attention_factor: inherited`, or set `export: false`",
         )
     long = able[-1]
     left_out = [
         f"the factors for {format_length(factors.target_length)} (temperature "
-        f"{factors.attention_factor:g}) are left "
-        "out: transformers knows two sets and one temperature, and gets those for "
-        f"{format_length(long.target_length)}"
+        f"{factors.attention_factor:g}) are left out: transformers knows two sets and one "
+        f"temperature, and gets those for {format_length(long.target_length)}"
         for factors in beyond
         if factors is not long
     ]

@@ -1,4 +1,4 @@
-"""The first stage: the Hugging Face model as a Megatron checkpoint."""
+"""The first stage, which converts the Hugging Face model to a Megatron checkpoint."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class ImportModel(Stage):
 
     @property
     def does(self) -> str:
-        """Names the model."""
+        """What the stage does, with the name of the model."""
         return f"convert {self.model} into a Megatron checkpoint"
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Nothing in the run directory."""
+        """No paths: the stage reads nothing in the run directory."""
         return ()
 
     @property
@@ -32,7 +32,7 @@ class ImportModel(Stage):
         return (checkpoint_path(BASE),)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns the model's name."""
+        """Returns the name of the model."""
         return {"model": self.model}
 
     def work(self, run: Run) -> dict[str, object]:

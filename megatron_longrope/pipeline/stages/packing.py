@@ -1,4 +1,4 @@
-"""The packed rows of a training stage: text in pieces, retrieval documents beside it."""
+"""The stage that packs pieces of text and retrieval documents into training rows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from megatron_longrope.pipeline.run import Run
 from megatron_longrope.pipeline.stages.stage import PLACES, Stage
 
 _FILLER_DOCUMENTS = 40
+"""Number of documents whose lines fill passkey documents, evenly chosen among all."""
 _SHORTEST_PIECE = 16
-"""Tokens; shorter ends of documents are not trained on (their count stands in the manifest)."""
+"""Shorter pieces, in tokens, are not trained on; the manifest says how many there were."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +34,27 @@ class PackRows(Stage):
     prefix: str
     """Name of the training stage, and of the dataset in `data/`."""
     max_piece: int | None
-    """Tokens that pieces are cut to; None: as the settings say."""
+    """Most tokens of a piece; None: as the settings say."""
 
     @property
     def does(self) -> str:
-        """Names the length of the rows."""
+        """What the stage does, with the length of the rows."""
         length = format_length(self.config.data.sequence_length)
         pieces = f", in pieces of {format_length(self.max_piece)}" if self.max_piece else ""
         return f"pack training documents into rows of {length}{pieces}"
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Nothing in the run directory."""
+        """No paths: the stage reads nothing in the run directory."""
         return ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The dataset."""
+        """The dataset of packed rows."""
         return (str(PLACES.data(self.prefix)),)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns settings, documents and seed."""
+        """Returns the settings, the documents and the seed."""
         return {
             **self.config.model_dump(mode="json"),
             "documents": run.corpus.train_sha256,
@@ -90,13 +91,19 @@ def build_training_set(
     short_rows: bool = False,
     seed: int,
 ) -> DatasetManifest:
-    """Writes the rows of `config` below `prefix` and returns their manifest.
+    """Packs documents into training rows and returns the manifest of the dataset.
 
-    `short_rows` keeps pieces that fit the window in rows of their own, which can then be trained
-    under other factors.
-
-    `max_piece` cuts everything, retrieval documents included, to at most so many tokens: a control
-    at the pretrained window gets the same text in the same rows that way.
+    Args:
+        prefix: The path of the dataset, without suffix.
+        documents: Text to train on.
+        tokenizer: Encodes retrieval documents.
+        config: Lengths and shares of pieces and retrieval documents.
+        window: The pretrained window in tokens.
+        max_piece: Most tokens of a piece or a retrieval document. A control at the pretrained
+            window gets the same text in the same rows that way.
+        short_rows: Whether pieces that fit the window have rows of their own, which can then be
+            trained under other factors.
+        seed: What cuts and retrieval documents depend on.
     """
     longest = min(
         config.piece_length or config.sequence_length, max_piece or config.sequence_length
@@ -118,8 +125,7 @@ def build_training_set(
 def _cut(
     documents: Sequence[TokenDocument], longest: int, window: int, short_share: float, seed: int
 ) -> list[TokenDocument]:
-    """Cuts each document into pieces of `longest` tokens, or of the window for a random share of
-    them."""
+    """Returns each document in pieces of `longest` tokens, or of the window for a random share."""
     random = np.random.default_rng([seed, 1])
     pieces = []
     for document in documents:

@@ -1,4 +1,4 @@
-"""The last stage: the numbers against the checks, and the page that shows them."""
+"""The last stage, which writes `result.json` with its checks, and the HTML report."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from megatron_longrope.report import write_report
 
 @dataclass(frozen=True)
 class WriteResult(Stage):
-    """Writes `result.json` and the HTML report anew each time: it takes seconds, without a marker.
+    """Writes `result.json` and the HTML report, anew each time, as that takes seconds.
 
-    The other methods' factors are written as well, for whoever wants to compare.
+    The stage has no marker. It also writes the factors of other methods, to compare with.
     """
 
     kind = "report"
     parts: RunParts
     exported: bool
-    """Whether there is an export to wait for."""
+    """Whether the run exports, so that this stage comes after the export."""
 
     @property
     def does(self) -> str:
-        """Names what is written."""
+        """What the stage does."""
         return "write result.json with its checks, and the report"
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The evaluation rows, and the models that the result names."""
+        """The evaluation rows, and the checkpoints and factors that the result names."""
         export = (str(PLACES.export),) if self.exported else ()
         rows = str(PLACES.evaluations)
         return (rows, checkpoint_path(EXTENDED), *export, *self.parts.factor_paths)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The numbers and the page."""
+        """The result and the report."""
         return (str(PLACES.result), "report/index.html")
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns nothing: this stage is never skipped."""
+        """Returns no inputs: this stage is never skipped."""
         return {}
 
     def run(self, run: Run) -> None:
-        """Writes everything, whether it is there or not."""
+        """Does the stage, whether it was done before or not."""
         run.progress.stage(self.name)
         self.work(run)
 

@@ -1,4 +1,4 @@
-"""Stages that are done once: skipped when complete, refused when their inputs have changed."""
+"""Runs stages once: skips what is complete, and refuses what has other inputs than before."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.runtime import Runtime
 
 Json = Any
+"""A JSON value."""
 
 
 @dataclass
 class StageRunner:
-    """Runs the stages of one run directory, in order, on all ranks alike; the main rank keeps the
-    markers."""
+    """Runs the stages of one run directory, in order, on all ranks; the main rank keeps markers."""
 
     directory: RunDirectory
     runtime: Runtime
@@ -29,9 +29,9 @@ class StageRunner:
     records: list[StageRecord] = field(default_factory=list)
 
     def run(self, name: str, inputs: Mapping[str, Json], work: Callable[[], Json]) -> Json:
-        """Returns what `work` returns (JSON values), from the marker where the stage is complete.
+        """Returns the JSON values that `work` returns; from the marker if the stage is complete.
 
-        Raises InputError that names the first input which differs from those the stage was begun
+        Raises InputError that names the first input which differs from what the stage was begun
         with.
         """
         present: dict[str, Json] = _as_read_back(inputs)
@@ -62,11 +62,11 @@ class StageRunner:
         self._record(name, marker.seconds, "skipped")
 
     def result(self, name: str) -> Json:
-        """Returns what a complete stage returned; raises InputError where it is not complete."""
+        """Returns what the work of a stage returned; raises InputError unless it is complete."""
         return self._complete(name).result
 
     def _complete(self, name: str) -> StageMarker:
-        """The marker of a stage that is done, on all ranks."""
+        """Returns the marker of a complete stage on all ranks; raises InputError for others."""
         marker: StageMarker | LongRopeError | None = self.runtime.broadcast(
             self._read(name) if self.runtime.is_main else None
         )
@@ -93,9 +93,8 @@ class StageRunner:
                     f"stage {name}",
                     key,
                     f"this input changed since the run began ({_short(before.get(key))} → "
-                    f"{_short(now.get(key))}); "
-                    "use another run directory, or delete this stage's marker and what follows "
-                    "from it",
+                    f"{_short(now.get(key))}); use another run directory, or delete this stage's "
+                    "marker and what follows from it",
                 )
 
     def _write(self, name: str, marker: StageMarker) -> None:
@@ -108,8 +107,7 @@ class StageRunner:
 
 
 def _as_read_back(values: Json) -> Json:
-    """JSON values as they will be read from the marker: tuples are lists, what is not finite is
-    None."""
+    """Returns JSON values as a marker gives them back: lists for tuples, None for NaN and ∞."""
     return json.loads(json_text(values))
 
 

@@ -1,4 +1,4 @@
-"""What a search takes at most, told by its searcher before the model is there."""
+"""The most that a search can cost, counted before anything is run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from megatron_longrope.pipeline.stages.stage import Cost
 from megatron_longrope.search import Evaluation, Gradient, SearchTask
 
 _MOST_EVALUATIONS = 100_000
-"""Where counting ends, for a searcher that never does."""
+"""Where counting ends, for a searcher that has no end of its own."""
 
 
 def most_of_a_search(
     problem: SearchProblem, config: SearchConfig, num_documents: int, shape: ModelShape
 ) -> Cost:
-    """Returns evaluations, tokens and operations of a search in which nothing is stopped early.
+    """Returns the cost of a search in which nothing is stopped early.
 
-    The searcher itself runs, on made-up losses: it alone knows how many candidates it proposes, and
-    which of them it wants on a few documents or with gradients. Each loss is lower than those
-    before, so that a search does not end for want of progress; what it says itself that it may take
-    beyond that is added, on all documents.
+    The searcher itself is run, on made-up losses: it alone knows how many candidates it proposes,
+    and which of them it wants scored on a few documents or with gradients. Each loss is lower than
+    all before it, so that the search does not end early for lack of progress. If the searcher says
+    that it may take more evaluations still, these are added, on all documents.
     """
     texts = _text_lengths(config, num_documents, problem.length)
     task = SearchTask(
@@ -57,7 +57,7 @@ def most_of_a_search(
 
 
 def _text_lengths(config: SearchConfig, num_documents: int, length: int) -> list[int]:
-    """Tokens of each input that a candidate is scored on, in the objective's order."""
+    """Returns the tokens of each input that a candidate is scored on, in the objective's order."""
     windows = num_documents * config.windows_per_document
     lengths = [length, *config.mixture]
     texts = [tokens for tokens in lengths for _ in range(windows)]
@@ -65,7 +65,7 @@ def _text_lengths(config: SearchConfig, num_documents: int, length: int) -> list
 
 
 def _made_up(texts: list[int], number: int, sample: tuple[int, ...] | None) -> Evaluation:
-    """An evaluation better than all before it."""
+    """Returns an evaluation that is better than all before it."""
     loss = 1.0 + 1.0 / (1 + number)
     sums = tuple(loss * tokens for tokens in texts)
     return Evaluation(sums, tuple(texts), sample is None, sample=sample)

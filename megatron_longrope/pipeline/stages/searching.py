@@ -1,4 +1,4 @@
-"""Stages that search rescale factors: a first length, a further one, and short inputs."""
+"""Stages that search rescale factors: for a first length, a further one, and short inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_longrope.config import format_length
 from megatron_longrope.evaluation import documents_sha256
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.recipe import SearchConfig
-from megatron_longrope.pipeline.run import Run, backend_inputs, geometry_of
+from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, geometry_of
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     first_search,
@@ -34,13 +34,15 @@ from megatron_longrope.rope import RopeFactors, RopeGeometry, Yarn, factors_to_j
 
 @dataclass(frozen=True)
 class Found:
-    """The search stage that found factors, and for which length."""
+    """Factors that a search stage finds."""
 
     search: str
+    """Name of the stage."""
     length: int
+    """The length in tokens that it searches for."""
 
     def factors(self, run: Run) -> RopeFactors:
-        """Returns the factors; raises InputError unless that stage is complete."""
+        """Returns the factors; raises InputError unless the stage is complete."""
         return run.found(self.search, self.length)
 
 
@@ -52,28 +54,28 @@ class SearchFactors(Stage):
     config: SearchConfig
     length: int
     weights: str
-    """The checkpoint searched on."""
+    """Name of the checkpoint that is searched on."""
     num_documents: int
-    """At most so many are searched on, for the cost."""
+    """Most documents that are searched on, for the cost."""
     shape: ModelShape
 
     @abstractmethod
     def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns where the search runs and starts; `tuned` are the factors it builds on."""
+        """Returns space and starts of the search; `tuned` are the factors that it builds on."""
 
     @property
     def builds_on(self) -> Found | None:
-        """The factors this search starts from; None where it starts from none."""
+        """The factors that this search builds on; None for a first search."""
         return None
 
     @property
     def found(self) -> Found:
-        """What others name this search's factors by."""
+        """The reference by which other stages name this search's factors."""
         return Found(self.name, self.length)
 
     @property
     def checkpoint(self) -> str:
-        """The checkpoint searched on."""
+        """The checkpoint that is searched on."""
         return self.weights
 
     @property
@@ -99,7 +101,7 @@ class SearchFactors(Stage):
         return most_of_a_search(problem, self.config, self.num_documents, self.shape)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns settings, space, documents, weights and precision of the search."""
+        """Returns the settings, space, documents, weights and precision of the search."""
         recipe = run.recipe
         return {
             "search": self.config.model_dump(mode="json"),
@@ -108,11 +110,12 @@ class SearchFactors(Stage):
             "documents": documents_sha256(run.corpus.search[: self.config.num_documents]),
             "checkpoint": self.weights,
             "dtype": recipe.dtype,
+            **angle_inputs(recipe.angle_precision),
             **backend_inputs(recipe.backend.for_scoring()),
         }
 
     def work(self, run: Run) -> dict[str, object]:
-        """Searches to the end; returns the factors, their cost, and their perplexity or score."""
+        """Searches to the end; returns the factors, their cost and their perplexity or score."""
         documents = run.corpus.search[: self.config.num_documents]
         problem = self._problem_of(run)
         model = run.load(self.weights)
@@ -148,34 +151,34 @@ class FirstSearch(SearchFactors):
 
     @property
     def does(self) -> str:
-        """Names searcher and length."""
+        """What the stage does, with length and searcher."""
         return f"search factors for {format_length(self.length)} ({self.config.searcher.name})"
 
     def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns the search from the methods in the settings."""
+        """Returns the search that starts from the scaling methods in the settings."""
         return first_search(self.config, geometry, self.length)
 
 
 @dataclass(frozen=True)
 class SecondSearch(SearchFactors):
-    """The search of a fine-tuned model for a further length, without more training."""
+    """The search of a fine-tuned model for a further length, which no training follows."""
 
     tuned: Found
 
     @property
     def does(self) -> str:
-        """Names searcher and length."""
+        """What the stage does, with length and searcher."""
         return (
             f"search further factors for {format_length(self.length)} ({self.config.searcher.name})"
         )
 
     @property
     def builds_on(self) -> Found:
-        """The factors the model was fine-tuned under."""
+        """The factors that the model was fine-tuned under."""
         return self.tuned
 
     def problem(self, geometry: RopeGeometry, tuned: RopeFactors | None) -> SearchProblem:
-        """Returns the search from the fine-tuned factors on."""
+        """Returns the search that starts from the fine-tuned factors."""
         assert tuned is not None
         return second_search(self.config, geometry, self.length, tuned)
 
@@ -189,7 +192,7 @@ class RecoverySearch(SearchFactors):
 
     @property
     def does(self) -> str:
-        """Names searcher and length."""
+        """What the stage does, with length and searcher."""
         return f"search factors for inputs up to {format_length(self.length)}" + (
             f" ({self.config.searcher.name})"
         )

@@ -1,4 +1,4 @@
-"""A stage of a run as a value: what it reads, leaves and costs, and how it is done."""
+"""The base class of stages: what a stage reads, leaves and costs, and how it is done."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.pipeline.run import Run
 
 PLACES = RunDirectory(Path())
-"""Names places relative to the run directory."""
+"""Paths of a run, relative to the run directory."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes at most: searches are counted without early stopping.
-
-    `evaluations` are those of a search. `tokens` go through the model forward, `backward_tokens` of
-    them backward too; `flops` are floating-point operations.
-    """
+    """The most that a stage can cost: searches are counted as if without early stopping."""
 
     evaluations: int | None = None
+    """Candidates that a search scores; None for other stages."""
     tokens: int = 0
+    """Tokens that go through the model forward."""
     backward_tokens: int = 0
+    """Tokens, out of these, that go through it backward as well."""
     flops: float = 0.0
+    """Floating-point operations in all."""
 
 
 class StageJson(TypedDict):
@@ -45,13 +45,14 @@ class StageJson(TypedDict):
 class Stage(ABC):
     """One stage of a run. `run` does it, or skips it where its marker says that it is complete.
 
-    A stage gets all it needs from the recipe and from what earlier stages left in the run
-    directory, so that each may run in a process of its own.
+    A stage takes everything from the recipe and from what earlier stages left in the run directory,
+    so that each may run in a process of its own.
     """
 
     name: str
-    """Also the name of its marker, `stages/NAME.json`."""
+    """The name of the stage, and of its marker, `stages/NAME.json`."""
     kind: ClassVar[str]
+    """What sort of stage this is, such as `search` or `train`."""
 
     @property
     @abstractmethod
@@ -60,38 +61,41 @@ class Stage(ABC):
 
     @property
     def checkpoint(self) -> str | None:
-        """Name of the checkpoint whose weights the stage loads; None: of none."""
+        """Name of the checkpoint whose weights the stage loads; None where it loads none."""
         return None
 
     @property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
-        """Paths the stage reads, relative to the run directory."""
+        """Paths that the stage reads, relative to the run directory."""
 
     @property
     @abstractmethod
     def outputs(self) -> tuple[str, ...]:
-        """Paths the stage leaves, relative to the run directory."""
+        """Paths that the stage leaves, relative to the run directory."""
 
     @property
     def cost(self) -> Cost:
-        """What the stage takes at most, so far as it runs the model."""
+        """The most that the stage's use of the model can cost."""
         return Cost()
 
     @abstractmethod
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns the JSON values the stage's result depends on; changed, the stage is refused."""
+        """Returns the JSON values that the stage's result depends on.
+
+        A stage that was begun with other values is refused.
+        """
 
     @abstractmethod
     def work(self, run: Run) -> Mapping[str, object]:
-        """Does the stage on all ranks and returns what its marker keeps, as JSON values."""
+        """Does the stage on all ranks and returns the JSON values that its marker keeps."""
 
     def run(self, run: Run) -> None:
-        """Does the stage, or skips it; raises InputError that names an input which changed."""
+        """Does or skips the stage; raises InputError that names an input which has changed."""
         run.runner.run(self.name, self.fingerprint(run), lambda: self.work(run))
 
     def require(self, run: Run) -> None:
-        """Raises InputError unless the stage is complete and its inputs are as they were."""
+        """Raises InputError unless the stage is complete and its inputs are the same as then."""
         run.runner.require(self.name, self.fingerprint(run))
 
     def to_json(self) -> StageJson:

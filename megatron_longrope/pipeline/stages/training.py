@@ -1,4 +1,4 @@
-"""Stages that train: under searched factors, and a control at the pretrained window."""
+"""The stage that trains: under searched factors, or a control at the pretrained window."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.recipe import FineTuneConfig, ShortInputs
-from megatron_longrope.pipeline.run import Run, backend_inputs
+from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs
 from megatron_longrope.pipeline.stages.searching import Found
 from megatron_longrope.pipeline.stages.stage import (
     PLACES,
@@ -44,18 +44,22 @@ from megatron_longrope.training import (
 )
 
 ShowSteps = Callable[[int, int, str], None]
+"""Is called with steps done, steps in all, and a message."""
 
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One training stage of a run: which model, on which rows, where it keeps its state."""
+    """One training: its settings, its rows, and where it keeps its state."""
 
     name: str
     config: TrainingConfig
     data: Path
+    """The dataset of packed rows, without suffix."""
     directory: RunDirectory
     hf_files: Path | None
+    """The folder of config and tokenizer that checkpoints take along; None where there is none."""
     merge: float = 1.0
+    """How far the weights go from those before training to those after it; 1: all the way."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,16 @@ class TrainWeights(Stage):
     kind = "train"
     config: FineTuneConfig
     start: str
-    """The checkpoint trained from."""
+    """Name of the checkpoint that training starts from."""
     factors: Found | None
-    """The searched factors trained under; None: those the start has, as a control does."""
+    """The searched factors to train under; None, for a control: those of the start."""
     pieces: str
     """Name of the stage that packed the rows."""
     shape: ModelShape
 
     @property
     def does(self) -> str:
-        """Names steps, batch and length."""
+        """What the stage does, with factors, steps, batch and length."""
         training, length = self.config.training, format_length(self.config.data.sequence_length)
         under = (
             f"under the factors for {format_length(self.factors.length)}"
@@ -86,25 +90,25 @@ class TrainWeights(Stage):
 
     @property
     def checkpoint(self) -> str:
-        """The checkpoint trained from."""
+        """The checkpoint that training starts from."""
         return self.start
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The checkpoint, the rows and the factors."""
+        """The checkpoint, the rows and the searched factors."""
         factors = (factors_path(self.factors.search),) if self.factors else ()
         return (checkpoint_path(self.start), str(PLACES.data(self.name)), *factors)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The trained checkpoint, and a line per step."""
+        """The trained checkpoint, and the metrics of each step."""
         return (checkpoint_path(self.name), str(PLACES.metrics))
 
     @property
     def cost(self) -> Cost:
-        """Full rows in every step, a backward pass counted as two forward ones.
+        """The most that training can cost, a backward pass counted as two forward ones.
 
-        Rows are counted whole, though attention does not reach over the pieces in them.
+        Attention is counted over whole rows, though it does not reach from one piece to another.
         """
         training, length = self.config.training, self.config.data.sequence_length
         tokens = training.steps * training.global_batch_size * length
@@ -112,7 +116,7 @@ class TrainWeights(Stage):
         return Cost(tokens=tokens, backward_tokens=tokens, flops=flops)
 
     def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns settings, rows, start, factors and precision."""
+        """Returns the settings, rows, start, factors and precision of the training."""
         recipe = run.recipe
         return {
             "training": self.config.training.model_dump(mode="json"),
@@ -121,11 +125,12 @@ class TrainWeights(Stage):
             "dtype": recipe.dtype,
             "factors": factors_to_json(self._factors(run)),
             "merge": self.config.merge,
+            **angle_inputs(recipe.angle_precision),
             **backend_inputs(recipe.backend),
         }
 
     def work(self, run: Run) -> dict[str, object]:
-        """Trains to the end; returns steps and tokens."""
+        """Trains to the end; returns the numbers of steps and tokens."""
         model = run.load(self.start, "training")
         training = TrainingStage(
             self.name,
@@ -144,8 +149,11 @@ class TrainWeights(Stage):
 
 
 def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorSet:
-    """Returns what each row is trained under: by the longest piece in it, as inputs are served
-    later."""
+    """Returns the factors by input length that rows are trained under.
+
+    The longest piece of a row decides, just as the length of an input decides later. For pieces
+    within the pretrained window, `short_inputs` says which factors they have.
+    """
     if short_inputs == "extended":
         return FactorSet.single(factors)
     unscaled = NoScaling().factors(factors.geometry)
@@ -158,11 +166,12 @@ def training_factors(factors: RopeFactors, short_inputs: ShortInputs) -> FactorS
 def train_model(
     stage: TrainingStage, model: LongRopeModel, factors: FactorSet | RopeFactors, show: ShowSteps
 ) -> dict[str, object]:
-    """Trains `model` to the end of its stage, from its last checkpoint where there is one, and
-    merges the result with what it began with.
+    """Trains `model` to the end, and returns the numbers of steps and tokens.
 
-    Leaves `checkpoints/<name>` (weights without optimizer) and returns steps, tokens and the last
-    loss.
+    An interrupted training goes on from its last checkpoint. At the end the weights are merged with
+    those before training, if the stage says so, and saved without optimizer state in
+    `checkpoints/NAME`. Where updates were skipped, their number is returned too. All ranks come
+    here together.
     """
     model.set_factors(factors)
     runtime = model.runtime
@@ -183,6 +192,7 @@ def train_model(
         save_training(trainer, unfinished, stage.hf_files)
 
     trainer = Trainer(model, batches, stage.config)
+    # before resuming: the merge remembers the weights that training starts from
     merge = WeightMerge(model, stage.merge)
     resume_training(trainer, unfinished)
     metrics = (
@@ -209,4 +219,5 @@ def train_model(
     if runtime.is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
     runtime.barrier()
-    return {"steps": state.step, "tokens": state.tokens}
+    skipped = {"skipped": state.skipped} if state.skipped else {}
+    return {"steps": state.step, "tokens": state.tokens, **skipped}

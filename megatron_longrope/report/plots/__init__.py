@@ -1,4 +1,4 @@
-"""The report's plots: each function turns records into panels of inline SVG with their legends."""
+"""The plots of the report: each function turns records into panels of SVG with legends."""
 
 from megatron_longrope.report.plots.convergence import convergence_panel, convergence_png
 from megatron_longrope.report.plots.curves import length_panels, position_panels

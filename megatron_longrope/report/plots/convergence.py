@@ -1,4 +1,4 @@
-"""Best perplexity against cost: one curve per searcher, the best baseline as a line."""
+"""The plot of best perplexity against cost, with a curve per searcher and the best baseline."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from megatron_longrope.artifacts.summaries import BaselineMargin
 from megatron_longrope.report.convergence import Convergence
-from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, legend_entry, write_png
+from megatron_longrope.report.plots.panel import (
+    LegendEntry,
+    Panel,
+    draw_svg,
+    legend_entry,
+    write_png,
+)
 from megatron_longrope.report.style import MUTED, method_look, round_ticks, searcher_look
 
-TOP = 1.12  # what is this much worse than the best would flatten the curves
+TOP = 1.12
+"""Perplexities above TOP times the lowest are cut off: they would flatten the curves."""
 COST = "cost in forward passes over all search documents"
 
 
@@ -21,7 +28,7 @@ def convergence_panel(found: Convergence, baseline: BaselineMargin | None) -> Pa
     if not found.curves:
         return None
     title = f"Best {found.measure} against cost"
-    svg = draw("convergence", title, lambda axes: _paint(axes, found, baseline))
+    svg = draw_svg("convergence", title, lambda axes: _paint(axes, found, baseline))
     entries = [legend_entry(searcher_look(curve.searcher), bold=True) for curve in found.curves]
     if baseline is not None:
         entries.append(LegendEntry(_baseline_label(baseline), "muted", "", True))
@@ -31,14 +38,12 @@ def convergence_panel(found: Convergence, baseline: BaselineMargin | None) -> Pa
 def convergence_png(
     found: Convergence, baseline: BaselineMargin | None, title: str, path: Path
 ) -> None:
-    """Writes the same plot, of one curve or more, with legend and title as a PNG."""
+    """Writes the same plot as a PNG, with legend and title."""
 
     def paint(axes: Axes) -> None:
         _paint(axes, found, baseline)
         axes.set_title(title, loc="left")
-        axes.legend(
-            loc="lower left", frameon=False
-        )  # where curves that fall to the right leave room
+        axes.legend(loc="lower left", frameon=False)  # curves that fall leave room there
         if found.left_out:
             axes.set_xlabel(f"{COST}\n{_note(found)}")
 

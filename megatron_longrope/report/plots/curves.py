@@ -1,5 +1,4 @@
-"""Perplexity against length, and over the position in the context: one panel per model, every
-method a curve."""
+"""The plots of perplexity against length and position: a panel per model, a curve per method."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from megatron_longrope.report.aggregate import (
 from megatron_longrope.report.plots.panel import (
     LegendEntry,
     Panel,
-    draw,
+    draw_svg,
     highlight,
     legend_entry,
     mark_length,
@@ -35,24 +34,25 @@ from megatron_longrope.report.style import (
 from megatron_longrope.report.tables import format_perplexity
 
 Points = Sequence[tuple[float, float]]
-# what is this much worse than the best leaves the plot, so that the contenders can be told apart
 TOP = 3.0
+"""Perplexities above TOP times the lowest are cut off, so that the best can be told apart."""
 SOURCES: tuple[AttentionFactorSource, ...] = ("own", "searched")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The axes all panels of a section share: (low, high) in tokens and in perplexity, and the
-    original window."""
+    """The axes that all panels of a section share."""
 
     tokens: tuple[float, float]
+    """Lowest and highest number of tokens."""
     perplexity: tuple[float, float]
+    """Lowest and highest perplexity."""
     window: int | None
+    """The pretrained window in tokens; None where it is not known."""
 
 
 def length_panels(grid: PerplexityGrid, window: int | None) -> list[Panel]:
-    """Returns perplexity against length, scored from the first token on: a panel per model and
-    attention factor."""
+    """Returns perplexity against length, in one pass: a panel per model and attention factor."""
     curves = {
         series: [(float(length), total.perplexity) for length, total in sorted(row.items())]
         for series, row in grid.cells.items()
@@ -64,8 +64,10 @@ def length_panels(grid: PerplexityGrid, window: int | None) -> list[Panel]:
 def position_panels(
     buckets: Mapping[Series, Sequence[tuple[int, int, NllTotal]]], window: int | None
 ) -> list[Panel]:
-    """Returns perplexity at each position, drawn at the middle of its bucket: a panel per model and
-    attention factor."""
+    """Returns perplexity against position: a panel per model and attention factor.
+
+    Each bucket of positions is drawn at its middle.
+    """
     curves: dict[Series, Points] = {
         series: [((start + end) / 2, total.perplexity) for start, end, total in row]
         for series, row in buckets.items()
@@ -74,8 +76,10 @@ def position_panels(
 
 
 def _groups(curves: Mapping[Series, Points]) -> dict[str, list[Series]]:
-    """Title → members of a panel, one per model and attention factor; a method with only one stands
-    in both."""
+    """Returns the members of each panel, by title: a panel per model and attention factor.
+
+    A method with only one attention factor is in both panels of its model.
+    """
     groups: dict[str, list[Series]] = {}
     for model in _lead_models(curves):
         own = [series for series in sorted(curves, key=series_order) if series.model == model]
@@ -88,14 +92,16 @@ def _groups(curves: Mapping[Series, Points]) -> dict[str, list[Series]]:
 
 
 def _lead_models(curves: Mapping[Series, Points]) -> list[str]:
-    """Models with a panel of their own; the control is a guest in the extended model's, where there
-    is one."""
+    """Returns the models with a panel of their own.
+
+    The control has none where there is an extended model, in whose panel it is a guest.
+    """
     models = list(dict.fromkeys(series.model for series in sorted(curves, key=series_order)))
     return [m for m in models if m != "control"] if "extended" in models else models
 
 
 def _guests(model: str, curves: Mapping[Series, Points]) -> list[Series]:
-    """What the extended model is compared with: the control, and the base model left as it was."""
+    """Returns the guests of a panel: control and unscaled base in that of the extended model."""
     if model != "extended":
         return []
     return [
@@ -112,7 +118,7 @@ def _is_untouched_base(series: Series) -> bool:
 
 
 def _has_only_one(series: Series, others: Sequence[Series]) -> bool:
-    """Whether the method was scored with one attention factor: it then stands in both panels."""
+    """Returns whether the method was scored with one attention factor alone."""
     return sum(other.method == series.method for other in others) == 1
 
 
@@ -138,7 +144,7 @@ def _panels(
             _paint(axes, members, curves, frame)
             axes.set_xlabel(x_label)
 
-        svg = draw(f"{kind}-{index}", f"Perplexity by {x_label}: {title}", paint)
+        svg = draw_svg(f"{kind}-{index}", f"Perplexity by {x_label}: {title}", paint)
         legend = tuple(_legend(series, members) for series in members)
         panels.append(Panel(title, svg, legend, _above(members, curves, high)))
     return panels
@@ -165,7 +171,7 @@ def _paint(
 
 
 def _above(members: list[Series], curves: Mapping[Series, Points], high: float) -> str:
-    """Says in words what leaves the plot at its top, and how high it gets."""
+    """Returns a sentence about the curves that leave the plot at its top, and how high they get."""
     peaks = [
         (_legend(series, members).label, max(curves[series], key=lambda point: point[1]))
         for series in members
@@ -179,7 +185,7 @@ def _above(members: list[Series], curves: Mapping[Series, Points], high: float) 
 
 
 def _is_dashed(series: Series, members: list[Series]) -> bool:
-    """Guests from another model, and a second attention factor of the same method, are dashed."""
+    """Returns whether a curve is dashed: a guest, or a method's second attention factor."""
     same = [
         other for other in members if (other.model, other.method) == (series.model, series.method)
     ]

@@ -1,4 +1,4 @@
-"""Rescale factors λ of every method against the wavelength of the pair they stretch."""
+"""The plot of rescale factors λ of all methods against the wavelength of their rotary pair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_longrope.report.aggregate import method_family, method_order
 from megatron_longrope.report.plots.panel import (
     LegendEntry,
     Panel,
-    draw,
+    draw_svg,
     highlight,
     legend_entry,
     mark_length,
@@ -26,13 +26,14 @@ from megatron_longrope.report.style import length_axis, log_value_axis, method_l
 
 @dataclass(frozen=True)
 class NamedFactors:
-    """Factors with the file they came from and the label they go by; `is_last`: they serve the
-    longest inputs."""
+    """Factors with a label for the page."""
 
     source: str
+    """Name of the file that they come from."""
     label: str
     factors: RopeFactors
     is_last: bool
+    """Whether they serve the longest inputs of their file."""
 
     @property
     def variable(self) -> str:
@@ -41,7 +42,7 @@ class NamedFactors:
 
     @property
     def span(self) -> str:
-        """Smallest and largest λ, or the one value all pairs have."""
+        """The smallest and the largest λ as text, or the one value that all pairs have."""
         ends = dict.fromkeys(
             f"{value:.4g}" for value in (min(self.factors.rescale), max(self.factors.rescale))
         )
@@ -49,8 +50,7 @@ class NamedFactors:
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the recorded score (nats per token) on the data it was searched on; None for the
-        score of a mixture."""
+        """Perplexity on the data searched on, from the recorded score of text; None without one."""
         score = self.factors.origin.score
         return (
             None
@@ -68,11 +68,11 @@ def wavelengths(factors: RopeFactors) -> list[float]:
 
 
 def factors_by_target(files: Mapping[str, FactorSet]) -> dict[int, list[NamedFactors]]:
-    """Returns target length → the distinct factors of the sets made for it, baselines first.
+    """Returns the distinct factors by target length, baselines first.
 
-    A set with a range for short inputs stands whole under the target of its longest range, and is
-    read first: the same short factors in a file of their own are shown again only beside other
-    methods for that length.
+    A set with several ranges is listed whole under the target length of its longest range. Sets of
+    more ranges are read first: short factors that also have a file of their own are shown again
+    only beside other methods for that length.
     """
     by_target: dict[int, list[NamedFactors]] = {}
     shown: dict[tuple[object, ...], set[int]] = {}
@@ -113,7 +113,7 @@ def _label(entry: FactorRange, is_last: bool) -> str:
 
 
 def _labelled(group: list[NamedFactors]) -> list[NamedFactors]:
-    """Baselines first; a label that several sets share gets its file's name added."""
+    """Returns factors in order, baselines first; the file's name is added to equal labels."""
     counts = Counter(item.label for item in group)
     named = [
         replace(i, label=f"{i.label} · {i.source}") if counts[i.label] > 1 else i for i in group
@@ -140,7 +140,9 @@ def _panel(target: int, group: list[NamedFactors]) -> Panel:
     description = (
         f"Rescale factors against wavelength, {len(group)} sets for {short_length(target)} tokens"
     )
-    svg = draw(f"factors-{target}", description, lambda axes: _paint(axes, target, window, group))
+    svg = draw_svg(
+        f"factors-{target}", description, lambda axes: _paint(axes, target, window, group)
+    )
     return Panel(title, svg, tuple(_legend(item, index, group) for index, item in enumerate(group)))
 
 
@@ -153,10 +155,8 @@ def _paint(axes: Axes, target: int, window: int, group: list[NamedFactors]) -> N
             item.factors.rescale,
             color=look.light,
             marker=look.marker,
-            markevery=(
-                index % 4,
-                4,
-            ),  # staggered, so that curves on top of one another stay visible
+            # staggered markers, so that curves on top of one another stay visible
+            markevery=(index % 4, 4),
             linestyle=_dashes(index, group),
             **highlight(method_family(method) == "longrope"),
         )
@@ -172,7 +172,7 @@ def _paint(axes: Axes, target: int, window: int, group: list[NamedFactors]) -> N
 
 
 def _dashes(index: int, group: list[NamedFactors]) -> str | tuple[int, tuple[int, ...]]:
-    """A second set of the same method in one panel is dashed."""
+    """Returns the line style of a curve: dashed for a further set of the same method."""
     family = method_family(group[index].factors.origin.method)
     repeat = sum(method_family(item.factors.origin.method) == family for item in group[:index])
     return "-" if repeat == 0 else (0, (4, 1 + repeat))

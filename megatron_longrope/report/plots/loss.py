@@ -1,4 +1,4 @@
-"""Training loss by step, raw and smoothed, of the extended model and its control."""
+"""The plots of training loss and learning rate by step, for the extended model and the control."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from megatron_longrope.artifacts.metrics import MetricsRow
-from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw
+from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw_svg
 from megatron_longrope.report.style import CONTROL, LOOKS, Look, heading
 
-SMOOTHING = 0.05  # window of the running mean, as a share of a stage's steps
+SMOOTHING = 0.05
+"""Width of the running mean, as a share of the steps of a stage."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 OTHERS = ("yarn", "ntk", "dynamic-ntk", "pi", "llama3", "none")
 
 
 def by_stage(rows: Sequence[MetricsRow]) -> dict[str, list[MetricsRow]]:
-    """Returns stage → its steps, ascending; a step written again after a resume counts once, as
-    last written."""
+    """Returns the steps of each stage, ascending.
+
+    A step that was written again after an interruption counts once, as it was written last.
+    """
     stages: dict[str, dict[int, MetricsRow]] = {}
     for row in rows:
         stages.setdefault(row.stage, {})[row.step] = row
@@ -27,8 +30,10 @@ def by_stage(rows: Sequence[MetricsRow]) -> dict[str, list[MetricsRow]]:
 
 
 def loss_panels(rows: Sequence[MetricsRow]) -> list[Panel]:
-    """Returns the loss curves of all stages, and their learning rates where recorded; nothing
-    without a step."""
+    """Returns the loss curves of all stages and, where recorded, their learning rates.
+
+    There is no panel where there are no steps.
+    """
     stages = by_stage(rows)
     if not stages:
         return []
@@ -36,18 +41,22 @@ def loss_panels(rows: Sequence[MetricsRow]) -> list[Panel]:
     legend = tuple(
         LegendEntry(heading(stage), looks[stage].variable, bold=True) for stage in stages
     )
-    svg = draw("loss", "Training loss by step", lambda axes: _paint_loss(axes, stages, looks))
+    svg = draw_svg("loss", "Training loss by step", lambda axes: _paint_loss(axes, stages, looks))
     caption = "Thin: every step. Thick: running mean over a twentieth of the steps."
     panels = [Panel("Loss", svg, legend, caption)]
     if any(row.lr is not None for row in rows):
-        svg = draw("rate", "Learning rate by step", lambda axes: _paint_rate(axes, stages, looks))
+        svg = draw_svg(
+            "rate", "Learning rate by step", lambda axes: _paint_rate(axes, stages, looks)
+        )
         panels.append(Panel("Learning rate", svg, legend))
     return panels
 
 
 def stage_looks(stages: Sequence[str]) -> dict[str, Look]:
-    """Returns colours: the fine-tuned model has LongRoPE's, the control its own, other stages what
-    is left."""
+    """Returns the look of each stage.
+
+    The first fine-tuning has LongRoPE's, the control its own, and other stages what is left.
+    """
     looks, spare = {}, list(OTHERS)
     taken = False
     for stage in stages:
@@ -61,8 +70,7 @@ def stage_looks(stages: Sequence[str]) -> dict[str, Look]:
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Returns at each place the mean of the up to `width` values ending there; NaN values are left
-    out."""
+    """Returns, at each place, the mean of the last `width` values up to there, NaN left out."""
     means = []
     for end in range(1, len(values) + 1):
         window = [value for value in values[max(0, end - width) : end] if math.isfinite(value)]
@@ -83,9 +91,8 @@ def _paint_loss(axes: Axes, stages: dict[str, list[MetricsRow]], looks: dict[str
 def _paint_rate(axes: Axes, stages: dict[str, list[MetricsRow]], looks: dict[str, Look]) -> None:
     for index, (stage, rows) in enumerate(stages.items()):
         recorded = [(row.step, row.lr) for row in rows if row.lr is not None]
-        dashes = (
-            "-" if index == 0 else (0, (4, 1 + index))
-        )  # equal schedules lie on top of one another
+        # equal schedules lie on top of one another: dashes show those below
+        dashes = "-" if index == 0 else (0, (4, 1 + index))
         axes.plot(
             [step for step, _ in recorded],
             [rate for _, rate in recorded],

@@ -1,5 +1,4 @@
-"""A plot as the page shows it: an SVG with a title, a legend beside (never over) the data, and a
-caption."""
+"""A plot as the page shows it: an SVG with a title, a legend beside the data, and a caption."""
 
 from __future__ import annotations
 
@@ -23,10 +22,11 @@ MARGINS = {"left": 60, "right": 14, "top": 26, "bottom": 50}
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """One line of a legend; `variable` is the CSS variable of its colour."""
+    """One line of a legend."""
 
     label: str
     variable: str
+    """CSS variable of its colour."""
     marker: str = ""
     dashed: bool = False
     bold: bool = False
@@ -34,8 +34,10 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot with what the page writes around it. Titles and captions are plain text: the page
-    escapes them."""
+    """One plot with what the page writes around it.
+
+    Titles and captions are plain text, which the page escapes.
+    """
 
     title: str
     svg: Markup
@@ -43,8 +45,8 @@ class Panel:
     caption: str = ""
 
 
-def draw(name: str, description: str, paint: Callable[[Axes], None]) -> Markup:
-    """Returns what `paint` draws as inline SVG; all plots share the same size and margins."""
+def draw_svg(name: str, description: str, paint: Callable[[Axes], None]) -> Markup:
+    """Returns what `paint` draws as inline SVG; all plots have the same size and margins."""
     with rc_context(rc_params(name)):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         axes = figure.subplots()
@@ -77,8 +79,7 @@ def legend_entry(
 
 
 def mark_length(axes: Axes, tokens: int, word: str, *, to_left: bool = True) -> None:
-    """Draws a vertical line at `tokens` with its name above the plot, on the side away from its
-    neighbour."""
+    """Draws a vertical line at `tokens`, with its name above the plot to its left or right."""
     axes.axvline(tokens, color=MUTED, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
     axes.annotate(
         f"{word} {short_length(tokens)}",
@@ -93,5 +94,5 @@ def mark_length(axes: Axes, tokens: int, word: str, *, to_left: bool = True) -> 
 
 
 def highlight(is_searched: bool) -> dict[str, Any]:
-    """Returns line settings: the searched method on top and thicker than its baselines."""
+    """Returns line settings: the searched method is thicker than its baselines, and on top."""
     return {"linewidth": 2.8, "zorder": 5} if is_searched else {"linewidth": 1.7, "zorder": 3}

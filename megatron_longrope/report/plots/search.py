@@ -1,4 +1,4 @@
-"""Search convergence: the best perplexity so far, against the baselines the search started from."""
+"""The plot of a search: best perplexity so far, against the baselines that it started from."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from matplotlib.ticker import MaxNLocator
 from megatron_longrope.artifacts.factors import FactorSet
 from megatron_longrope.artifacts.journal import JournalEntry, SearchJournal
 from megatron_longrope.report.aggregate import best_so_far, method_order
-from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw, legend_entry
+from megatron_longrope.report.plots.panel import LegendEntry, Panel, draw_svg, legend_entry
 from megatron_longrope.report.style import LOOKS, MUTED, OTHER, heading, method_look
 
 SEARCHED = LOOKS["longrope"]
-# candidates this much worse than the best say nothing about convergence and would flatten the rest
 TOP = 1.25
-GRID_STEP = 0.01  # a search rounds its seeds to this grid
+"""Perplexities above TOP times the best are cut off: they would flatten the curve."""
+GRID_STEP = 0.01
+"""The grid that a search rounds its seeds to."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The best starting point of one method, as evaluated in the search; None for one no factors
-    file explains."""
+    """The best starting point of one method, as the search scored it."""
 
     method: str | None
+    """The scaling method; None where no factors file holds the λ of this starting point."""
     perplexity: float
 
 
 def search_panels(
     journals: Mapping[str, SearchJournal], files: Mapping[str, FactorSet]
 ) -> list[Panel]:
-    """Returns one panel per journal that holds a completed evaluation."""
+    """Returns one panel per journal that holds a completed evaluation with a finite perplexity."""
     panels: list[Panel] = []
     for stage, journal in journals.items():
         entries = journal.entries
@@ -43,8 +44,11 @@ def search_panels(
 
 
 def baselines(entries: Sequence[JournalEntry], files: Mapping[str, FactorSet]) -> list[Baseline]:
-    """Returns the best seed per method, methods told by the factors file whose λ the seed has
-    (within rounding)."""
+    """Returns the best seed of each method.
+
+    Journals do not name the methods of seeds: a seed is of the method whose factors file holds the
+    same λ, within rounding.
+    """
     best: dict[str | None, float] = {}
     for entry in entries:
         if entry.provenance.origin == "seed" and _is_usable(entry):
@@ -78,7 +82,7 @@ def _panel(index: int, stage: str, journal: SearchJournal, lines: list[Baseline]
     high = min(max([value for value in curve if math.isfinite(value)] + seeds), TOP * low)
     high = low + (high - low) * 1.12 if high > low else low * 1.01
     name = f"search-{index}"
-    svg = draw(
+    svg = draw_svg(
         name,
         f"Search convergence of {stage}",
         lambda axes: _paint(

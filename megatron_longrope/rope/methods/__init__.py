@@ -1,9 +1,9 @@
-"""The scaling methods, one file each: a new one is its file here and its line below."""
+"""The RoPE scaling methods, one file each: a new one is a file here and a line below."""
 
 from megatron_longrope.rope.methods.base import METHODS as METHODS
 from megatron_longrope.rope.methods.base import RopeMethod as RopeMethod
 
-# In the order of tables and lists: importing a method's file registers it in METHODS.
+# Importing a method's file registers it in METHODS; the order here is that of tables and lists.
 # isort: off
 from megatron_longrope.rope.methods.none import NoScaling as NoScaling
 from megatron_longrope.rope.methods.pi import PositionInterpolation as PositionInterpolation

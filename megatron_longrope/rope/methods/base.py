@@ -1,4 +1,4 @@
-"""What a scaling method is, and the registry of all of them."""
+"""The base class of RoPE scaling methods, and the registry of all of them."""
 
 from __future__ import annotations
 
@@ -18,46 +18,47 @@ if TYPE_CHECKING:
 
 
 class RopeMethod(StrictConfig, ABC):
-    """A scaling method: its settings, the factors they give, its names outside, its uses.
+    """A way to scale rotary embeddings: its settings, its formula, its names and where it is used.
 
-    The fields of a subclass are the settings; the class attributes below say everything that
-    command line, recipes, tables and Hugging Face configs need to know. All but `name` have a
-    default.
+    The fields of a subclass are its settings, and `factors` is its formula. The class attributes
+    below tell the command line, recipes, tables and Hugging Face configs everything they need to
+    know; all but `name` have a default.
     """
 
     name: ClassVar[str]
-    """What `--method`, recipes, tables and factor files call it."""
+    """The method's name for `--method` and in recipes, tables and factors files."""
 
     scale_setting: ClassVar[str | None] = "scale"
-    """The setting that s = target/window fills (SCALE of `--method NAME:SCALE`); None: no setting
-    does."""
+    """Name of the setting that is s = target/window, the SCALE of `--method NAME:SCALE`.
+
+    None: the method has no such setting.
+    """
     without_scale: ClassVar[str | None] = None
-    """What the method would be without a SCALE; where this is set, SCALE must be written out."""
+    """What the method would be at scale 1; where this is set, SCALE must be written out."""
     is_closed_form: ClassVar[bool] = True
-    """Whether a scale and the model's geometry are enough: `--method NAME` takes it."""
+    """Whether scale and geometry determine the factors, so that `--method NAME` takes it."""
     follows_length: ClassVar[bool] = False
     """Whether each input length beyond the window has factors of its own."""
 
     is_baseline: ClassVar[bool] = False
-    """Whether every comparison shows it."""
+    """Whether the method is evaluated in every comparison."""
     starts_searches: ClassVar[bool] = False
     """Whether a search may start from its factors."""
     goes_on_tuned: ClassVar[bool] = False
-    """Whether it may be put on top of fine-tuned factors: λ_ft times its own λ."""
+    """Whether the method may be applied on top of fine-tuned factors, as λ_ft times its own λ."""
 
     hf: ClassVar[HfRopeType | None] = None
-    """Its name and keys in a Hugging Face config; None: transformers does not know the method."""
+    """Its rope_type and keys in a Hugging Face config; None: transformers has no such method."""
 
     @abstractmethod
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
-        """Returns the factors for an input of `length` tokens; None: for the length the method was
-        made for.
+        """Returns the factors for an input of `length` tokens, by default of the target length.
 
         Raises InputError where the settings do not fit the geometry.
         """
 
     def factor_set(self, geometry: RopeGeometry, length: int | None = None) -> FactorSet:
-        """Returns the factors by input length; `length` matters where `follows_length`."""
+        """Returns the factors by input length; `length` matters only where `follows_length`."""
         return FactorSet.single(self.factors(geometry, length))
 
     @classmethod
@@ -69,7 +70,11 @@ class RopeMethod(StrictConfig, ABC):
     ) -> Self:
         """Returns the method that extends the window `scale` times, with further `settings`.
 
-        Raises InputError that names a wrong setting; `source` is where the settings were given.
+        Raises InputError that names a wrong setting and `source`, where the settings were given.
+
+        >>> from megatron_longrope.rope import Yarn
+        >>> Yarn.from_scale(8, {"beta_fast": 16}).beta_fast
+        16.0
         """
         values = dict(settings or {})
         if cls.scale_setting is not None:
@@ -78,10 +83,10 @@ class RopeMethod(StrictConfig, ABC):
 
     @classmethod
     def from_hf(cls, reading: HfReading) -> Self:
-        """Returns the method a Hugging Face config describes; raises InputError.
+        """Returns the method that a Hugging Face config describes; raises InputError.
 
-        Here every key is the setting of that name, and `factor` is the scale. Only called for a
-        method with `hf`, and only with its keys.
+        By default every key is the setting of the same name, and `factor` is the scale. It is
+        called only where `hf` is set, and only with keys that `hf` lists.
         """
         assert cls.hf is not None, cls.name
         values = reading.pick(*cls.hf.keys - {"factor", ORIGINAL_KEY})
@@ -90,11 +95,9 @@ class RopeMethod(StrictConfig, ABC):
         return build_config(cls, values, f"the HF config's {cls.hf.name}")
 
     def to_hf(self, geometry: RopeGeometry) -> dict[str, Any] | None:
-        """Returns the method as itself in `rope_parameters`, without rope_theta; None where
-        transformers does not know it.
+        """Returns the method as `rope_parameters` without rope_theta, None where `hf` is None.
 
-        `from_hf` reads back the same method. Factors that were searched go another way: see
-        `hf_rope_config`.
+        `from_hf` reads the same method back. Searched factors are written by `hf_rope_config`.
         """
         if self.hf is None:
             return None
@@ -105,7 +108,7 @@ class RopeMethod(StrictConfig, ABC):
             settings[ORIGINAL_KEY] = geometry.original_length
         return {"rope_type": self.hf.name, **settings}
 
-    def _factors(
+    def make_factors(
         self,
         geometry: RopeGeometry,
         rescale: tuple[float, ...],
@@ -116,12 +119,12 @@ class RopeMethod(StrictConfig, ABC):
         """Returns validated factors whose origin is this method.
 
         Args:
-            geometry: the model's base, head_dim and window.
-            rescale: λ, one per pair.
-            target_length: the length in tokens these factors are made for.
+            geometry: The model's rotary base, head_dim and pretrained window.
+            rescale: λ_i of each pair, [head_dim/2].
+            target_length: The input length in tokens that these factors are made for.
             attention_factor: t, by which cos and sin are multiplied.
-            hf_inverse_frequencies: transformers' own float32 frequencies, where its order of
-                operations rounds differently from 1 / (λ · base^(2i/d)).
+            hf_inverse_frequencies: The float32 frequencies of transformers, [head_dim/2], where its
+                order of operations rounds differently from 1 / (λ_i · base^(2i/d)).
         """
         values = {
             "rescale": rescale,

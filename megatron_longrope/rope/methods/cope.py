@@ -1,5 +1,4 @@
-"""CoPE, clipped RoPE (arXiv 2602.05258): pairs that never complete a turn in the window fade to
-none."""
+"""CoPE, clipped RoPE (arXiv 2602.05258): pairs too slow for the window are faded out."""
 
 from __future__ import annotations
 
@@ -14,24 +13,25 @@ from megatron_longrope.rope.methods.base import METHODS, RopeMethod
 
 
 class Cope(RopeMethod):
-    """The slowest m pairs are turned less and less, the last one hardly at all: θ_i·w_j with
-    w_j = ½(1 + cos(π·j/(m-1))), j = 0 … m-1 counting from the first of them; λ = 1/w_j, and 1 for
-    all other pairs (arXiv 2602.05258).
+    """A cosine taper slows the m slowest pairs, the last of them almost to a standstill.
 
-    Those pairs have a period 2π/θ_i beyond the pretrained window, so longer inputs show the model
-    angles it has never seen; the smooth taper avoids the ringing that cutting them off would give.
-    No scale: the factors are the same for any length. As a search start, λ are clipped to the
-    search's own bounds like those of every start.
+    The frequency of slow pair j = 0 … m−1, counted from the fastest of them, is θ·w_j with
+    w_j = ½(1 + cos(π·j/(m−1))), so λ = 1/w_j; all other pairs keep λ = 1 (arXiv 2602.05258).
 
-    Different from the authors' published code (`modeling_cope.py`):
+    The period 2π/θ_i of those pairs exceeds the pretrained window, so longer inputs show the model
+    angles that it has never seen. The smooth taper avoids the ringing that cutting the pairs off
+    would cause. There is no scale: the factors are the same for any length. As a start of a search,
+    λ is clipped to the bounds of the search like that of every other start.
 
-    - It clips a fixed number, the last 20 of 64 pairs (Llama 3 8B); here it is by default every
-      pair whose period exceeds `onset` times the window, and `num_clipped=20` is theirs.
-    - It gives the last pair the frequency 0; λ is a finite number, so here it is `ceiling`. At the
-      default, a pair with the window as its period turns by 0.001 rad over 159 windows.
-    - They train the clipped model further; `--method cope` measures it as it is.
+    Differences from the authors' published code (`modeling_cope.py`):
 
-    With m = 1 nothing is clipped, as in theirs: the taper begins at 1.
+    - It clips a fixed number of pairs, the last 20 of 64 (Llama 3 8B). The default here is every
+      pair whose period exceeds `onset` times the window; `num_clipped=20` is the authors' choice.
+    - It gives the last pair the frequency 0. λ must be a finite number, so here it is `ceiling`.
+      At the default, a pair whose period is the window turns by 0.001 rad over 159 windows.
+    - The authors train the clipped model further; `--method cope` evaluates it without training.
+
+    With m = 1 nothing is clipped, as in the authors' code: the taper begins at w_0 = 1.
     """
 
     name: ClassVar[str] = "cope"
@@ -39,27 +39,29 @@ class Cope(RopeMethod):
     starts_searches: ClassVar[bool] = True
 
     onset: float = Field(default=1.0, gt=0)
-    """Of the pretrained window: pairs with a longer period are clipped."""
+    """Pairs are clipped whose period exceeds this multiple of the pretrained window."""
     num_clipped: int | None = Field(default=None, ge=0)
-    """Clip so many of the slowest pairs instead, at most all."""
+    """Number of slowest pairs to clip instead; more than all means all."""
     ceiling: float = Field(default=1e6, gt=1)
-    """The largest λ, in place of infinity."""
+    """The largest λ, which stands for infinity."""
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns λ = 1, then the taper over the slowest pairs, whatever the length."""
         clipped = self._count(geometry)
+        # the published taper w_j; max(…, 1) because m = 1 would divide by 0
         shares = (0.5 * (1 + math.cos(math.pi * j / max(clipped - 1, 1))) for j in range(clipped))
         tapered = (1 / max(share, 1 / self.ceiling) for share in shares)
-        return self._factors(
+        return self.make_factors(
             geometry,
             ((1.0,) * (geometry.num_pairs - clipped) + tuple(tapered)),
             max(geometry.original_length, length or 0),
         )
 
     def _count(self, geometry: RopeGeometry) -> int:
-        """Returns m, the number of pairs that are clipped."""
+        """Returns m, the number of slowest pairs that are clipped."""
         if self.num_clipped is not None:
             return min(self.num_clipped, geometry.num_pairs)
+        # the wavelength of pair i in tokens: 2π/θ_i = 2π·base^(2i/d)
         periods = (
             2 * math.pi * geometry.base ** (2 * i / geometry.head_dim)
             for i in range(geometry.num_pairs)

@@ -1,4 +1,4 @@
-"""Dynamic NTK: a base that grows with the input (transformers' `dynamic`)."""
+"""Dynamic NTK scaling: a rotary base that grows with the input length (transformers' `dynamic`)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 
 
 class DynamicNtk(RopeMethod):
-    """NTK-aware with s = f·n/L - (f-1) for an input of n > L tokens (transformers' `dynamic` with
-    `factor` f).
+    """NTK-aware scaling whose scale follows the input: s = f·n/L − (f − 1) for n > L tokens.
 
-    Each length has its own factors. transformers keeps those of the longest input it has seen since
-    it last saw one inside the window; these depend on the length alone. Factor 1 is plain NTK with
-    s = n/L.
+    f is `factor`, L the pretrained window (YaRN's paper, arXiv 2309.00071, section 3.3, has f = 1;
+    transformers' `dynamic` added f). Inputs within the window are not scaled. Factor 1 is plain NTK
+    with s = n/L.
+
+    The factors depend on the length of the input alone. A model of transformers instead keeps those
+    of the longest input seen since its last input within the window.
+
+    >>> geometry = RopeGeometry(base=10000.0, head_dim=4, original_length=64)
+    >>> scaled = DynamicNtk(factor=2).factor_set(geometry, length=128)
+    >>> scaled.for_length(64).rescale, scaled.for_length(128).rescale  # s = 2·128/64 − 1 = 3
+    ((1.0, 1.0), (1.0, 3.0))
     """
 
     name: ClassVar[str] = "dynamic-ntk"
@@ -35,14 +42,15 @@ class DynamicNtk(RopeMethod):
     factor: float = Field(ge=1)
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
-        """Returns the factors at `length` tokens; None or a length inside the window: λ = 1."""
+        """Returns the factors at `length` tokens; λ = 1 for None and within the window."""
         window = geometry.original_length
         length = max(window, length or window)
         if length == window:
             rescale = (1.0,) * geometry.num_pairs
         else:
+            # s = f·n/L − (f − 1), in the order of transformers
             rescale = ntk_rescale(geometry, self.factor * length / window - (self.factor - 1))
-        return self._factors(
+        return self.make_factors(
             geometry,
             rescale,
             length,
@@ -50,8 +58,7 @@ class DynamicNtk(RopeMethod):
         )
 
     def factor_set(self, geometry: RopeGeometry, length: int | None = None) -> FactorSet:
-        """Returns λ = 1 inside the window and beyond it the factors of `length`, right for inputs
-        that long."""
+        """Returns λ = 1 within the window, and the factors of `length` tokens beyond it."""
         inside, beyond = self.factors(geometry), self.factors(geometry, length)
         if beyond.target_length == geometry.original_length:
             return FactorSet.single(inside)
@@ -59,13 +66,14 @@ class DynamicNtk(RopeMethod):
         return FactorSet(ranges=(window, FactorRange(up_to=None, factors=beyond)))
 
     def _float32_frequencies(self, geometry: RopeGeometry, length: int) -> tuple[float, ...]:
-        """Returns transformers' frequencies of a new base, which it computes in float32 for inputs
-        beyond the window, in float64 before."""
+        """Returns 1 / base'^(2i/d) with base' = base·s^(d/(d−2)), rounded as transformers does."""
         import torch
 
         from megatron_longrope.rope.hf_precision import float32_powers, to_floats
 
         window, head_dim = geometry.original_length, geometry.head_dim
+        # transformers passes the length of a longer input as a tensor, which makes the new base a
+        # float32 tensor, and the window as a Python integer, which makes it a float64 number
         seq_len: int | Tensor = torch.tensor(length) if length > window else window
         ratio = (self.factor * seq_len / window) - (self.factor - 1)
         new_base = geometry.base * ratio ** (head_dim / (head_dim - 2))

@@ -1,4 +1,4 @@
-"""Llama 3.1's scaling: by wavelength, with a blend between kept and interpolated pairs."""
+"""Llama 3.1's scaling: short wavelengths kept, long ones interpolated, a blend between."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _KEYS = frozenset({"factor", ORIGINAL_KEY, "low_freq_factor", "high_freq_factor"
 
 
 class Llama3(RopeMethod):
-    """λ = 1 for wavelengths below L/high_freq_factor tokens, λ = factor above L/low_freq_factor,
-    blended between (Meta's release; transformers' `llama3`).
+    """Pairs of long wavelength are interpolated by `factor`, those of short wavelength are kept.
 
-    L is the geometry's original length, whatever it is (8192 in Meta's release).
+    λ = 1 for wavelengths below L/high_freq_factor tokens, λ = factor above L/low_freq_factor, and
+    between them the frequencies are blended (Meta's Llama 3.1 code; transformers' `llama3`). L is
+    the geometry's original length, 8192 in Meta's release.
     """
 
     name: ClassVar[str] = "llama3"
@@ -42,9 +43,11 @@ class Llama3(RopeMethod):
         return self
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
-        """Returns 1/λ_i = (1-k_i)/factor + k_i, where k rises from 0 to 1 between
-        `low_freq_factor` and `high_freq_factor` turns in the window; whatever the length."""
-        return self._factors(
+        """Returns 1/λ_i = (1 − k_i)/factor + k_i, whatever the length.
+
+        k rises from 0 to 1 between `low_freq_factor` and `high_freq_factor` turns in the window.
+        """
+        return self.make_factors(
             geometry,
             tuple(self._rescale(i, geometry) for i in range(geometry.num_pairs)),
             round(self.factor * geometry.original_length),
@@ -52,18 +55,17 @@ class Llama3(RopeMethod):
         )
 
     def _rescale(self, pair: int, geometry: RopeGeometry) -> float:
-        turns = (
-            geometry.original_length
-            * math.pow(geometry.base, -2 * pair / geometry.head_dim)
-            / (2 * math.pi)
-        )
+        """Returns λ of one pair."""
+        # turns in the window: L/wavelength = L·θ_i/2π
+        frequency = math.pow(geometry.base, -2 * pair / geometry.head_dim)
+        turns = geometry.original_length * frequency / (2 * math.pi)
+        # the ramp k_i, which Meta's code calls smooth
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = min(max(kept, 0.0), 1.0)
         return 1.0 / ((1.0 - kept) / self.factor + kept)
 
     def _float32_frequencies(self, geometry: RopeGeometry) -> tuple[float, ...]:
-        """Returns transformers' frequencies: long wavelengths interpolated, short ones kept,
-        blended between."""
+        """Returns the frequencies rounded as transformers rounds them, float32 values."""
         import torch
 
         from megatron_longrope.rope.hf_precision import float32_powers, to_floats

@@ -1,4 +1,4 @@
-"""LongRoPE factors as a method: one searched list inside the window, one beyond it."""
+"""LongRoPE factors as a scaling method: a list of λ within the window, another beyond it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _MSCALES = frozenset({"short_mscale", "long_mscale"})
 
 
 class LongRope(RopeMethod):
-    """λ = `short` for inputs up to the original length L and `long` beyond (arXiv 2402.13753;
-    transformers' `longrope`).
+    """Searched λ: `short` for inputs up to the original length L, `long` for longer ones.
 
-    `attention_factor` None: √(1 + ln s / ln L), used for short inputs too.
+    The method of LongRoPE (arXiv 2402.13753), which transformers calls `longrope`. It has no start
+    tokens. `attention_factor` None means √(1 + ln s / ln L) with s = `scale`, for short inputs too.
     """
 
     name: ClassVar[str] = "longrope"
@@ -49,8 +49,11 @@ class LongRope(RopeMethod):
 
     @classmethod
     def from_hf(cls, reading: HfReading) -> Self:
-        """Returns the lists of a HF config; raises InputError for lists that do not fit the model
-        and where transformers 4 and 5 would turn differently."""
+        """Returns the method of a HF config.
+
+        Raises InputError for lists that do not fit the model, and where transformers 4 and 5 would
+        compute different attention factors.
+        """
         for key in sorted(_LISTS, reverse=True):
             _check_list(key, reading)
         attention_factor = reading.parameters.get("attention_factor")
@@ -71,7 +74,7 @@ class LongRope(RopeMethod):
         return build_config(cls, values, "the HF config's longrope")
 
     def to_hf(self, geometry: RopeGeometry) -> dict[str, Any]:
-        """Returns both lists with everything either generation of transformers reads."""
+        """Returns both lists with everything that transformers 4 or 5 reads."""
         return {
             "rope_type": "longrope",
             "short_factor": list(self.short),
@@ -82,10 +85,10 @@ class LongRope(RopeMethod):
         }
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
-        """Returns the factors for `length` tokens; None: for the target length."""
+        """Returns the factors for inputs of `length` tokens, by default of the target length."""
         window = geometry.original_length
         is_short = length is not None and length <= window
-        return self._factors(
+        return self.make_factors(
             geometry,
             self.short if is_short else self.long,
             window if is_short else round(self.scale * window),
@@ -93,7 +96,7 @@ class LongRope(RopeMethod):
         )
 
     def factor_set(self, geometry: RopeGeometry, length: int | None = None) -> FactorSet:
-        """Returns both lists with the window between them."""
+        """Returns `short` up to the pretrained window and `long` beyond it."""
         window = geometry.original_length
         short = FactorRange(up_to=window, factors=self.factors(geometry, window))
         return FactorSet(ranges=(short, FactorRange(up_to=None, factors=self.factors(geometry))))
@@ -105,12 +108,18 @@ class LongRope(RopeMethod):
 
 
 def longrope_attention_factor(scale: float, original_length: int) -> float:
-    """Returns Microsoft's √(1 + ln s / ln L); 1 without extension."""
+    """Returns t = √(1 + ln s / ln L) for a window of L tokens extended s times; 1 for s ≤ 1.
+
+    Source: Microsoft's code (microsoft/LongRoPE) and transformers' `longrope`.
+
+    >>> longrope_attention_factor(scale=8, original_length=512)  # ln 8 / ln 512 = 1/3
+    1.1547005383792515
+    """
     return 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original_length))
 
 
 def _check_mscales(reading: HfReading, attention_factor: object) -> None:
-    """Raises InputError where vLLM's own keys would give another attention factor."""
+    """Raises InputError where the keys of vLLM would give another attention factor."""
     for key in sorted(_MSCALES & reading.parameters.keys(), reverse=True):
         if reading.parameters[key] != attention_factor:
             rule = f"vLLM's word for attention_factor, which is {attention_factor}"
@@ -118,6 +127,7 @@ def _check_mscales(reading: HfReading, attention_factor: object) -> None:
 
 
 def _check_list(key: str, reading: HfReading) -> None:
+    """Raises InputError where the list at `key` does not hold one number per pair."""
     values, pairs = reading.parameters[key], reading.geometry.num_pairs
     is_list = isinstance(values, list | tuple) and not any(
         isinstance(value, str | bool) for value in values

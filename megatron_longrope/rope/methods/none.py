@@ -1,4 +1,4 @@
-"""No scaling: the baseline of every other method."""
+"""No scaling: the rotary embedding of the pretrained model, baseline of every other method."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_longrope.rope.methods.base import METHODS, RopeMethod
 
 
 class NoScaling(RopeMethod):
-    """The rotary embedding as it was trained: λ_i = 1 (transformers' `default`)."""
+    """The rotary embedding of pretraining: λ_i = 1 for every pair (transformers' `default`)."""
 
     name: ClassVar[str] = "none"
     scale_setting: ClassVar[str | None] = None
@@ -20,7 +20,7 @@ class NoScaling(RopeMethod):
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns λ = 1 for every pair, whatever the length."""
-        return self._factors(geometry, (1.0,) * geometry.num_pairs, geometry.original_length)
+        return self.make_factors(geometry, (1.0,) * geometry.num_pairs, geometry.original_length)
 
 
 METHODS.register(NoScaling.name, NoScaling)

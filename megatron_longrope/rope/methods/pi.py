@@ -1,4 +1,4 @@
-"""Position interpolation (arXiv 2306.15595): all positions pressed into the pretrained window."""
+"""Position interpolation (arXiv 2306.15595): all positions divided by the scale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from megatron_longrope.rope.methods.base import METHODS, RopeMethod
 
 
 class PositionInterpolation(RopeMethod):
-    """Every pair turns s times slower: λ_i = s (arXiv 2306.15595; transformers' `linear`)."""
+    """Every pair turns s times slower, λ_i = s, so that all angles stay within the trained range.
+
+    Source: arXiv 2306.15595, eq. 4; transformers calls it `linear`.
+    """
 
     name: ClassVar[str] = "pi"
     is_baseline: ClassVar[bool] = True
@@ -25,7 +28,7 @@ class PositionInterpolation(RopeMethod):
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns λ = s for every pair, whatever the length."""
-        return self._factors(
+        return self.make_factors(
             geometry,
             (float(self.scale),) * geometry.num_pairs,
             round(self.scale * geometry.original_length),
@@ -33,7 +36,7 @@ class PositionInterpolation(RopeMethod):
         )
 
     def _float32_frequencies(self, geometry: RopeGeometry) -> tuple[float, ...]:
-        """Returns transformers' (1 / base^(2i/d)) / s."""
+        """Returns (1 / base^(2i/d)) / s, rounded in this order as transformers does."""
         from megatron_longrope.rope.hf_precision import float32_powers, to_floats  # imports torch
 
         return to_floats(1.0 / float32_powers(geometry.base, geometry.head_dim) / self.scale)

@@ -1,4 +1,4 @@
-"""The searchers by name: what recipes, `longrope search` and reports know them by."""
+"""The registry of searchers: a new one is a file in this folder and a line below."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ SEARCHERS.register(GradientSearch.name, GradientSearch)
 SEARCHERS.register(RandomSearch.name, RandomSearch)
 
 DEFAULT_SEARCHER = HybridSearch.name
-"""The searcher where none is named."""
+"""Name of the searcher that is used where none is named."""

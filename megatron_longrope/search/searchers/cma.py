@@ -1,5 +1,9 @@
-"""CMA-ES on a curve: log λ over the pair index as a monotone polygon through a few knots, and the
-temperature."""
+"""CMA-ES on a curve: log λ over the pair index as a monotone polygon through a few knots, and t.
+
+CMA-ES (Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772; here from the package
+`cmaes`) draws generations from a normal distribution N(m, σ²·C) and moves its mean m, step size σ
+and covariance C towards the best of each. It ranks candidates and ignores how much better one is.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,29 @@ Vector = NDArray[np.float64]
 
 
 class CmaSettings(StrictConfig):
-    """Sizes of the search; σ is in units of the whole range of log λ and of t."""
+    """Sizes of the search."""
 
     knots: int = Field(default=8, ge=2)
+    """Corners of the polygon, evenly spaced over the pairs."""
     population: int = Field(default=10, ge=3)
+    """Candidates of a generation."""
     iterations: int = Field(default=12, ge=1)
+    """Number of generations."""
     sigma: float = Field(default=0.12, gt=0)
+    """Initial σ, as a share of the whole range of log λ and of t."""
 
 
 class CmaSearch(RoundSearcher[CmaSettings]):
-    """The seeds, then generations of CMA-ES around the best of them; n̂ stays the best seed's.
+    """Evaluates the seeds, then generations of CMA-ES that start at the best of them.
 
-    search = CmaSearch(space, CmaSettings(knots=8), [pi, yarn], 1, task)
+    A point is [knots + 1]: log λ at each knot, then t, both mapped to [0, 1]. n̂ stays as in the
+    best seed.
+
+    >>> space = SearchSpace.first_stage(num_pairs=16, scale=8)
+    >>> task = SearchTask(length=4096, scale=8, num_documents=4)
+    >>> search = CmaSearch(space, CmaSettings(knots=8), [Candidate((8.0,) * 16)], 1, task)
+    >>> search.num_evaluations, search.ask(4)[0].rescale[0]
+    (121, 8.0)
     """
 
     name = "cma"
@@ -57,12 +72,12 @@ class CmaSearch(RoundSearcher[CmaSettings]):
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations from first to last; fewer only where no seed is usable."""
+        """Number of evaluations from first to last; fewer only where no seed is usable."""
         total = len(self.seeds) + self.settings.population * self.settings.iterations
         return total if not self.finished else len(self.history)
 
     def next_round(self) -> list[Proposal]:
-        """Returns the seeds, then a generation at a time."""
+        """Returns the seeds, then one generation of CMA-ES at a time."""
         if self.round_number == 0:
             return [Proposal(seed, "seed") for seed in self.seeds]
         if self.round_number == 1:
@@ -78,12 +93,14 @@ class CmaSearch(RoundSearcher[CmaSettings]):
         return [Proposal(self._decode(point), "cma") for point in self._asked]
 
     def _begin(self, start: Candidate) -> None:
+        """Places the distribution's mean on the polygon through `start`."""
         self._start_tokens = start.start_tokens
         knots = np.interp(self._places, np.arange(self.space.num_pairs), np.log(start.rescale))
         low, high = self._log_range
         span = high - low or 1.0
         cool, sharp = self._temperatures
         temperature = (start.attention_factor - cool) / ((sharp - cool) or 1.0)
+        # inside the bounds: on them, half of a symmetric distribution would be drawn anew
         mean = np.clip(np.append((knots - low) / span, temperature), 0.02, 0.98)
         bounds = np.tile([0.0, 1.0], (len(mean), 1))
         self._cma = CMA(
@@ -95,17 +112,21 @@ class CmaSearch(RoundSearcher[CmaSettings]):
         )
 
     def _tell_generation(self) -> None:
+        """Hands the losses of the last generation to CMA-ES."""
         assert self._cma is not None
         told = self.history[-len(self._asked) :]
         losses = [each.evaluation.loss if each.evaluation.usable else math.inf for each in told]
         worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0)
-        # stopped early or not finite: behind all others of its generation
+        # Only ranks count: a candidate stopped early or without a finite loss comes after all
+        # others of its generation.
         self._cma.tell(
             [(x, min(loss, worst + 1.0)) for x, loss in zip(self._asked, losses, strict=True)]
         )
 
     def _decode(self, point: Vector) -> Candidate:
+        """Returns the candidate at a point of [0, 1]^(knots + 1)."""
         low, high = self._log_range
+        # the running maximum makes any point a non-decreasing λ; between knots log λ is linear
         knots = np.maximum.accumulate(low + point[:-1] * (high - low))
         logs = np.interp(np.arange(self.space.num_pairs), self._places, knots)
         rescale = self.space.shape(np.clip(np.exp(logs), self._lower, self._upper))

@@ -1,4 +1,4 @@
-"""Gradient descent on λ and t from the best seed."""
+"""A searcher that is one gradient descent on λ and t, from the best seed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from megatron_longrope.search.types import SearchTask
 
 
 class GradientSearch(DescendingSearcher[DescentSettings]):
-    """The seeds, then one descent from the best of them.
+    """Evaluates the seeds, then descends from the best of them; n̂ stays as in that seed.
 
-    search = GradientSearch(space, DescentSettings(passes=30), [pi, yarn], 1, task)
+    >>> space = SearchSpace.first_stage(num_pairs=4, scale=8)
+    >>> task = SearchTask(length=4096, scale=8, num_documents=4)
+    >>> settings = DescentSettings(passes=30, documents_per_step=None)
+    >>> search = GradientSearch(space, settings, [Candidate((8.0,) * 4)], 1, task)
+    >>> search.num_evaluations, search.asks_gradient  # the round of the seeds needs no gradient
+    (31, False)
     """
 
     name = "gradient"
@@ -45,12 +50,12 @@ class GradientSearch(DescendingSearcher[DescentSettings]):
 
     @classmethod
     def needs_gradients(cls, settings: DescentSettings) -> bool:
-        """Whether evaluations with gradients are among those that `settings` lead to: always."""
+        """Returns True: every search of this kind asks for evaluations with gradients."""
         return True
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations from first to last; fewer only where no point has a loss."""
+        """Number of evaluations from first to last; fewer only where no point has a loss."""
         return len(self.history) if self.finished else len(self.seeds) + self.num_descent_rounds
 
     def next_round(self) -> list[Proposal]:

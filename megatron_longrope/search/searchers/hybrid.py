@@ -1,5 +1,9 @@
-"""The default searcher: the best ramp, descents from it, then n̂ where it is asked for and mutants
-on the grid."""
+"""The default searcher: the best place of the ramp, then a gradient descent on λ and t from there.
+
+The ramp makes large moves, over ripples of the loss in which a gradient descent would stop; the
+descent then moves each pair on its own. Other values of n̂ follow where it is searched, and mutants
+on the grid where the settings ask for them.
+"""
 
 from __future__ import annotations
 
@@ -21,29 +25,39 @@ from megatron_longrope.search.types import SearchTask
 from megatron_longrope.search.variation import mutate
 
 _RETRIES = 20
+"""Tries of a mutation to make a candidate that is not known."""
 
 
 class HybridSettings(StrictConfig):
-    """A pass of a descent costs about three evaluations, any other candidate one at most: 130 by
-    default."""
+    """Sizes of the search; the defaults cost about 130 evaluations.
+
+    A pass of a descent costs about three evaluations, every other candidate one at most.
+    """
 
     ramp: RampSettings = RampSettings()
+    """Settings of the search for the place of the ramp."""
     descent: DescentSettings = DescentSettings()
+    """Settings of the descents."""
     cycles: int = Field(default=1, ge=0)
-    """Descents, each from the best candidate so far; 0: none."""
+    """Number of descents, each from the best candidate so far."""
     mutants: int = Field(default=4, ge=1)
-    """Of the best candidate, per round after the descents."""
+    """Mutants of the best candidate in each round of them."""
     rounds: int = Field(default=0, ge=0)
-    """Of mutants: after a descent they have found nothing better in our trials."""
+    """Rounds of mutants; after a descent they have found nothing better in our trials."""
     mutation_probability: float = Field(default=0.15, gt=0, le=1)
-    """Of each λ."""
+    """Probability that a mutation changes a gene."""
 
 
 class HybridSearch(DescendingSearcher[HybridSettings]):
-    """The seeds; the best one's ramp moved; descents from the best so far; the best with every
-    other n̂; mutants of it.
+    """Evaluates the seeds, moves the best one's ramp, descends, and refines the best candidate.
 
-        search = HybridSearch(space, HybridSettings(), [pi, yarn], 1, task)
+    The refinements are the best candidate with every other n̂ of the space, then mutants of it.
+
+    >>> space = SearchSpace.first_stage(num_pairs=16, scale=8)
+    >>> task = SearchTask(length=4096, scale=8, num_documents=4)
+    >>> search = HybridSearch(space, HybridSettings(), [Candidate((8.0,) * 16)], 1, task)
+    >>> len(search.ask(8)), search.num_evaluations  # the first round holds the seed alone
+    (1, 148)
     """
 
     name = "hybrid"
@@ -76,20 +90,23 @@ class HybridSearch(DescendingSearcher[HybridSettings]):
     ) -> None:
         super().__init__(space, settings, seeds, seed, task)
         self.plan_descents(settings.descent, settings.cycles)
-        self.first_descent = None
+        self.first_descent = None  # known when the search for the ramp's place has ended
         self._ramp: Ramp | None = None
         self._before_descents = len(self.seeds) + settings.ramp.most_evaluations
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
     @classmethod
     def needs_gradients(cls, settings: HybridSettings) -> bool:
-        """Whether evaluations with gradients are among those that `settings` lead to."""
+        """Returns whether there are descents, which ask for evaluations with gradients."""
         return settings.cycles > 0
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations from first to last; fewer where nothing is usable or the space has no more to
-        offer."""
+        """Number of evaluations from first to last, at most.
+
+        It is smaller where the steps of the ramp get too small early, where nothing is usable, or
+        where the space has no new candidate left.
+        """
         if self.finished:
             return len(self.history)
         others = len(self.space.start_tokens) - 1
@@ -101,7 +118,7 @@ class HybridSearch(DescendingSearcher[HybridSettings]):
         )
 
     def next_round(self) -> list[Proposal]:
-        """Returns the seeds, one point of a descent at a time, then the refinements."""
+        """Returns the seeds, then places of the ramp, points of descents, and refinements."""
         if self.round_number == 0:
             return [Proposal(seed, "seed") for seed in self.seeds]
         if self.best is None:
@@ -122,18 +139,19 @@ class HybridSearch(DescendingSearcher[HybridSettings]):
         return list(self._mutants(self.best[0])) if refinement <= self.settings.rounds else []
 
     def _move_ramp(self, best: Candidate) -> list[Proposal]:
+        """Returns the next places of the ramp; an empty list when their search is over."""
         if self._ramp is None:
             self._ramp = Ramp(self.space, best, self.settings.ramp)
         known = {told.candidate for told in self.history}
         return [Proposal(candidate, "ramp") for candidate in self._ramp.next_round(best, known)]
 
     def _other_start_tokens(self, best: Candidate) -> list[Proposal]:
+        """Returns the best candidate with every other n̂ of the space."""
         others = [n for n in self.space.start_tokens if n != best.start_tokens]
         return [Proposal(replace(best, start_tokens=n), "start tokens") for n in others]
 
     def _mutants(self, best: Candidate) -> Iterator[Proposal]:
-        """New neighbours of the best candidate, on the grid; fewer where the space has run out of
-        them."""
+        """Yields new mutants of the best candidate, on the grid; fewer where few are left."""
         seen = {told.candidate for told in self.history}
         parent = self.space.encode(self.space.project(best))
         assert parent is not None

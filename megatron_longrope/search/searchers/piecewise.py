@@ -1,5 +1,4 @@
-"""Microsoft's piecewise variant of the evolution: both ends of λ frozen, and where they begin is
-searched too."""
+"""Microsoft's piecewise variant of the evolution: λ is constant at both ends of the pairs."""
 
 from __future__ import annotations
 
@@ -19,12 +18,11 @@ _SPREAD = 2.0
 
 
 class PiecewiseSearch(EvolutionSearch):
-    """Evolution whose mutants keep λ at its least value up to a pair α, and at `level` from a pair
-    β on.
+    """Evolves λ that is at its lower bound up to a pair α and at `level` from a pair β on.
 
     α and β are read off the parent and moved a little with each mutation; between them λ varies as
-    in the plain evolution. Source of the idea: `dim_piece_mono` in microsoft/LongRoPE, where
-    `level` is the scale s.
+    in the plain evolution. `level` is the scale s, as in `dim_piece_mono` of microsoft/LongRoPE,
+    where the idea comes from.
     """
 
     name = "piecewise"
@@ -49,7 +47,7 @@ class PiecewiseSearch(EvolutionSearch):
         self._level_index = int(nearest(space.values, np.array(self.level)))
 
     def settings_json(self) -> dict[str, object]:
-        """Returns the settings as JSON values."""
+        """Returns the settings as the JSON values that the journal's header holds, with `level`."""
         return {**super().settings_json(), "level": self.level}
 
     def _mutant(self, parents: Sequence[Genome]) -> Genome:
@@ -60,6 +58,8 @@ class PiecewiseSearch(EvolutionSearch):
         first, last = sorted(round(end + self._rng.normal(0, _SPREAD)) for end in (first, last))
         first, last = max(0, first), min(num_pairs, max(last, 0))
         low, high = self.space.low[:-2], self.space.high[:-2]
+        # at most `level` everywhere, then both ends constant; clipped and made non-decreasing last,
+        # because a second search has lower bounds that may exceed `level`
         pairs = np.minimum(child[:-2], np.maximum(self._level_index, low))
         pairs[:first] = low[:first]
         pairs[last:] = self._level_index
@@ -67,10 +67,10 @@ class PiecewiseSearch(EvolutionSearch):
         return child
 
     def _ends(self, genome: Genome) -> tuple[int, int]:
-        """First pair above the least λ, and first pair at the level or above it."""
+        """Returns α, the first pair above its lower bound, and β, the first at `level` or above."""
         pairs = genome[:-2]
         above = np.flatnonzero(pairs > self.space.low[:-2])
         level = np.flatnonzero(pairs >= self._level_index)
-        return int(above[0]) if len(above) else len(pairs), int(level[0]) if len(level) else len(
-            pairs
-        )
+        first = int(above[0]) if len(above) else len(pairs)
+        last = int(level[0]) if len(level) else len(pairs)
+        return first, last

@@ -1,11 +1,13 @@
-"""YaRN's three numbers searched alone: where the best start's ramp begins and ends, and t.
+"""A searcher over YaRN's three numbers: where the best start's ramp begins and ends, and t.
 
-It is what `hybrid` does before its descent, with t moved too. It needs no gradients, and a round of
-eight candidates keeps several data-parallel groups busy. On seven synthetic losses (32 pairs, 8
-times the window: the mean squared distance in log λ to YaRN's curve with other ends, or to a
-logistic step, and 3·(t − t*)²) 39 to 43 evaluations left 4 to 13 % of the best start's excess; as
-many of `evolution` left 55 to 80 %, ten times as many 3 to 27 % (geometric means over 8 seeds). All
-seven are near its own family: a curve of another form is beyond it, whatever the budget.
+This is what `hybrid` does before its descent, with t moved too. It needs no gradients, and a round
+of eight candidates keeps several data-parallel groups busy.
+
+On seven synthetic losses (32 pairs, 8 times the window: the mean squared distance in log λ to
+YaRN's curve with other ends, or to a logistic step, plus 3·(t − t*)²) 39 to 43 evaluations left 4
+to 13 % of the best start's excess loss. As many evaluations of `evolution` left 55 to 80 %, ten
+times as many 3 to 27 % (geometric means over 8 seeds). The optima of all seven are close to ramps;
+a curve of another form cannot be reached with any budget.
 """
 
 from __future__ import annotations
@@ -24,21 +26,28 @@ from megatron_longrope.search.types import SearchTask
 
 
 class RampSearchSettings(RampSettings):
-    """Six moves of the ramp and two of t a round; a step is halved where none of its moves won."""
+    """Sizes of the search: six moves of the ramp and two of t a round.
+
+    The step of the ramp, and that of t, is halved where none of its moves was the best.
+    """
 
     temperature_step: int = Field(default=4, ge=1)
-    """Of t at first, in the space's choices: 0.01 each."""
+    """First step of t, in choices of the space, which are 0.01 apart."""
 
     @property
     def most_evaluations(self) -> int:
-        """Of all rounds; fewer where the steps get too small before."""
+        """Most evaluations of all rounds; fewer where the steps get too small before."""
         return super().most_evaluations + 2 * self.max_rounds
 
 
 class RampSearch(RoundSearcher[RampSearchSettings]):
-    """The seeds, then rounds of moves from the best so far.
+    """Evaluates the seeds, then rounds of moves of the ramp and of t from the best so far.
 
-    search = RampSearch(space, RampSearchSettings(max_rounds=4), [pi, yarn], 1, task)
+    >>> space = SearchSpace.first_stage(num_pairs=16, scale=8)
+    >>> task = SearchTask(length=4096, scale=8, num_documents=4)
+    >>> start = Candidate(tuple(8 ** (pair / 15) for pair in range(16)))
+    >>> RampSearch(space, RampSearchSettings(max_rounds=4), [start], 1, task).num_evaluations
+    33
     """
 
     name = "ramp"
@@ -70,7 +79,7 @@ class RampSearch(RoundSearcher[RampSearchSettings]):
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations from first to last; fewer where the steps get too small before."""
+        """Number of evaluations from first to last; fewer where the steps get too small before."""
         if self.finished:
             return len(self.history)
         return len(self.seeds) + self.settings.most_evaluations
@@ -89,16 +98,20 @@ class RampSearch(RoundSearcher[RampSearchSettings]):
         ]
 
     def _moved_ramps(self, best: Candidate) -> list[Candidate]:
+        """Returns the next places of the ramp, at the t of the best candidate."""
         if self._ramp is None:
             self._ramp = Ramp(self.space, best, self.settings)
-        # the ramp knows places by their candidates at the t it began with
+        # a Ramp recognises its places by candidates at the t of its start, so t is put back for it
         at_first = self._ramp.start.attention_factor
         known = {replace(told.candidate, attention_factor=at_first) for told in self.history}
         moved = self._ramp.next_round(replace(best, attention_factor=at_first), known)
         return [replace(place, attention_factor=best.attention_factor) for place in moved]
 
     def _moved_temperatures(self, best: Candidate) -> list[Candidate]:
-        """Both neighbours of t at the present step, at a smaller one where they are known."""
+        """Returns the best candidate with t one step up and one step down, as far as these are new.
+
+        The step is halved where t did not move in the last round, and until something is new.
+        """
         choices, known = self.space.attention_factors, {told.candidate for told in self.history}
         place = choices.index(best.attention_factor)
         if best.attention_factor == self._last_temperature:

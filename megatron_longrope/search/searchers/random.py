@@ -12,19 +12,25 @@ from megatron_longrope.config import StrictConfig
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
 from megatron_longrope.search.space import SearchSpace
 from megatron_longrope.search.types import SearchTask
-from megatron_longrope.search.variation import draw
+from megatron_longrope.search.variation import draw_genome
 
 
 class RandomSettings(StrictConfig):
-    """How many draws, seeds not counted."""
+    """Size of the search."""
 
     evaluations: int = Field(default=128, ge=1)
+    """Number of draws; the seeds are evaluated besides."""
 
 
 class RandomSearch(RoundSearcher[RandomSettings]):
-    """The seeds, then draws over the whole space, all in one round.
+    """Evaluates the seeds and uniform draws over the whole space, all in one round.
 
-    search = RandomSearch(space, RandomSettings(evaluations=100), [pi, yarn], 1, task)
+    >>> space = SearchSpace.first_stage(num_pairs=4, scale=8)
+    >>> task = SearchTask(length=4096, scale=8, num_documents=4)
+    >>> settings = RandomSettings(evaluations=3)
+    >>> search = RandomSearch(space, settings, [Candidate((8.0,) * 4)], 1, task)
+    >>> [space.contains(candidate) for candidate in search.ask(10)]
+    [True, True, True, True]
     """
 
     name = "random"
@@ -44,15 +50,16 @@ class RandomSearch(RoundSearcher[RandomSettings]):
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations from first to last."""
+        """Number of evaluations from first to last."""
         return len(self.seeds) + self.settings.evaluations
 
     def next_round(self) -> list[Proposal]:
-        """Returns everything at once."""
+        """Returns the seeds and all draws in the first round, and nothing after it."""
         if self.round_number > 0:
             return []
         draws = [
-            self.space.decode(draw(self.space, self._rng)) for _ in range(self.settings.evaluations)
+            self.space.decode(draw_genome(self.space, self._rng))
+            for _ in range(self.settings.evaluations)
         ]
         return [
             *(Proposal(seed, "seed") for seed in self.seeds),

@@ -29,7 +29,7 @@ from megatron_longrope.rope import (
     hf_rope_config,
 )
 from megatron_longrope.rope.methods import RopeMethod
-from tests.support.hf_folders import SHAPE, random_hf_folder
+from tests.support.formats.hf_folders import SHAPE, random_hf_folder
 
 GEOMETRY = RopeGeometry(
     base=SHAPE.rope_base, head_dim=SHAPE.head_dim, original_length=SHAPE.context_length

@@ -27,7 +27,7 @@ from megatron_longrope.model.checkpoints.checkpoint import (
 )
 from megatron_longrope.rope import FactorOrigin, FactorRange, FactorSet, RopeFactors
 from megatron_longrope.runtime import Runtime
-from tests.support.hf_folders import CARRIED, SHAPE, random_hf_folder, random_weights
+from tests.support.formats.hf_folders import CARRIED, SHAPE, random_hf_folder, random_weights
 from tests.support.tiny_models import random_documents, single_runtime
 
 WINDOW = SHAPE.context_length

@@ -27,7 +27,7 @@ from megatron_longrope.model.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from megatron_longrope.runtime import Runtime
-from tests.support.hf_folders import SHAPE, random_hf_folder
+from tests.support.formats.hf_folders import SHAPE, random_hf_folder
 from tests.support.tiny_models import single_runtime
 
 

@@ -19,7 +19,7 @@ from megatron_longrope.model import ModelShape, document_logits
 from megatron_longrope.model.architectures import ARCHITECTURES, with_rope_said
 from megatron_longrope.rope import factor_set_from_hf
 from megatron_longrope.runtime import Runtime
-from tests.support.hf_families import (
+from tests.support.formats.hf_families import (
     FAMILIES,
     LENGTH,
     family_document,
@@ -27,7 +27,7 @@ from tests.support.hf_families import (
     random_config,
     save_family,
 )
-from tests.support.hf_folders import random_hf_folder
+from tests.support.formats.hf_folders import random_hf_folder
 from tests.support.tiny_models import single_runtime
 
 SEEDS = range(4)

@@ -23,7 +23,7 @@ from megatron_longrope.model.checkpoints.checkpoint import read_description, sav
 from megatron_longrope.model.checkpoints.torch_dist import save_sharded
 from megatron_longrope.rope import Llama3
 from megatron_longrope.runtime import Runtime
-from tests.support.hf_folders import SHAPE
+from tests.support.formats.hf_folders import SHAPE
 from tests.support.tiny_models import random_documents, single_runtime
 
 QWEN = SHAPE.model_copy(update={"architecture": "qwen2", "vocab_size": 256})

@@ -26,7 +26,7 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.model import build_model
 from megatron_longrope.model.checkpoints.checkpoint import read_description, weights_folder
 from megatron_longrope.runtime import Runtime
-from tests.support.hf_folders import SHAPE, random_hf_folder
+from tests.support.formats.hf_folders import SHAPE, random_hf_folder
 from tests.support.tiny_models import single_runtime
 
 Convert = Callable[[Path, Path], object]

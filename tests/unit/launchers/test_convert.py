@@ -21,7 +21,7 @@ from launchers.main import main
 from megatron_longrope.errors import InputError
 from megatron_longrope.presets import MODELS
 from megatron_longrope.rope import RopeGeometry, Yarn, write_factors
-from tests.support.hf_folders import SHAPE, random_hf_folder
+from tests.support.formats.hf_folders import SHAPE, random_hf_folder
 
 
 def longrope(*words: object) -> Result:

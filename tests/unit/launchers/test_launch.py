@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launchers import slurm as slurm_module
-from launchers.job import Job
+from launchers.jobs import slurm as slurm_module
+from launchers.jobs.job import Job
+from launchers.jobs.slurm import SlurmOptions, slurm_script, time_limit_seconds
+from launchers.jobs.torchrun import TorchrunOptions, torchrun_job
 from launchers.main import main
-from launchers.slurm import SlurmOptions, slurm_script, time_limit_seconds
-from launchers.torchrun import TorchrunOptions, torchrun_job
 from megatron_longrope.errors import InputError, MissingDependencyError
 
 HOSTILE = [
@@ -55,7 +55,7 @@ def test_a_torchrun_line_is_read_back_by_bash_word_for_word() -> None:
     assert words[0] == "CUDA_DEVICE_MAX_CONNECTIONS=1"
     assert words[len(job.environment) :] == list(job.argv)
     assert job.argv[-len(EXTEND) :] == EXTEND
-    assert job.argv[:3] == (sys.executable, "-m", "launchers.elastic")
+    assert job.argv[:3] == (sys.executable, "-m", "launchers.jobs.elastic")
 
 
 @settings(max_examples=25, deadline=None)
@@ -115,7 +115,7 @@ def test_submit_becomes_the_job_with_its_exit_code(tmp_path: Path) -> None:
     program.write_text('#!/bin/sh\nprintf "%s|" "$MARK" "$@"\nexit 75\n')
     program.chmod(0o755)
     code = (
-        f"from launchers.job import Job\nJob(({str(program)!r}, 'a b', '$x'), "
+        f"from launchers.jobs.job import Job\nJob(({str(program)!r}, 'a b', '$x'), "
         f"{{'MARK': 'm m'}}).replace_process()"
     )
     done = subprocess.run(

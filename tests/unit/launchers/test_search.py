@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from launchers.commands.search import command
 from launchers.factor_search import _tuned_factors, search_config
 from launchers.main import main
+from launchers.search_options import check_search_request
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.searching import search_name
 from megatron_longrope.rope import published_factors, write_factors
@@ -95,6 +96,11 @@ def test_journals_are_named_by_searcher_but_the_default_s_by_length_alone() -> N
     )
 
 
+def test_transformers_angles_serve_searchers_without_gradients(tmp_path: Path) -> None:
+    for arguments in (["--searcher", "evolution"], ["--passes", "0"]):
+        check_search_request(tmp_path, options("--angle-precision", "hf", *arguments))
+
+
 def test_a_ladder_is_of_early_stopping() -> None:
     config = search_config(options("--ladder", "256", "--ladder", "1k"), 1)
     assert config.early_stopping is not None and config.early_stopping.ladder == (256, 1024)
@@ -126,6 +132,12 @@ def test_sizes_of_another_searcher_are_refused(arguments: list[str], wrong: str)
             "Invalid value for '--offspring'",
         ),
         (["--searcher", "gradient", "--passes", "0"], "passes=0"),
+        (["--offload"], "--offload=none: belongs to --recompute full"),
+        (["--offload", "--recompute", "selective"], "belongs to --recompute full"),
+        (
+            ["--angle-precision", "hf"],
+            "--angle-precision=hf: has no gradients, which searcher hybrid needs",
+        ),
         (["--critical-pair", "3"], "--critical-pair=3: belongs to --space longrope2"),
         (
             ["--json", "nowhere/result.json"],

@@ -10,8 +10,8 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from launchers.command_table import COMMANDS
+from launchers.jobs.torchrun import TorchrunOptions, torchrun_job
 from launchers.main import main
-from launchers.torchrun import TorchrunOptions, torchrun_job
 
 
 def leaf_commands(

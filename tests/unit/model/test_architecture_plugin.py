@@ -26,7 +26,7 @@ from megatron_longrope.model.architectures.llama import Llama
 from megatron_longrope.model.architectures.settings import Config
 from megatron_longrope.model.architectures.weights import WeightRule, plain
 from megatron_longrope.model.checkpoints.checkpoint import read_description
-from tests.support.hf_folders import SHAPE, random_hf_folder, random_weights
+from tests.support.formats.hf_folders import SHAPE, random_hf_folder, random_weights
 
 NAME = "guanaco"
 

@@ -109,7 +109,7 @@ def test_loss_in_chunks_is_the_loss_at_once(
     batch = DocumentBatch.from_documents(random_documents(61, 40))
     losses, gradients = _losses_and_gradients(model, batch)
     monkeypatch.setattr(
-        "megatron_longrope.model.layers.token_loss.token_losses.__kwdefaults__",
+        "megatron_longrope.model.layers.token_loss.chunked_token_losses.__kwdefaults__",
         {"chunk_tokens": 16},
     )
     chunked_losses, chunked_gradients = _losses_and_gradients(model, batch)

@@ -7,7 +7,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from megatron_longrope.model.layers import token_loss
-from megatron_longrope.model.layers.token_loss import full_logits, scored_tokens, token_losses
+from megatron_longrope.model.layers.token_loss import (
+    chunked_token_losses,
+    full_logits,
+    scored_tokens,
+)
 from megatron_longrope.runtime import Runtime
 from tests.support.tiny_models import single_runtime
 
@@ -34,7 +38,7 @@ def test_losses_and_gradients_equal_torchs(
     expected = cross_entropy(hidden @ weight[:VOCABULARY].T, labels, reduction="none")
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, (hidden, weight), upstream)
-    found = token_losses(
+    found = chunked_token_losses(
         hidden, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp, chunk_tokens=chunk
     )
     torch.testing.assert_close(found, expected)
@@ -55,7 +59,7 @@ def test_under_a_frozen_weight_the_gradient_is_the_same(
     expected = cross_entropy(hidden @ weight[:VOCABULARY].T, labels, reduction="none")
     upstream = torch.randn_like(expected)
     (wanted,) = torch.autograd.grad(expected, hidden, upstream)
-    found = token_losses(
+    found = chunked_token_losses(
         hidden, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp, chunk_tokens=chunk
     )
     torch.testing.assert_close(found, expected)
@@ -68,7 +72,7 @@ def test_extreme_logits_under_a_frozen_weight_have_finite_gradients(
     monkeypatch.setattr(token_loss, "BLOCK_VOCABULARY", 5)
     hidden, weight, labels = problem(torch.float32)
     weight = weight.detach()
-    losses = token_losses(
+    losses = chunked_token_losses(
         hidden * 1e4, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp
     )
     (found,) = torch.autograd.grad(losses.sum(), hidden)
@@ -81,7 +85,9 @@ def test_half_precision_gradients_under_a_frozen_weight_are_summed_in_float32(
 ) -> None:
     hidden, weight, labels = problem(torch.bfloat16)
     weight = weight.detach()
-    losses = token_losses(hidden, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp)
+    losses = chunked_token_losses(
+        hidden, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp
+    )
     (found,) = torch.autograd.grad(losses.sum(), hidden)
     wide = hidden.detach().double().requires_grad_()
     loss = cross_entropy(wide @ weight.double()[:VOCABULARY].T, labels, reduction="sum")
@@ -95,7 +101,7 @@ def test_half_precision_gradients_under_a_frozen_weight_are_summed_in_float32(
 def test_extreme_logits_stay_finite(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_loss, "BLOCK_VOCABULARY", 5)
     hidden, weight, labels = problem(torch.float32)
-    losses = token_losses(
+    losses = chunked_token_losses(
         hidden * 1e4, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp
     )
     expected = cross_entropy((hidden * 1e4) @ weight[:VOCABULARY].T, labels, reduction="none")
@@ -104,7 +110,7 @@ def test_extreme_logits_stay_finite(runtime: Runtime, monkeypatch: pytest.Monkey
 
 def test_half_precision_gradients_of_the_weight_are_summed_in_float32(runtime: Runtime) -> None:
     hidden, weight, labels = problem(torch.bfloat16)
-    losses = token_losses(
+    losses = chunked_token_losses(
         hidden, weight, labels, vocab_size=VOCABULARY, group=runtime.groups.tp, chunk_tokens=1
     )
     assert losses.dtype == torch.float32

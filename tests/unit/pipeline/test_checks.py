@@ -98,3 +98,17 @@ def test_a_loss_that_was_not_finite_meets_nothing_and_beats_nothing() -> None:
         (None, None, False),
         (None, 9.18, False),
     ]
+
+
+def test_no_finite_value_meets_a_bound_that_is_not_finite() -> None:
+    rows = [
+        _row("base", "none", 8192, math.inf, window=256, stride=64),
+        _row("extended", "longrope", 8192, 50.0, "searched"),
+        _row("base", "none", 256, math.inf),
+        _row("extended", "longrope", 256, 50.0, "searched"),
+    ]
+    checks = run_checks(EvaluationRows.of(rows), [], MODELS, 256)
+    assert [(check.name, check.bound, check.met) for check in checks] == [
+        ("last-quarter", None, False),
+        ("short-inputs", None, False),
+    ]

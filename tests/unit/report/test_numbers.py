@@ -3,7 +3,6 @@ against plain numpy."""
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from megatron_longrope.artifacts.metrics import MetricsRow
 from megatron_longrope.artifacts.records import as_record
@@ -20,8 +18,6 @@ from megatron_longrope.artifacts.rows import PositionRow, RetrievalRow
 from megatron_longrope.errors import InputError
 from megatron_longrope.report import (
     grid_of_rows,
-    plain_perplexity_table,
-    rich_perplexity_table,
     write_report,
 )
 from megatron_longrope.report.aggregate import Series, best_so_far, position_curves, retrieval_grids
@@ -137,30 +133,6 @@ def test_other_documents_are_pointed_out() -> None:
     rows = [row | {"method": "none", "document": "a"}, row | {"method": "pi", "document": "b"}]
     assert grid_of_rows(rows).uneven_lengths() == [512]
     assert grid_of_rows(rows[:1]).uneven_lengths() == []
-
-
-def test_text_tables_show_every_number() -> None:
-    grid = grid_of_rows(fake.perplexity_rows())
-    stream = io.StringIO()
-    Console(file=stream, width=160).print(rich_perplexity_table(grid))
-    plain = plain_perplexity_table(grid)
-    for series in grid.cells:
-        for length in fake.LENGTHS:
-            text = format_perplexity(grid.value(series, length))
-            assert text in stream.getvalue() and text in plain
-    assert plain.splitlines()[0].split() == [
-        "model",
-        "method",
-        "attention",
-        "factor",
-        "256",
-        "512",
-        "1k",
-        "2k",
-        "4k",
-        "8k",
-    ]
-    assert len({len(line) for line in plain.splitlines()[1:]}) <= 2
 
 
 def test_positions_take_the_longest_context_only() -> None:

@@ -52,7 +52,7 @@ class Dummy(RopeMethod):
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
         """Returns the same λ for every pair, whatever the length."""
         target = round(self.scale * geometry.original_length)
-        return self._factors(geometry, (self.scale**self.power,) * geometry.num_pairs, target)
+        return self.make_factors(geometry, (self.scale**self.power,) * geometry.num_pairs, target)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from megatron_longrope.search import (
     SearchSpace,
     TellError,
 )
-from megatron_longrope.search.variation import draw
+from megatron_longrope.search.variation import draw_genome
 from tests.support.search_stubs import (
     NUM_PAIRS,
     SEEDS,
@@ -214,7 +214,7 @@ def test_beats_random_search_and_its_seeds_at_equal_budget(seed):
     assert search.best is not None
     found = search.best[1].loss - 2
     rng = np.random.default_rng(seed)
-    drawn = [SPACE.decode(draw(SPACE, rng)) for _ in range(sizes.num_evaluations)]
+    drawn = [SPACE.decode(draw_genome(SPACE, rng)) for _ in range(sizes.num_evaluations)]
     by_chance = min(stub_evaluation(candidate).loss for candidate in drawn) - 2
     seeds = min(stub_evaluation(candidate).loss for candidate in SEEDS) - 2
     assert found < 0.5 * by_chance and found < 0.1 * seeds

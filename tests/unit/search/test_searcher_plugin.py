@@ -103,7 +103,7 @@ def test_the_help_lists_every_searcher_and_what_its_options_are_of() -> None:
     listed = {line[0]: line[1] for line in lines if line}
     assert code == 0 and list(listed) == list(SEARCHERS)
     assert listed["dummy"] == DummySearch.summary and "gradient" in listed
-    assert "Of dummy: candidates" in printed
+    assert "For dummy: candidates" in printed
 
 
 @pytest.mark.usefixtures("_registered")

@@ -17,7 +17,7 @@ from megatron_longrope.search import (
     SearchSpace,
     grid,
 )
-from megatron_longrope.search.variation import crossover, draw, mutate
+from megatron_longrope.search.variation import crossover, draw_genome, mutate
 
 lambdas = st.floats(min_value=0.5, max_value=90.0)
 
@@ -79,7 +79,7 @@ def test_projection_lands_inside_and_moves_nothing_that_is_inside(space, data):
 @settings(max_examples=60)
 def test_every_variation_stays_inside(space, seed, probability):
     rng = np.random.default_rng(seed)
-    first, second = draw(space, rng), draw(space, rng)
+    first, second = draw_genome(space, rng), draw_genome(space, rng)
     for genome in (first, mutate(space, first, probability, rng), crossover(first, second, rng)):
         assert space.allows(genome)
         check_inside(space, space.decode(genome))

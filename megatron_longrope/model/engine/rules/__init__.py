@@ -1,7 +1,9 @@
-"""The matrix of what cannot be combined, one rule for each case, checked before building.
+"""The table of what cannot be combined, one rule for each case, checked before building.
 
-Each file beside this one holds the rules of one subject. docs/gpu.md shows the table of all; a test
-holds the two together.
+Each file beside this one holds the rules of one subject. Most rules repeat a limit of Transformer
+Engine. That would raise it late (at the first attention call, on every rank at once, after the
+weights are loaded), or not at all where it takes another kernel instead. docs/gpu.md shows all
+rules; a test keeps the two in step.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from megatron_longrope.runtime.gpu_stack import GpuStack
 __all__ = ["RULES", "Rule", "check_combination", "matrix_table", "max_fused_rope_tokens"]
 
 RULES: tuple[Rule, ...] = (*KERNELS, *COMMUNICATION, *FP8, *FP8_ATTENTION, *FUSED_ROPE)
-"""In the order in which they are checked: a refusal names the first that applies."""
+"""All rules, in the order in which they are checked: a refusal names the first that applies."""
 
 
 def check_combination(wanted: Combination, stack: GpuStack) -> None:
-    """Raises InputError of the first rule that refuses `wanted` on `stack`."""
+    """Raises the InputError of the first rule that refuses `wanted` on `stack`, if any does."""
     for rule in RULES:
         if rule.refuses(wanted, stack):
             raise InputError(

@@ -1,4 +1,4 @@
-"""How context parallelism may communicate."""
+"""Rules on how context parallelism may communicate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which FP8 recipes a device and a model's sizes allow for matrix products."""
+"""Rules on FP8 matrix products: which recipes a device and a model's sizes allow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_longrope.model.engine.settings import FP8_BLOCK, Combination
 
 
 def _fp8_widths(w: Combination) -> tuple[int, ...]:
-    """Input and output sizes of this rank's matrix products."""
+    """Returns the input and output sizes of this rank's matrix products."""
     tp = w.layout.tensor_parallel
     return (
         w.shape.hidden_size,

@@ -1,4 +1,4 @@
-"""Which FP8 attention kernels there are."""
+"""Rules on attention in FP8: what its kernels take."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from megatron_longrope.runtime.gpu_stack import GpuStack
 
 
 def _head_dim_without_fp8(w: Combination, stack: GpuStack) -> bool:
+    """Returns whether no FP8 attention kernel takes this head_dim.
+
+    Hopper's forward kernel takes head_dim up to 256, its backward kernel only 128; Blackwell's
+    kernels take up to 128.
+    """
     dim = w.shape.head_dim
     if dim % 16:
         return True

@@ -1,4 +1,4 @@
-"""What Transformer Engine's fused rotation can address."""
+"""Rules on Transformer Engine's fused rotation, and the longest row it can address."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _INT32_VALUES = 2**31
 def max_fused_rope_tokens(wanted: Combination) -> int:
     """Returns how many tokens of a row, over all processes, the fused rotation can address.
 
-    Its offsets are 32-bit, and keys are a view into the output of the joint projection.
+    Its offsets are signed 32-bit numbers. Queries and keys are views into the output of the joint
+    projection, so offsets step over tokens by the width of query, key and value together.
     """
     return (_INT32_VALUES - 1) // wanted.projected_width * wanted.layout.context_parallel
 

@@ -1,4 +1,4 @@
-"""Which engine has attention kernels for a device, a dtype and a head_dim."""
+"""Rules on attention kernels: which engine has them for a device, a dtype and a head_dim."""
 
 from __future__ import annotations
 

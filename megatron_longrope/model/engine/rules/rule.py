@@ -1,9 +1,9 @@
-"""What a rule of the matrix is, and the questions that several rules ask.
+"""What a rule is, and the questions that several rules ask.
 
-`TE:file:line` in a rule says where in Transformer Engine 2.11 a fact was read (under
-transformer_engine/pytorch, the attention files under attention/dot_product_attention);
-`TE:fused_attn.cpp` is transformer_engine/common/fused_attn. 2.9 and 2.10 agree except where a rule
-says so.
+`TE:file:line` in a rule says where a fact was read in the sources of Transformer Engine 2.11: under
+transformer_engine/pytorch, attention files under attention/dot_product_attention;
+`TE:fused_attn.cpp` is in transformer_engine/common/fused_attn. Versions 2.9 and 2.10 agree except
+where a rule says so.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ from megatron_longrope.runtime.gpu_stack import GpuStack
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One refusal: the setting it names, in which case, why, and where that was read."""
+    """One combination that cannot be built, and what a person is told about it."""
 
     setting: str
+    """The setting that the refusal names."""
     case: str
+    """When it is refused, in words."""
     why: str
+    """Why it is refused, or what to do instead."""
     source: str = ""
+    """Where that was read."""
     refuses: Callable[[Combination, GpuStack], bool]
+    """Whether the rule refuses a combination on a machine."""
     value: Callable[[Combination, GpuStack], object]
-    """What a refusal shows as the setting's value."""
+    """The setting's value, as the refusal shows it."""
 
 
 def uses_te(w: Combination) -> bool:

@@ -1,9 +1,9 @@
-"""torchrun, with the workers' exit code as its own: `python -m launchers.elastic TORCHRUN_OPTIONS
--m MODULE ARGS`.
+"""Runs torchrun and exits with the exit code of its workers.
 
-torch.distributed.run ends with 1 and a traceback whatever its workers said, so neither "bad input"
-(2) nor "interrupted, start me again" (75) would reach a script or Slurm. It also kills workers 30
-seconds after a SIGTERM, too short to save a large checkpoint: SIGUSR1 here asks the workers to stop
+Used as `python -m launchers.jobs.elastic TORCHRUN_OPTIONS -m MODULE ARGS`. torch.distributed.run
+itself ends with 1 and a traceback whatever its workers said, so that neither "bad input" (2) nor
+"interrupted, start me again" (75) would reach a script or Slurm. It also kills workers 30 seconds
+after a SIGTERM, too soon for a large checkpoint to be saved: SIGUSR1 here asks the workers to stop
 and waits for as long as they take.
 """
 
@@ -23,14 +23,13 @@ from megatron_longrope.errors import EXIT_RESUMABLE
 
 
 class StopRequest:
-    """Handles SIGUSR1: remembers it and passes it to the workers as SIGTERM, on which they save and
-    end with 75."""
+    """Handles SIGUSR1: asks the workers, by SIGTERM, to save and to end with exit code 75."""
 
     def __init__(self) -> None:
         self.seen = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """The signal handler."""
+        """Handles the signal; raises SignalException where no worker has been started yet."""
         self.seen = True
         workers = psutil.Process().children()
         if not workers:  # still waiting for the other machines
@@ -42,8 +41,10 @@ class StopRequest:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs torchrun with `arguments` and returns the exit code: 0, or that of the worker that
-    failed first."""
+    """Runs torchrun with `arguments` and returns the exit code.
+
+    It is 0, or the code of the worker that failed first.
+    """
     stop = StopRequest()
     signal.signal(signal.SIGUSR1, stop)
     try:
@@ -67,10 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code_of(worker_code: int, stop_requested: bool) -> int:
-    """Returns a worker's exit code as a shell gives it: 128 + n for signal n (negative in Python).
+    """Returns a worker's exit code as a shell gives it: 128 + n for signal n (−n in Python).
 
-    A worker that was asked to stop before it could listen dies of the SIGTERM itself: that is
-    resumable too.
+    A worker that is asked to stop before it has installed its handler dies of the SIGTERM itself;
+    nothing is lost, so that this counts as resumable too.
+
+    >>> exit_code_of(-9, stop_requested=False), exit_code_of(-15, stop_requested=True)
+    (137, 75)
     """
     if worker_code >= 0:
         return worker_code

@@ -14,8 +14,8 @@ from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.verify import all_equal, verify
 from megatron_longrope.errors import InputError
 from megatron_longrope.runtime import Runtime
-from tests.support.gguf_oracle import LlamaCpp
-from tests.support.hf_families import (
+from tests.support.formats.gguf_oracle import LlamaCpp
+from tests.support.formats.hf_families import (
     FAMILIES,
     family_document,
     family_logits,

@@ -1,4 +1,4 @@
-"""Random small models of every family this project carries, made and run by transformers."""
+"""Random small models of every supported family, made and run by transformers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ LENGTH = 512
 
 
 def random_config(family: str, seed: int) -> Any:
-    """Returns a random small config: heads, head_dim, vocabulary, ties, windows, layers without
-    RoPE, RoPE scaling."""
+    """Returns a random small config that varies every setting its family has.
+
+    These are heads, head_dim, vocabulary, tied embeddings, attention windows, layers without RoPE
+    and RoPE scaling.
+    """
     from transformers import CONFIG_MAPPING
 
     draw = random.Random(f"{family}{seed}")
@@ -51,7 +54,7 @@ def random_config(family: str, seed: int) -> Any:
 
 
 def _rope(draw: random.Random, family: str, head_dim: int) -> dict[str, Any]:
-    """Every rope_type whose factors do not follow the input; phi3 knows two."""
+    """Returns RoPE settings of a random rope_type other than dynamic; phi3 knows two."""
     kinds = (
         ["default", "longrope"]
         if family == "phi3"
@@ -78,8 +81,7 @@ def _rope(draw: random.Random, family: str, head_dim: int) -> dict[str, Any]:
 
 
 def random_family_model(family: str, seed: int, dtype: torch.dtype = torch.float32) -> Any:
-    """Returns transformers' model of `random_config`, weights enlarged so that attention is not
-    flat."""
+    """Returns transformers' model of `random_config`, weights enlarged for uneven attention."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -98,7 +100,7 @@ def random_family_model(family: str, seed: int, dtype: torch.dtype = torch.float
 
 
 def save_family(folder: Path, family: str, seed: int, dtype: torch.dtype = torch.float32) -> Any:
-    """Writes a random model as transformers does, in several shards; returns it."""
+    """Writes a random model in several shards with transformers, and returns the model."""
     model = random_family_model(family, seed, dtype)
     model.save_pretrained(folder, max_shard_size="20KB")
     return model

@@ -14,8 +14,8 @@ from checkpoints_tools.hf.importing import import_hf
 from checkpoints_tools.hf.writing import write_hf_folder
 from launchers.main import main
 from megatron_longrope.errors import EXIT_BAD_INPUT, InputError
-from tests.support.damages import hf_damages, megatron_damages
-from tests.support.hf_folders import random_hf_folder
+from tests.support.formats.damages import hf_damages, megatron_damages
+from tests.support.formats.hf_folders import random_hf_folder
 
 HF, MEGATRON = hf_damages(), megatron_damages()
 

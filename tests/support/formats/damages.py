@@ -59,7 +59,7 @@ _ROPES: dict[str, Any] = {
 
 
 def edit_config(folder: Path, **changes: object) -> None:
-    """Changes config.json; None takes a key away."""
+    """Changes keys of config.json; the value None removes a key."""
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(
         json.dumps({key: value for key, value in config.items() if value is not None})
@@ -69,7 +69,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 def edit_weights(
     folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor | None]
 ) -> None:
-    """Changes one tensor in whatever file it is; None takes it away."""
+    """Changes one tensor in whichever file holds it; removes it where `change` returns None."""
     file = next(file for file in sorted(folder.glob("*.safetensors")) if name in load_file(file))
     weights = load_file(file)
     weights[name] = change(weights[name].clone())  # type: ignore[assignment]
@@ -90,7 +90,7 @@ def edit_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
 
 
 def edit_index(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the index."""
+    """Changes the JSON index of the weight files."""
     index = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps(change(index) or index))
 
@@ -121,7 +121,7 @@ def _shard(folder: Path, number: int) -> Path:
 
 
 def hf_damages() -> dict[str, Damage]:
-    """Returns the damages of a sharded float32 folder of tests.support.hf_folders.SHAPE."""
+    """Returns damages, by name, to a sharded float32 folder of `hf_folders.SHAPE`."""
     some: dict[str, Damage] = {
         "no config": lambda d: (d / "config.json").unlink(),
         "half a config": lambda d: _cut(d / "config.json", 0.5),
@@ -245,7 +245,7 @@ def hf_damages() -> dict[str, Damage]:
 
 
 def _overlap(folder: Path) -> None:
-    """Two weights of one size claim the same bytes."""
+    """Makes two weights of one size claim the same bytes."""
     key, value = (f"model.layers.0.self_attn.{part}_proj.weight" for part in "kv")
     weights: dict[str, torch.Tensor] = {}
     for file in folder.glob("*.safetensors"):
@@ -294,7 +294,7 @@ def _fill(file: Path, byte: bytes) -> None:
 
 
 def megatron_damages() -> dict[str, Damage]:
-    """Returns the damages of an imported checkpoint of tests.support.hf_folders.SHAPE."""
+    """Returns damages, by name, to an imported checkpoint of `hf_folders.SHAPE`."""
     some: dict[str, Damage] = {
         "a tensor less": lambda d: edit_metadata(d, lambda m: m.state_dict_metadata.pop(_FC2)),
         "a tensor more": lambda d: edit_metadata(
@@ -337,7 +337,7 @@ def megatron_damages() -> dict[str, Damage]:
 
 
 def _swap_places(metadata: Any) -> None:
-    """Points one tensor's chunk at bytes of another tensor, which is not what the metadata says."""
+    """Makes the metadata point one tensor's chunk at the bytes of another tensor."""
     places = metadata.storage_data
     first = next(index for index in places if index.fqn == _FC2)
     other = next(index for index in places if index.fqn == "embedding.word_embeddings.weight")

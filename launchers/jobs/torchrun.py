@@ -1,5 +1,4 @@
-"""One `longrope` command on the processes of one machine, or of several that each run the same
-line."""
+"""Starts one `longrope` command with torchrun, on one machine or on several that run one line."""
 
 from __future__ import annotations
 
@@ -8,7 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launchers.job import Job, check_arguments, check_positive, max_connections, threads_per_process
+from launchers.jobs.job import (
+    Job,
+    check_arguments,
+    check_positive,
+    max_connections,
+    threads_per_process,
+)
 from megatron_longrope.errors import InputError
 
 _ENDPOINT = re.compile(r"[A-Za-z0-9._-]+:\d{1,5}|\[[0-9A-Fa-f:]+\]:\d{1,5}")
@@ -17,12 +22,16 @@ _RUN_ID = re.compile(r"[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class TorchrunOptions:
-    """Processes per machine, machines, and where the machines meet (needed for more than one)."""
+    """What torchrun is asked for, under its own names."""
 
     nproc_per_node: int
+    """Processes per machine."""
     nnodes: int = 1
+    """Machines."""
     rdzv_endpoint: str | None = None
+    """HOST:PORT where several machines meet; not for one machine."""
     rdzv_id: str = "longrope"
+    """A name of the meeting that all machines share."""
 
 
 def torchrun_job(options: TorchrunOptions, arguments: Sequence[str]) -> Job:
@@ -43,14 +52,13 @@ def torchrun_job(options: TorchrunOptions, arguments: Sequence[str]) -> Job:
 
 
 def elastic_argv(nproc_per_node: int, rendezvous: Sequence[str]) -> tuple[str, ...]:
-    """Returns the start of the line: torchrun in our wrapper, which passes the workers' exit codes
-    on.
+    """Returns the beginning of the command line: `launchers.jobs.elastic`, which runs torchrun.
 
-    After the `--` argparse looks for no more options of torchrun's: without it, any word of ours
-    that abbreviates several of them (`--log`) is refused as ambiguous.
+    The `--` ends torchrun's own options. Without it argparse would refuse as ambiguous any option
+    of a `longrope` command that abbreviates several of torchrun's, such as `--log`.
     """
     return (
-        *(sys.executable, "-m", "launchers.elastic"),
+        *(sys.executable, "-m", "launchers.jobs.elastic"),
         *rendezvous,
         *("--nproc-per-node", str(nproc_per_node)),
         *("-m", "--", "launchers.main"),
@@ -61,7 +69,7 @@ def _rendezvous(options: TorchrunOptions) -> tuple[str, ...]:
     if options.nnodes == 1:
         if options.rdzv_endpoint is not None:
             raise InputError(
-                "--rdzv-endpoint", options.rdzv_endpoint, "of use with --nnodes of 2 or more only"
+                "--rdzv-endpoint", options.rdzv_endpoint, "is for --nnodes of 2 or more"
             )
         return ("--standalone",)
     if options.rdzv_endpoint is None:

@@ -1,4 +1,4 @@
-"""Small GGUF files of Llama models, written with the `gguf` package alone: no exporter of ours."""
+"""Writes small GGUF files of Llama models with the `gguf` package alone, not with our exporter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
 
 from megatron_longrope.model import ModelShape
-from tests.support.hf_folders import random_weights
+from tests.support.formats.hf_folders import random_weights
 
 SHAPE = ModelShape(
     num_layers=2,
@@ -52,7 +52,7 @@ LLAMA_KEYS: dict[str, Any] = {
 
 
 def gguf_name(hf_name: str) -> str:
-    """Returns llama.cpp's name of an HF weight."""
+    """Returns llama.cpp's name of a Hugging Face weight."""
     part = hf_name.removesuffix(".weight")
     if part.startswith("model.layers."):
         layer, inner = part.removeprefix("model.layers.").split(".", 1)
@@ -61,7 +61,7 @@ def gguf_name(hf_name: str) -> str:
 
 
 def llama_cpp_rows(hf_name: str, values: np.ndarray, shape: ModelShape = SHAPE) -> np.ndarray:
-    """Returns q and k rows as llama.cpp's converter lays them: pair by pair."""
+    """Returns a weight's rows as llama.cpp's converter orders them; q and k pair by pair."""
     heads = {"q_proj": shape.num_heads, "k_proj": shape.num_kv_heads}.get(hf_name.split(".")[-2])
     if heads is None:
         return values
@@ -82,11 +82,16 @@ def write_gguf(
     seed: int = 0,
     rounded: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Writes a random model without tokenizer, matrices as `kind`, and returns its float32 weights
-    by HF names.
+    """Writes a random model without tokenizer and returns its float32 weights by HF names.
 
-    `keys` are added to `llama.*`; None takes one away, and a key with a dot at its start is taken
-    as a whole name. `rounded`: all weights fit into bfloat16.
+    Args:
+        path: the file to write.
+        kind: block type of the matrices; vectors are float32.
+        keys: added to the `llama.*` keys. The value None removes a key; a key that begins with a
+            dot is a whole name.
+        extra: further tensors by name.
+        seed: fixes the weights.
+        rounded: whether all weights fit into bfloat16.
     """
     writer = GGUFWriter(path, "llama")
     for key, value in (LLAMA_KEYS | dict(keys or {})).items():

@@ -25,7 +25,7 @@ from megatron_longrope.model.checkpoints.checkpoint import read_description
 from megatron_longrope.presets import MODELS
 from megatron_longrope.rope import Llama3, RopeGeometry, Yarn, factor_set_from_hf
 from megatron_longrope.runtime import Runtime
-from tests.support.gguf_files import SHAPE, write_gguf
+from tests.support.formats.gguf_files import SHAPE, write_gguf
 from tests.support.tiny_models import single_runtime
 
 KINDS = GGMLQuantizationType

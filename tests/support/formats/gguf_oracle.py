@@ -1,10 +1,10 @@
-"""What llama.cpp computes for a GGUF file of architecture `llama`, in numpy float64, read by the
-`gguf` package.
+"""Repeats in numpy float64 what llama.cpp computes for a GGUF file of architecture `llama`.
 
-After llama.cpp's sources (src/models/llama.cpp, src/llama-model.cpp get_rope_factors, ggml's rope
-kernel): rows of q and k lie in adjacent pairs, the factor tensor divides the angle, attn_factor
-multiplies cos and sin, and the long tensor is used where the context allocated to a sequence
-exceeds original_context_length, whatever the prompt is.
+The file is read by the `gguf` package. The computation follows llama.cpp's sources
+(src/models/llama.cpp, get_rope_factors in src/llama-model.cpp, ggml's rope kernel): rows of q and k
+lie in adjacent pairs, the factor tensor divides the angle, attn_factor multiplies cos and sin, and
+the long tensor is used where the context allocated to a sequence exceeds original_context_length,
+however long the prompt is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gguf import GGUFReader, dequantize
 
 
 class LlamaCpp:
-    """One file, opened for a context of `context` tokens."""
+    """A GGUF file opened for a context of `context` tokens."""
 
     def __init__(self, path: Path, context: int) -> None:
         reader = GGUFReader(path)
@@ -36,7 +36,7 @@ class LlamaCpp:
             self.factors = None
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns [tokens, vocabulary]."""
+        """Returns the logits of every token, [tokens, vocabulary]."""
         x = self._tensors["token_embd.weight"][tokens]
         for layer in range(self._key("block_count")):
             x = x + self._attention(self._norm(x, f"blk.{layer}.attn_norm"), f"blk.{layer}.")
@@ -74,8 +74,8 @@ class LlamaCpp:
         )
         if self.factors is not None:
             angles = angles / self.factors
-        temperature = self._key("rope.scaling.attn_factor", 1.0)
-        cos, sin = (np.expand_dims(f(angles), 1) * temperature for f in (np.cos, np.sin))
+        attention_factor = self._key("rope.scaling.attn_factor", 1.0)
+        cos, sin = (np.expand_dims(f(angles), 1) * attention_factor for f in (np.cos, np.sin))
         even, odd = x[..., 0::2], x[..., 1::2]
         return np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
 

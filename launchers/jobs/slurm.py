@@ -1,5 +1,8 @@
-"""One `longrope` command as a Slurm job: a batch script with one torchrun per node, which requeues
-itself."""
+"""Writes a Slurm batch script that runs one `longrope` command, and requeues itself.
+
+The script starts one torchrun per node. Before its time limit the command saves and stops, and the
+job is queued again until the command is done.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launchers.job import check_arguments, check_positive, max_connections
-from launchers.torchrun import elastic_argv
+from launchers.jobs.job import check_arguments, check_positive, max_connections
+from launchers.jobs.torchrun import elastic_argv
 from megatron_longrope.errors import (
     EXIT_RESUMABLE,
     InputError,
@@ -26,13 +29,10 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What the job asks of Slurm; one task, a torchrun, per node.
-
-    `time` is D-HH:MM:SS or HH:MM:SS; `stop_before` seconds before it the workers are asked to save
-    and stop.
-    """
+    """What a job asks of Slurm; each node has one task, which is a torchrun."""
 
     time: str
+    """Time limit of one run, HH:MM:SS or D-HH:MM:SS."""
     nodes: int = 1
     gpus_per_node: int = 8
     nproc_per_node: int | None = None
@@ -43,6 +43,7 @@ class SlurmOptions:
     log_dir: Path = Path()
     setup: Path | None = None
     stop_before: int = 300
+    """Seconds before the time limit at which the workers are asked to save and stop."""
     max_requeues: int = 20
 
 
@@ -72,8 +73,10 @@ def slurm_script(options: SlurmOptions, arguments: Sequence[str], working_dir: P
 
 
 def submit(script: str) -> str:
-    """Hands `script` to sbatch and returns the job's number; raises LongRopeError with sbatch's own
-    words."""
+    """Hands `script` to sbatch and returns the number of the job.
+
+    Raises LongRopeError with sbatch's own words where it refuses the script.
+    """
     try:
         done = subprocess.run(
             ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False
@@ -86,7 +89,11 @@ def submit(script: str) -> str:
 
 
 def time_limit_seconds(text: str) -> int:
-    """Returns the seconds of a Slurm time limit, D-HH:MM:SS or HH:MM:SS; raises InputError."""
+    """Returns the seconds of a Slurm time limit; raises InputError for any other text.
+
+    >>> time_limit_seconds("1-00:30:00")
+    88200
+    """
     match = _TIME.fullmatch(text)
     if match is None:
         raise InputError("--time", text, "written HH:MM:SS or D-HH:MM:SS")
@@ -95,8 +102,10 @@ def time_limit_seconds(text: str) -> int:
 
 
 def _check(options: SlurmOptions) -> None:
-    """Raises InputError for what Slurm would misread; names go into directives, where no quoting is
-    safe."""
+    """Raises InputError for options that Slurm would refuse or misread.
+
+    Names and paths go into #SBATCH lines, where no quoting is safe.
+    """
     for option, count in (("--nodes", options.nodes), ("--cpus-per-task", options.cpus_per_task)):
         check_positive(option, count)
     for option, count in (
@@ -149,8 +158,8 @@ def _directives(options: SlurmOptions) -> list[str]:
     return ["requeue", *(f"{name}={value}" for name, value in chosen.items() if value is not None)]
 
 
-# --wait, not --kill-on-bad-exit: the nodes stop one shortly after another, and the first must not
-# cut off the rest.
+# srun gets --wait instead of --kill-on-bad-exit: when a run is stopped, its nodes end shortly after
+# one another, and the first one's exit code must not kill the others while they save.
 _TEMPLATE = """\
 #!/bin/bash
 {directives}

@@ -1,4 +1,4 @@
-"""Random Llama models as Hugging Face folders, written without transformers or our own writer."""
+"""Writes random Llama models as Hugging Face folders without transformers or our own writer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CARRIED = {
 def random_weights(
     shape: ModelShape, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Returns random weights under transformers' names."""
+    """Returns random weights of a model by transformers' names."""
     generator = torch.Generator().manual_seed(seed)
     hidden, ffn, vocab = shape.hidden_size, shape.ffn_hidden_size, shape.vocab_size
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
@@ -68,8 +68,7 @@ def random_hf_folder(
     seed: int = 0,
     **config: Any,
 ) -> Path:
-    """Writes a model folder with an oddly written config.json and files to carry; returns
-    `path`."""
+    """Writes a model folder with an oddly formatted config.json and files to carry along."""
     path.mkdir(parents=True)
     settings = (
         shape.to_hf()

@@ -1,5 +1,4 @@
-"""A command line that is ready to start: its arguments, its environment, and how it reads in a
-shell."""
+"""A command line that is ready to start, with its arguments and its environment."""
 
 from __future__ import annotations
 
@@ -15,19 +14,27 @@ from megatron_longrope.errors import InputError, MissingDependencyError
 
 @dataclass(frozen=True)
 class Job:
-    """Arguments, never a shell's text, and the environment variables added to the caller's."""
+    """A command line that is ready to start.
+
+    >>> Job(("echo", "a b"), {"OMP_NUM_THREADS": "1"}).shell_line()
+    "OMP_NUM_THREADS=1 echo 'a b'"
+    """
 
     argv: tuple[str, ...]
+    """The program and its arguments, not quoted for any shell."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that are added to the caller's."""
 
     def shell_line(self) -> str:
-        """Returns one line for a POSIX shell that starts exactly this."""
+        """Returns a line for a POSIX shell that starts exactly this job."""
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*assignments, shlex.join(self.argv)])
 
     def replace_process(self) -> None:
-        """Becomes this job, so that signals and exit codes are its own; raises
-        MissingDependencyError."""
+        """Replaces this process by the job, so that signals and exit codes are the job's own.
+
+        Raises MissingDependencyError where the program is not installed.
+        """
         sys.stdout.flush()
         try:
             os.execvpe(self.argv[0], list(self.argv), {**os.environ, **self.environment})
@@ -40,8 +47,8 @@ class Job:
 def check_arguments(arguments: Sequence[str], processes: int) -> tuple[str, ...]:
     """Returns the `longrope` arguments to start; raises InputError for what cannot run this way.
 
-    A command whose work does not spread is refused with more than one process: each would do the
-    whole of it.
+    A command that cannot share its work is refused with more than one process: each process would
+    do all of it.
     """
     if not arguments:
         raise InputError(
@@ -58,9 +65,7 @@ def check_arguments(arguments: Sequence[str], processes: int) -> tuple[str, ...]
         )
     if processes > 1 and not COMMANDS[name].spreads:
         able = ", ".join(n for n, entry in COMMANDS.items() if entry.spreads)
-        rule = (
-            f"each of {processes} processes would do the whole of it; commands that spread: {able}"
-        )
+        rule = f"each of {processes} processes would do all of it; commands that share work: {able}"
         raise InputError("ARGS", name, rule)
     return tuple(arguments)
 
@@ -73,15 +78,15 @@ def check_positive(name: str, value: int) -> int:
 
 
 def max_connections() -> str:
-    """Returns CUDA_DEVICE_MAX_CONNECTIONS as exported by the caller, else 1, which orders TP and SP
-    overlap.
+    """Returns CUDA_DEVICE_MAX_CONNECTIONS as exported by the caller, else "1".
 
-    It takes effect only where it is set before the process starts: that is a launcher's work.
+    megatron-core overlaps communication of tensor and sequence parallelism with computation, which
+    needs kernels to start in the order they were issued: one hardware queue. CUDA reads the
+    variable once, when the process starts, so that a launcher must set it.
     """
     return os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def threads_per_process(processes: int) -> str:
-    """Returns OMP_NUM_THREADS as exported by the caller, else this machine's cores over
-    `processes`, at least 1."""
+    """Returns OMP_NUM_THREADS as exported by the caller, else this machine's cores per process."""
     return os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))

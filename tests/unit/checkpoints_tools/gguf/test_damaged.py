@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from checkpoints_tools.gguf.model import opened_gguf
 from launchers.main import main
 from megatron_longrope.errors import EXIT_BAD_INPUT, InputError
-from tests.support.gguf_files import SHAPE, write_gguf
-from tests.support.hf_folders import random_weights
+from tests.support.formats.gguf_files import SHAPE, write_gguf
+from tests.support.formats.hf_folders import random_weights
 
 HUGE = 1 << 60
 

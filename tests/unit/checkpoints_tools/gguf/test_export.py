@@ -35,9 +35,9 @@ from megatron_longrope.rope import (
     write_factors,
 )
 from megatron_longrope.runtime import Runtime
-from tests.support.gguf_files import gguf_name, llama_cpp_rows
-from tests.support.gguf_oracle import LlamaCpp
-from tests.support.hf_folders import SHAPE, random_hf_folder, random_weights
+from tests.support.formats.gguf_files import gguf_name, llama_cpp_rows
+from tests.support.formats.gguf_oracle import LlamaCpp
+from tests.support.formats.hf_folders import SHAPE, random_hf_folder, random_weights
 from tests.support.tiny_models import random_documents, single_runtime
 
 WINDOW, PAIRS = SHAPE.context_length, SHAPE.head_dim // 2

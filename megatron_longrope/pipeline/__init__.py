@@ -1,0 +1,1 @@
+"""The whole method in one run directory: recipe, plan, stages, measurements and result."""
