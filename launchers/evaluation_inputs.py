@@ -17,6 +17,7 @@ from launchers.options import (
     layout_of,
     layout_options,
 )
+from launchers.printing.tables import tsv_option
 from megatron_longrope.artifacts.rows import AS_IT_IS, UNSCALED
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
@@ -127,6 +128,7 @@ def model_options(function: CallableT) -> CallableT:
         ),
         layout_options,
         engine_option,
+        tsv_option,
         json_option,
     )
     for option in reversed(options):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from launchers.progress import ProgressLines
+from launchers.printing.progress import ProgressLines, loss_words
 from megatron_longrope.artifacts.records import read_record
+from megatron_longrope.artifacts.rows import perplexity_of
 from megatron_longrope.artifacts.summaries import RunSummary
 from megatron_longrope.config import apply_settings, build_config, parse_overrides, read_yaml
 from megatron_longrope.pipeline.extend import CheckedRun, check_recipe, run_recipe, run_recipe_stage
@@ -90,15 +91,20 @@ def search_lines(lines: ProgressLines) -> Callable[[SearchProgress], None]:
             return
         recovered = f" ({progress.recovered} from the journal)" if progress.recovered else ""
         best = (
-            f"best perplexity {progress.best_perplexity:.4f}"
-            if progress.best_perplexity
-            else "no finite perplexity yet"
+            "no finite loss yet" if progress.best_loss is None else f"best {_loss_words(progress)}"
         )
         lines.step(
             progress.done, progress.total, f"evaluations{recovered}, {best}", progress.eta_seconds
         )
 
     return show
+
+
+def _loss_words(progress: SearchProgress) -> str:
+    assert progress.best_loss is not None
+    return loss_words(
+        progress.best_perplexity, perplexity_of(progress.best_loss, 1), progress.best_parts
+    )
 
 
 def _say_result(result: RunResult) -> None:

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from checkpoints_tools.load_any import LoadedModel, load_model, model_factors
-from data_prep.documents import tokenize
+from data_prep.documents import TextDocument, tokenize
 from data_prep.readers import read_text_files
 from launchers.extension import search_lines
 from launchers.options import layout_of
-from launchers.progress import ProgressLines
+from launchers.printing.progress import ProgressLines
 from launchers.search_options import searcher_section
 from megatron_longrope.artifacts.records import write_record
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.artifacts.summaries import SearchSummary
 from megatron_longrope.config import build_config, format_length
-from megatron_longrope.data import load_tokenizer
+from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, check_documents, documents_sha256
 from megatron_longrope.model.engine.settings import BackendSettings
-from megatron_longrope.pipeline.margins import baseline_margins
+from megatron_longrope.pipeline.margins import baseline_margins, held_out_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     extension_search,
+    held_out_objective,
+    loss_in_words,
     search_cost,
     search_factors,
     search_objective,
     second_search,
 )
 from megatron_longrope.report import write_convergence_plot
-from megatron_longrope.rope import OwnScaling, RopeFactors, read_factors, write_factors
+from megatron_longrope.rope import OwnScaling, RopeFactors, resolve_factors, write_factors
 from megatron_longrope.runtime import start_runtime
 
 
@@ -44,6 +47,7 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
     """
     target = settings["target"]
     sources = list(read_text_files(settings["texts"]))
+    held_out_sources = _held_out_sources(settings["held_out"], sources)
     config = search_config(settings, len(sources))
     own = OwnScaling(model_factors(settings["model_path"]))
     tuned = _tuned_factors(settings["from_factors"], target)
@@ -68,10 +72,8 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
                 "has no tokenizer.json to encode the documents with",
             )
         tokenizer = load_tokenizer(loaded.tokenizer_file)
-        documents = [
-            EvaluationDocument(text.name, text.tokens) for text in tokenize(sources, tokenizer)
-        ]
-        check_documents(documents, [target])
+        documents = _encoded(sources, tokenizer, target)
+        others = _encoded(held_out_sources, tokenizer, target) if held_out_sources else []
         problem = _problem(config, loaded, target, tuned)
         directory = RunDirectory(out)
         lines = ProgressLines(runtime.is_main)
@@ -83,11 +85,17 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
         objective = search_objective(loaded.model, documents, tokenizer, config, target)
         sha256 = documents_sha256(documents)
         factors, outcome = search_factors(
-            problem, objective, config, directory, sha256, search_lines(lines)
+            problem, objective, config, directory, sha256, search_lines(lines), loaded.name
         )
         margins, margins_cost = baseline_margins(
             problem, objective, outcome, directory, sha256, lines.counter()
         )
+        held_out = None
+        if others:
+            unseen = held_out_objective(loaded.model, others, config, target)
+            held_out = held_out_margins(
+                problem, unseen, outcome, directory, others, lines.counter()
+            )
         if not runtime.is_main:
             return None
         write_factors(directory.factors("best"), factors)
@@ -96,7 +104,7 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
         one_evaluation = shape.forward_flops(target) / target * objective.document_tokens
         summary = SearchSummary(
             **cost.model_dump(),
-            perplexity=outcome.evaluation.perplexity,
+            **loss_in_words(objective, outcome.evaluation),
             stopped_early=outcome.stopped_early,
             forward_equivalents=cost.flops / one_evaluation,
             recovered=outcome.recovered,
@@ -105,6 +113,7 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
             baselines=tuple(margins),
             baselines_cost=margins_cost,
             factors=str(directory.factors("best")),
+            held_out=held_out,
         )
         write_record(directory.result, summary)
         return summary, write_convergence_plot(out)
@@ -132,15 +141,40 @@ def search_config(settings: dict[str, Any], num_documents: int) -> SearchConfig:
     return build_config(SearchConfig, values, "longrope search")
 
 
-def _tuned_factors(file: Path | None, target: int) -> RopeFactors | None:
+def _tuned_factors(name_or_file: str | None, target: int) -> RopeFactors | None:
     """Returns the fine-tuned factors that a second search goes on from; None for a first search."""
-    if file is None:
+    if name_or_file is None:
         return None
-    factors = read_factors(file).ranges[-1].factors
+    factors = resolve_factors(name_or_file, "--from-factors").ranges[-1].factors
     if factors.target_length >= target:
-        rule = f"must exceed the {format_length(factors.target_length)} tokens of {file}"
+        rule = f"must exceed the {format_length(factors.target_length)} tokens of {name_or_file}"
         raise InputError("--target", format_length(target), rule)
     return factors
+
+
+def _held_out_sources(paths: Sequence[str], searched: Sequence[TextDocument]) -> list[TextDocument]:
+    """Returns the held-out texts, none of which is searched on.
+
+    Raises InputError for a text that is, whatever its file is called, and for one given twice.
+    """
+    seen = {text.sha256: f"is what --text {text.name} holds" for text in searched}
+    held_out = list(read_text_files(tuple(paths))) if paths else []
+    for text in held_out:
+        if text.sha256 in seen:
+            raise InputError("--held-out", text.name, seen[text.sha256])
+        seen[text.sha256] = f"is what --held-out {text.name} holds"
+    return held_out
+
+
+def _encoded(
+    sources: Sequence[TextDocument], tokenizer: TextTokenizer, length: int
+) -> list[EvaluationDocument]:
+    """Returns the texts as documents; raises InputError for one shorter than `length` tokens."""
+    documents = [
+        EvaluationDocument(text.name, text.tokens) for text in tokenize(sources, tokenizer)
+    ]
+    check_documents(documents, [length])
+    return documents
 
 
 def _problem(

@@ -11,7 +11,7 @@ from checkpoints_tools.load_any import load_model
 from checkpoints_tools.smollm2 import fetch_smollm2
 from data_prep.documents import tokenize
 from data_prep.stdlib_corpus import split
-from launchers.evaluation_report import TokenProgress, print_tables
+from launchers.printing.evaluation_report import TokenProgress, print_tables
 from megatron_longrope.artifacts.results import write_rows
 from megatron_longrope.artifacts.rows import EvaluationLabels, PerplexityRow
 from megatron_longrope.data import load_tokenizer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launchers.options import LENGTH, json_option, write_json
-from launchers.progress import ProgressLines
+from launchers.printing.progress import ProgressLines
 from megatron_longrope.errors import EXIT_FAILED, InputError
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
@@ -125,10 +125,10 @@ def import_command(
 @click.argument("target", type=_FOLDER, metavar="HF_DIR|FILE.gguf")
 @click.option(
     "--factors",
-    "factors_path",
-    type=_FOLDER,
-    metavar="FILE",
-    help="Factors JSON file to export with  [default: the factors the checkpoint holds]",
+    "factors_name",
+    metavar="NAME|FILE",
+    help="Published factor set or factors JSON file to export with  [default: the factors the "
+    "checkpoint holds]",
 )
 @click.option(
     "--serve",
@@ -157,7 +157,7 @@ def import_command(
 def export_command(
     megatron_dir: Path,
     target: Path,
-    factors_path: Path | None,
+    factors_name: str | None,
     serve: ServingTarget,
     length: int | None,
     no_tokenizer: bool,
@@ -175,17 +175,16 @@ def export_command(
     from checkpoints_tools.hf.exporting import export_hf
     from checkpoints_tools.serving import end_token_note, engine_notes, rounding_note, serving_set
     from megatron_longrope.model.checkpoints.checkpoint import hf_folder, read_description
-    from megatron_longrope.rope import read_factors
+    from megatron_longrope.rope import resolve_factors
 
     if no_tokenizer and serve != "gguf":
         raise InputError("--no-tokenizer", serve, "goes with --serve gguf")
     if processes > 1 and serve == "gguf":
         raise InputError("--processes", processes, "a GGUF file is written by one")
-    given = (
-        read_factors(factors_path)
-        if factors_path is not None
-        else read_description(megatron_dir).factor_set
-    )
+    own = read_description(megatron_dir).factor_set
+    given = own
+    if factors_name is not None:
+        given = resolve_factors(factors_name, "--factors", own.geometry)
     factors, left_out = serving_set(given, serve, length)
     for words in left_out:
         click.echo(f"left out: {words}")
@@ -304,8 +303,9 @@ def _report(done: Conversion, json_path: Path | None) -> None:
 
 def _print_table(rows: list[Comparison]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from launchers.printing.tables import print_table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("tensor", overflow="fold")
@@ -317,4 +317,4 @@ def _print_table(rows: list[Comparison]) -> None:
         difference = "" if row.difference is None else f"{row.difference:.3g}"
         b = "" if row.b == row.a else row.b
         table.add_row(row.name, row.a, b, row.verdict, difference)
-    Console(highlight=False).print(table)
+    print_table(table)

@@ -18,9 +18,10 @@ from launchers.evaluation_inputs import (
     read_texts,
     tokenizer_of,
 )
-from launchers.evaluation_report import TokenProgress, print_tables
 from launchers.list_options import ListOptionsCommand
 from launchers.options import write_json
+from launchers.printing.evaluation_report import TokenProgress, print_tables, table_rows
+from launchers.printing.tables import write_tsv
 from launchers.setting_options import setting_options, settings_of
 from megatron_longrope.artifacts.rows import EvaluationLabels, Row
 from megatron_longrope.evaluation.tasks import TASKS, Task, TaskInputs, TaskSettings
@@ -93,7 +94,10 @@ def _evaluate(task: Task[Any], values: Values) -> None:
             rows += task.run(inputs, length, settings, EvaluationLabels(loaded.name, method))
             progress.advance(costs[length], f"{method} at {length} tokens")
         if runtime.is_main:
-            print_tables(rows)
+            if values["tsv"] is not None:
+                write_tsv(values["tsv"], table_rows(rows))
+            if values["tsv"] != "-":
+                print_tables(rows)
             if values["json_path"] is not None:
                 write_json(values["json_path"], _payload(rows, inputs))
 

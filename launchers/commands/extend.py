@@ -84,7 +84,7 @@ def command(
         assert model is not None and target is not None
         config = extension.fitted_recipe(model, texts, target, overrides)
     if dry_run:
-        from launchers.stage_table import print_stages
+        from launchers.printing.stage_table import print_stages
 
         checked = extension.check_extension(config, run_dir)
         if os.environ.get("RANK", "0") != "0":

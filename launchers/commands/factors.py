@@ -8,25 +8,20 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from launchers.options import json_option, write_json
+from launchers.printing.tables import print_table, tsv_option, write_tsv
 from megatron_longrope.config import format_length
-from megatron_longrope.errors import InputError
 from megatron_longrope.rope import (
     METHODS,
-    FactorSet,
     PublishedSet,
     RopeFactors,
     RopeMethod,
-    find_factors,
     published_factors,
     published_sets,
+    resolve_factors,
 )
-
-_MIN_WIDTH = 120
-"""Columns that the list needs so that no name or number is cut short."""
 
 
 @click.group()
@@ -35,32 +30,15 @@ def command() -> None:
 
 
 @command.command("list")
+@tsv_option
 @json_option
-def list_command(json_path: Path | None) -> None:
+def list_command(tsv: str | None, json_path: Path | None) -> None:
     """List all published factor sets, with lengths in tokens, range of λ, and source."""
     rows = [_summary(entry, published_factors(entry.name)) for entry in published_sets()]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("name", "model", "fine-tuned", "target"):
-        table.add_column(
-            heading, no_wrap=True, justify="left" if heading in ("name", "model") else "right"
-        )
-    for heading in ("min λ", "max λ", "monotone"):
-        table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("source", no_wrap=True)
-    for row in rows:
-        lengths = (format_length(row["fine_tuned_length"]), format_length(row["target_length"]))
-        spread = (
-            f"{row['min_rescale']:g}",
-            f"{row['max_rescale']:g}",
-            "yes" if row["is_monotone"] else "no",
-        )
-        table.add_row(row["name"], row["model"], *lengths, *spread, _short_source(row["source"]))
-    console = _console()
-    console.print(table)
-    for source in dict.fromkeys(row["source"] for row in rows):
-        console.print(
-            f"{_short_source(source)}: {source}", highlight=False, markup=False, soft_wrap=True
-        )
+    if tsv is not None:
+        write_tsv(tsv, rows)
+    if tsv != "-":
+        _print_list(rows)
     if json_path is not None:
         write_json(json_path, {"rows": rows})
 
@@ -75,11 +53,10 @@ def show_command(name_or_file: str, json_path: Path | None) -> None:
     """
     ranges = [
         {"up_to": entry.up_to, **_details(entry.factors)}
-        for entry in _load_factors(name_or_file).ranges
+        for entry in resolve_factors(name_or_file, "NAME_OR_FILE").ranges
     ]
-    console = _console()
     for entry in ranges:
-        _print_range(console, name_or_file, entry)
+        _print_range(name_or_file, entry)
     if json_path is not None:
         write_json(json_path, {"name": name_or_file, "ranges": ranges})
 
@@ -97,9 +74,32 @@ def methods_command(json_path: Path | None) -> None:
     for row in rows:
         settings, uses = ", ".join(row["settings"]), ", ".join(row["uses"])
         table.add_row(row["name"], settings, row["rope_type"] or "-", uses or "-")
-    _console().print(table)
+    print_table(table)
     if json_path is not None:
         write_json(json_path, {"rows": rows})
+
+
+def _print_list(rows: list[dict[str, Any]]) -> None:
+    """Prints the table of published sets, and their sources in full."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("name", "model", "fine-tuned", "target"):
+        table.add_column(
+            heading, no_wrap=True, justify="left" if heading in ("name", "model") else "right"
+        )
+    for heading in ("min λ", "max λ", "monotone"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("source", no_wrap=True)
+    for row in rows:
+        lengths = (format_length(row["fine_tuned_length"]), format_length(row["target_length"]))
+        spread = (
+            f"{row['min_rescale']:g}",
+            f"{row['max_rescale']:g}",
+            "yes" if row["is_monotone"] else "no",
+        )
+        table.add_row(row["name"], row["model"], *lengths, *spread, _short_source(row["source"]))
+    print_table(table)
+    for source in dict.fromkeys(row["source"] for row in rows):
+        click.echo(f"{_short_source(source)}: {source}")
 
 
 def _method_summary(kind: type[RopeMethod]) -> dict[str, Any]:
@@ -116,14 +116,6 @@ def _method_summary(kind: type[RopeMethod]) -> dict[str, Any]:
         "rope_type": kind.hf.name if kind.hf is not None else None,
         "uses": [use for use, serves in served.items() if serves],
     }
-
-
-def _load_factors(name_or_file: str) -> FactorSet:
-    factor_set = find_factors(name_or_file)
-    if factor_set is None:
-        rule = "neither a name that `longrope factors list` shows nor a file"
-        raise InputError("NAME_OR_FILE", name_or_file, rule)
-    return factor_set
 
 
 def _short_source(source: str) -> str:
@@ -162,7 +154,7 @@ def _details(factors: RopeFactors) -> dict[str, Any]:
     return {**about, "is_monotone": factors.is_monotone, "pairs": pairs}
 
 
-def _print_range(console: Console, name: str, entry: dict[str, Any]) -> None:
+def _print_range(name: str, entry: dict[str, Any]) -> None:
     where = (
         "every length"
         if entry["up_to"] is None
@@ -170,15 +162,14 @@ def _print_range(console: Console, name: str, entry: dict[str, Any]) -> None:
     )
     origin = {key: value for key, value in entry["origin"].items() if value is not None}
     lengths = f"{format_length(entry['original_length'])} → {format_length(entry['target_length'])}"
-    console.print(f"[bold]{name}[/bold] ({where}): {lengths} tokens", highlight=False)
-    console.print(
+    click.echo(f"{click.style(name, bold=True)} ({where}): {lengths} tokens")
+    click.echo(
         f"base {entry['base']:g}, head_dim {entry['head_dim']}, attention factor "
         f"{entry['attention_factor']:.6g}, "
-        f"start tokens {entry['start_tokens']}, monotone {'yes' if entry['is_monotone'] else 'no'}",
-        highlight=False,
+        f"start tokens {entry['start_tokens']}, monotone {'yes' if entry['is_monotone'] else 'no'}"
     )
     for key, value in origin.items():
-        console.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)
+        click.echo(f"{key}: {value}")
     table = Table()
     for heading in (
         "pair",
@@ -192,10 +183,4 @@ def _print_range(console: Console, name: str, entry: dict[str, Any]) -> None:
         wavelengths = (f"{row['wavelength']:.1f}", f"{row['rescaled_wavelength']:.1f}")
         turns = entry["original_length"] / row["wavelength"]
         table.add_row(str(row["pair"]), f"{row['rescale']:.6g}", *wavelengths, f"{turns:.3g}")
-    console.print(table)
-
-
-def _console() -> Console:
-    """Returns a console that is wide enough for whole rows, also where output goes to a file."""
-    console = Console()
-    return console if console.width >= _MIN_WIDTH else Console(width=_MIN_WIDTH)
+    print_table(table)

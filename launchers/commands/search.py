@@ -15,9 +15,10 @@ from launchers.options import (
     layout_options,
     write_json,
 )
+from launchers.printing.progress import loss_words
 from launchers.search_options import SearchCommand, check_search_request
 from megatron_longrope.artifacts.cost import SearchCost
-from megatron_longrope.artifacts.summaries import BaselineMargin, SearchSummary
+from megatron_longrope.artifacts.summaries import BaselineMargin, HeldOutMargins, SearchSummary
 from megatron_longrope.config import format_length
 from megatron_longrope.rope.methods.uses import default_search_starts, search_starts
 
@@ -40,6 +41,13 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
     help="Text files in UTF-8, one document per file, each of the target length or longer.",
 )
 @click.option(
+    "--held-out",
+    "held_out",
+    multiple=True,
+    metavar="FILE …",
+    help="Text files not to search on; the margins over the baselines are measured on them too.",
+)
+@click.option(
     "--target",
     required=True,
     type=LENGTH,
@@ -56,10 +64,10 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
 )
 @click.option(
     "--from-factors",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Factors that the model was fine-tuned under, to search beyond them (second search). "
-    "Without it a model that arrives with scaling of its own is searched beyond that.",
+    metavar="NAME|FILE",
+    help="Factors that the model was fine-tuned under, a published set or a file, to search beyond "
+    "them (second search). Without it a model that arrives with scaling of its own is searched "
+    "beyond that.",
 )
 @click.option(
     "--starts-from",
@@ -165,11 +173,13 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
     if found is None:
         return
     summary, plot = found
-    click.echo(
-        f"best perplexity {summary.perplexity:.4f} at {format_length(settings['target'])} tokens"
-    )
+    length = format_length(settings["target"])
+    loss = loss_words(summary.perplexity, summary.score, summary.parts)
+    click.echo(f"best {loss} at {length} tokens")
     for row in summary.baselines:
         click.echo(_margin_line(row))
+    if summary.held_out is not None:
+        _say_held_out(summary.held_out)
     click.echo(_cost_line(summary))
     if summary.baselines_cost is not None:
         click.echo(_baselines_cost_line(summary.baselines_cost))
@@ -182,18 +192,28 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
 def _margin_line(row: BaselineMargin) -> str:
     """Returns one line: a baseline's perplexity, and by how much it exceeds the best one's."""
     name = f"{row.method} ({row.attention_factor} attention factor)"
-    if row.perplexity is None or row.ratio is None:
-        return f"  {name:<42} no finite perplexity"
+    if row.value is None or row.ratio is None:
+        return f"  {name:<42} no finite {'perplexity' if not row.parts else 'score'}"
     interval = ""
     if row.low is not None and row.high is not None:
         interval = f"  [{row.low - 1:+.2%}, {row.high - 1:+.2%}]"
-    return f"  {name:<42} {row.perplexity:>10.4f}  {row.ratio - 1:+.2%}{interval}"
+    parts = f"  ({', '.join(part.words for part in row.parts)})" if row.parts else ""
+    return f"  {name:<42} {row.value:>10.4f}  {row.ratio - 1:+.2%}{interval}{parts}"
 
 
-def _baselines_cost_line(cost: SearchCost) -> str:
+def _say_held_out(held_out: HeldOutMargins) -> None:
+    """Prints the margins over the baselines on the held-out documents."""
+    names = ", ".join(held_out.documents)
+    perplexity = "not finite" if held_out.perplexity is None else f"{held_out.perplexity:.4f}"
+    click.echo(f"held out ({names}): perplexity {perplexity}")
+    for row in held_out.baselines:
+        click.echo(_margin_line(row))
+    click.echo(_baselines_cost_line(held_out.cost, "held-out documents"))
+
+
+def _baselines_cost_line(cost: SearchCost, what: str = "baselines") -> str:
     return (
-        f"      {cost.evaluations} more for the baselines, {cost.flops:.3g} FLOP, "
-        f"{cost.seconds:.0f} s"
+        f"      {cost.evaluations} more for the {what}, {cost.flops:.3g} FLOP, {cost.seconds:.0f} s"
     )
 
 

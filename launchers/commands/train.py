@@ -27,7 +27,7 @@ def command(
     command goes on after the last checkpoint. Under `longrope launch` all processes share the
     training.
     """
-    from launchers.progress import ProgressLines
+    from launchers.printing.progress import ProgressLines
     from megatron_longrope.config import apply_settings, build_config, parse_overrides, read_yaml
     from megatron_longrope.pipeline.pretraining import TrainRecipe, train_from_recipe
     from megatron_longrope.presets import recipe_path

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_longrope.artifacts.records import FileRecord
+from megatron_longrope.artifacts.rows import perplexity_of
+from megatron_longrope.atomic import finite_or_none
 from megatron_longrope.errors import InputError
 
 
@@ -174,6 +177,59 @@ class Evaluation:
 def _number_to_json(value: float) -> float | str:
     """Returns `value`, or a word such as "nan" for what JSON has no number for."""
     return float(value) if math.isfinite(value) else repr(float(value))
+
+
+@dataclass(frozen=True)
+class ScoredPart:
+    """Consecutive documents of an evaluation whose loss is one average over their tokens."""
+
+    name: str
+    texts: tuple[Hashable, ...]
+    """The text that each document was cut from."""
+    share: float = 1.0
+    """The weight of the average in the whole loss; the shares of all parts add up to 1."""
+    is_text: bool = True
+    """Whether predictions of text count, and not the answers in generated documents."""
+
+
+class PartLoss(FileRecord):
+    """The loss of one part alone; None stands for a number that was not finite."""
+
+    name: str
+    loss: float | None
+    """Nats per counted token."""
+    perplexity: float | None = None
+    """exp(loss) of a part that is text, None for answers."""
+
+    @property
+    def words(self) -> str:
+        """The name of the part and its perplexity or loss, as they are printed."""
+        if self.perplexity is not None:
+            return f"{self.name} perplexity {self.perplexity:.4f}"
+        return (
+            f"{self.name} not finite" if self.loss is None else f"{self.name} {self.loss:.4f} nats"
+        )
+
+
+def part_losses(evaluation: Evaluation, parts: Sequence[ScoredPart]) -> tuple[PartLoss, ...]:
+    """Returns the nats per counted token of each part of a completed evaluation.
+
+    The sums of an evaluation are scaled such that all of them over all tokens are the loss; the
+    share of a part undoes that.
+    """
+    found: list[PartLoss] = []
+    start = 0
+    for part in parts:
+        stop = start + len(part.texts)
+        nats = math.fsum(evaluation.nll_sums[start:stop]) / (part.share * evaluation.tokens)
+        perplexity = perplexity_of(nats, 1) if part.is_text else math.nan
+        found.append(
+            PartLoss(
+                name=part.name, loss=finite_or_none(nats), perplexity=finite_or_none(perplexity)
+            )
+        )
+        start = stop
+    return tuple(found)
 
 
 @dataclass(frozen=True)

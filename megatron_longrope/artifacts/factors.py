@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.config import Length, StrictConfig
@@ -34,6 +34,20 @@ class FactorOrigin(StrictConfig):
     """Their loss on these documents, in nats per token."""
     source: str | None = None
     """Where they were published, or how they were put together."""
+    searcher: str | None = None
+    """The searcher that found them."""
+    scored: str | None = None
+    """The parts of the loss behind `score` where it is a mixture, such as `text, answers`."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Returns the values without later fields that are None.
+
+        Stages are told apart by the content of factor files, which must stay what it was.
+        """
+        values: dict[str, Any] = handler(self)
+        later = ("searcher", "scored")
+        return {key: v for key, v in values.items() if v is not None or key not in later}
 
 
 class RopeFactors(StrictConfig):

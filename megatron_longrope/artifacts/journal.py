@@ -89,6 +89,18 @@ class JournalObjective(FileRecord):
 
     target_length: Tokens
     lengths: Annotated[tuple[Tokens, ...], Field(min_length=1)]
+    weights: tuple[float, ...] = (1.0,)
+    """Weights of the parts of the loss."""
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Whether exp(loss) is a perplexity, which it is not where several parts are mixed."""
+        return len(self.weights) == 1
+
+    @property
+    def measure(self) -> str:
+        """The name of exp(loss) in plots and captions."""
+        return "perplexity" if self.is_perplexity else "score, exp(loss)"
 
     @property
     def comparable(self) -> dict[str, Any]:
@@ -96,7 +108,7 @@ class JournalObjective(FileRecord):
 
         Settings of early stopping are left out: they change no perplexity of a completed candidate.
         """
-        return self.model_dump(exclude={"early_stopping", "ladder"})
+        return self.model_dump(exclude={"early_stopping", "ladder"}, exclude_unset=True)
 
 
 class JournalHeader(FileRecord):

@@ -4,7 +4,7 @@ config.yaml            the resolved recipe
 stages/NAME.json       what a stage was made from, and whether it is complete (`stages`)
 data/NAME/             training sets
 checkpoints/NAME/      Megatron checkpoints; checkpoints/training/NAME while a stage trains
-journals/NAME.jsonl    a line per evaluation of a search (`journal`); baselines/ for baselines
+journals/NAME.jsonl    a line per evaluation of a search (`journal`); baselines/, held-out/: others
 factors/NAME.json      factor sets (`factors`, `factor_file`)
 metrics.jsonl          a line per training step (`metrics`)
 evals/NAME.json        evaluation rows (`rows`, `results`)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field
 
 from megatron_longrope.artifacts.cost import SearchCost
+from megatron_longrope.artifacts.evaluations import PartLoss
 from megatron_longrope.artifacts.records import Count, FileRecord, Tokens, read_record
 from megatron_longrope.artifacts.rows import AttentionFactorSource
 from megatron_longrope.artifacts.stages import StageRecord
@@ -89,6 +90,9 @@ class RunSummary(FileRecord):
 class BaselineMargin(FileRecord):
     """A baseline on a search's documents; `ratio`: its perplexity over the best one's, `low` to
     `high` that ratio's 95 % interval. None stands for a number that was not finite.
+
+    Where the loss is a mixture its exp is a `score`, no perplexity, and `parts` has each part's
+    own number; the ratio is then of scores.
     """
 
     method: str
@@ -104,6 +108,29 @@ class BaselineMargin(FileRecord):
     """Lower end of the ratio's 95 % interval."""
     high: float | None
     """Upper end of the ratio's 95 % interval."""
+    score: float | None = None
+    """exp(loss) where several parts are mixed; the ratio is then of scores."""
+    parts: tuple[PartLoss, ...] = ()
+    """The loss of each part where parts are mixed."""
+
+    @property
+    def value(self) -> float | None:
+        """The perplexity, or the score of a mixture."""
+        return self.perplexity if self.score is None else self.score
+
+
+class HeldOutMargins(FileRecord):
+    """What a search found, measured on documents that it did not search on."""
+
+    sha256: str
+    """Digest of the documents' tokens."""
+    documents: tuple[str, ...]
+    """Names of the documents."""
+    perplexity: float | None
+    """Perplexity of the best factors on the first tokens of these documents."""
+    baselines: tuple[BaselineMargin, ...]
+    cost: SearchCost
+    """Cost of scoring the best factors and the baselines there."""
 
 
 class SearchSummary(SearchCost):
@@ -112,8 +139,12 @@ class SearchSummary(SearchCost):
     Fields with a default are missing in results of older versions.
     """
 
-    perplexity: float
-    """Perplexity of the best candidate on the search's documents."""
+    perplexity: float | None = None
+    """Perplexity of the best candidate on the search's documents; None where parts are mixed."""
+    score: float | None = None
+    """exp(loss) of the best candidate where parts are mixed."""
+    parts: tuple[PartLoss, ...] = ()
+    """The loss of each part where parts are mixed."""
     stopped_early: Count
     """Number of candidates whose scoring was stopped early."""
     forward_equivalents: float | None = None
@@ -128,6 +159,13 @@ class SearchSummary(SearchCost):
     """Cost of evaluating the baselines, which `tokens` and the other costs do not include."""
     factors: str | None = None
     """Path of the file with the best factors."""
+    held_out: HeldOutMargins | None = None
+    """The margins on held-out documents; None where there were none."""
+
+    @property
+    def value(self) -> float:
+        """The perplexity, or the score of a mixture; NaN where neither is there."""
+        return next((x for x in (self.perplexity, self.score) if x is not None), math.nan)
 
     @property
     def journal_name(self) -> str:
@@ -136,8 +174,8 @@ class SearchSummary(SearchCost):
 
     @property
     def best_baseline(self) -> BaselineMargin | None:
-        """The baseline of lowest perplexity; None where no baseline has a finite one."""
-        finite = [(row.perplexity, row) for row in self.baselines if row.perplexity is not None]
+        """The baseline of lowest perplexity or score; None where no baseline has a finite one."""
+        finite = [(row.value, row) for row in self.baselines if row.value is not None]
         return min(finite, key=lambda item: item[0])[1] if finite else None
 
 

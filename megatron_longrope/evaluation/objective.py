@@ -14,11 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Gradient
+from megatron_longrope.artifacts.evaluations import (
+    Candidate,
+    Evaluation,
+    Gradient,
+    PartLoss,
+    ScoredPart,
+    part_losses,
+)
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.dispatch import Dispatcher
 from megatron_longrope.evaluation.documents import Tokens
-from megatron_longrope.evaluation.objective_parts import ObjectivePart, as_parts, part_scales
+from megatron_longrope.evaluation.objective_parts import (
+    ObjectivePart,
+    as_parts,
+    content_sha256,
+    ends_only,
+    part_scales,
+)
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, score_documents, score_with_gradient
 from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry
@@ -234,22 +247,38 @@ class PerplexityObjective:
             factors_of(candidate, self.model.geometry, self.target_length, self.origin)
         )
 
-    def part_losses(self, evaluation: Evaluation) -> list[float]:
-        """Returns the nats per counted token of each part of an evaluation by this objective."""
-        losses, start = [], 0
-        for part, scale in zip(self.parts, self.scales, strict=True):
-            stop = start + len(part.documents)
-            nats = math.fsum(evaluation.nll_sums[start:stop]) / scale
-            losses.append(nats / sum(evaluation.token_counts[start:stop]))
-            start = stop
-        return losses
+    @cached_property
+    def scored_parts(self) -> tuple[ScoredPart, ...]:
+        """The parts that documents of an evaluation belong to, for margins and separate losses."""
+        weights = math.fsum(part.weight for part in self.parts)
+        return tuple(
+            ScoredPart(
+                part.name,
+                part.texts or tuple((number, i) for i in range(len(part.documents))),
+                part.weight / weights,
+                not part.is_generated,
+            )
+            for number, part in enumerate(self.parts)
+        )
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Whether exp(loss) is a perplexity, which it is not where several parts are mixed."""
+        return len(self.parts) == 1 and not self.parts[0].is_generated
+
+    def part_losses(self, evaluation: Evaluation) -> tuple[PartLoss, ...]:
+        """Returns the loss of each part of a completed evaluation by this objective."""
+        return part_losses(evaluation, self.scored_parts)
 
     def identity(self) -> dict[str, Any]:
         """Returns JSON values that say how candidates are scored, for fingerprints.
 
         They hold sizes, weights, target and batching; `model_identity` and `documents_sha256` say
-        which model and which documents.
+        which model and which documents. Where that does not say it all, because documents were
+        generated or because something else than their ends counts, `generated_sha256` is a digest
+        of every token and every mask.
         """
+        needs_content = any(part.is_generated or not ends_only(part) for part in self.parts)
         return {
             "target_length": self.target_length,
             "weights": [part.weight for part in self.parts],
@@ -261,6 +290,7 @@ class PerplexityObjective:
                 if self._ladder
                 else {}
             ),
+            **({"generated_sha256": content_sha256(self.parts)} if needs_content else {}),
         }
 
 

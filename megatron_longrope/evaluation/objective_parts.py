@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,12 @@ class ObjectivePart:
     counted: tuple[Counted, ...]
     """One mask [tokens − 1] per document; entry i is of the prediction of token i + 1."""
     weight: float = 1.0
+    name: str = "text"
+    """What the part is called where losses of parts are reported one by one."""
+    texts: tuple[Hashable, ...] = ()
+    """The text each document was cut from, in this part or another; by default one of its own."""
+    is_generated: bool = False
+    """Whether the documents were generated, and the answers in them are what counts."""
 
     def __post_init__(self) -> None:
         if not self.documents or len(self.counted) != len(self.documents):
@@ -36,6 +43,10 @@ class ObjectivePart:
                 "objective documents",
                 len(self.documents),
                 f"one or more, got {len(self.counted)} masks",
+            )
+        if self.texts and len(self.texts) != len(self.documents):
+            raise InputError(
+                "objective texts", len(self.texts), f"of {len(self.documents)} documents"
             )
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise InputError("objective weight", self.weight, "must be finite and above 0")
@@ -50,11 +61,22 @@ class ObjectivePart:
 
     @classmethod
     def last_part(
-        cls, documents: Sequence[Tokens], fraction: float = 1.0, weight: float = 1.0
+        cls,
+        documents: Sequence[Tokens],
+        fraction: float = 1.0,
+        weight: float = 1.0,
+        *,
+        name: str = "text",
+        texts: Sequence[Hashable] = (),
     ) -> ObjectivePart:
         """Returns a part that counts the predictions on the last `fraction` of each document.
 
-        A fraction of 1 counts all predictions.
+        Args:
+            documents: their tokens.
+            fraction: share of each document that counts; 1: all of it.
+            weight: of the part in the loss, beside those of the others.
+            name: what it is called where parts are reported one by one.
+            texts: which text each document was cut from.
         """
         if not 0 < fraction <= 1:
             raise InputError("last_fraction", fraction, "must be above 0 and at most 1")
@@ -62,7 +84,7 @@ class ObjectivePart:
         for tokens in documents:
             first = len(tokens) - max(1, round(fraction * len(tokens)))
             masks.append(np.arange(1, len(tokens)) >= first)
-        return cls(tuple(documents), tuple(masks), weight)
+        return cls(tuple(documents), tuple(masks), weight, name, tuple(texts))
 
     @classmethod
     def answers(cls, documents: Sequence[PasskeyDocument], weight: float = 1.0) -> ObjectivePart:
@@ -70,13 +92,13 @@ class ObjectivePart:
         masks = tuple(
             np.arange(1, len(document.tokens)) >= document.answer_start for document in documents
         )
-        return cls(tuple(document.tokens for document in documents), masks, weight)
+        tokens = tuple(document.tokens for document in documents)
+        return cls(tokens, masks, weight, "answers", is_generated=True)
 
 
 def as_parts(
     documents: Sequence[Tokens] | Sequence[ObjectivePart], last_fraction: float
 ) -> tuple[ObjectivePart, ...]:
-    """Returns the parts given, or one part of all documents; raises InputError for a mixture."""
     parts = [item for item in documents if isinstance(item, ObjectivePart)]
     if not parts:
         return (ObjectivePart.last_part([np.asarray(item) for item in documents], last_fraction),)
@@ -89,12 +111,26 @@ def as_parts(
     return tuple(parts)
 
 
-def part_scales(parts: Sequence[ObjectivePart]) -> tuple[float, ...]:
-    """Returns the constants c_p that make the loss over all tokens the weighted mean of the parts.
+def ends_only(part: ObjectivePart) -> bool:
+    """Returns whether of every document an unbroken end counts: its size then says which."""
+    return all(mask[len(mask) - int(mask.sum()) :].all() for mask in part.counted)
 
-    Σ_p c_p·nll_p / Σ_p tokens_p = Σ_p w_p·(nll_p / tokens_p) / Σ_p w_p; c is exactly 1 for a single
-    part.
-    """
+
+def content_sha256(parts: Sequence[ObjectivePart]) -> str:
+    """Returns one hexadecimal digest of all parts' tokens (little-endian int64), masks, lengths."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part.documents).to_bytes(8, "little"))
+        for tokens, mask in zip(part.documents, part.counted, strict=True):
+            digest.update(len(tokens).to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(tokens, dtype="<i8").tobytes())
+            digest.update(np.ascontiguousarray(mask, dtype=np.uint8).tobytes())
+    return digest.hexdigest()
+
+
+def part_scales(parts: Sequence[ObjectivePart]) -> tuple[float, ...]:
+    """Returns c_p with Σ_p c_p·nll_p / Σ_p tokens_p = Σ_p w_p·(nll_p / tokens_p) / Σ_p w_p: exactly
+    1 for a single part."""
     counts = [sum(int(mask.sum()) for mask in part.counted) for part in parts]
     weights = math.fsum(part.weight for part in parts)
     return tuple(

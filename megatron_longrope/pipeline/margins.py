@@ -1,20 +1,27 @@
-"""What a search gained over every baseline, on the documents it searched on."""
+"""What a search gained over every baseline, on the documents it searched on and on others."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.run_directory import RunDirectory
-from megatron_longrope.artifacts.summaries import BaselineMargin
+from megatron_longrope.artifacts.summaries import BaselineMargin, HeldOutMargins
 from megatron_longrope.atomic import finite_or_none
-from megatron_longrope.evaluation import ComparedMethod, PerplexityObjective
+from megatron_longrope.evaluation import (
+    ComparedMethod,
+    EvaluationDocument,
+    PerplexityObjective,
+    documents_sha256,
+)
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     judged_on,
+    loss_in_words,
     search_cost,
     shared_journal,
 )
@@ -57,19 +64,92 @@ def baseline_margins(
         documents_sha256: Identifies the documents searched on.
         show: Is called after each baseline.
     """
-    own = list(problem.baselines)
-    methods = [*own, *(method.with_searched(outcome.best.attention_factor) for method in own)]
-    length = problem.length
-    candidates = [candidate_of(method.factors_at(length).for_length(length)) for method in methods]
+    methods = _compared(problem, outcome)
     found = {
         entry.candidate: entry.evaluation for entry in outcome.entries if entry.evaluation.completed
     }
-    scored = objective.without_ladder()
-    judged_by = judged_on(scored, documents_sha256)
+    journal = _Journal(directory, "baselines", "baseline", documents_sha256)
+    cost = _score_missing(objective, list(methods.values()), found, journal, show)
+    rows = [
+        _margin(method, objective, outcome.evaluation, found[candidate])
+        for method, candidate in methods.items()
+    ]
+    return rows, cost
+
+
+def held_out_margins(
+    problem: SearchProblem,
+    objective: PerplexityObjective,
+    outcome: SearchOutcome,
+    directory: RunDirectory,
+    documents: Sequence[EvaluationDocument],
+    show: Count | None = None,
+) -> HeldOutMargins:
+    """Returns the same rows on documents nobody searched on, where the best factors and every
+    baseline are scored once, journalled like baselines. All ranks come here together.
+
+    Args:
+        problem: whose baselines are compared.
+        objective: of the held-out documents.
+        outcome: the search's end.
+        directory: gets `journals/held-out/`.
+        documents: those `objective` is of.
+        show: told how many are done.
+    """
+    methods = _compared(problem, outcome)
+    found: dict[Candidate, Evaluation] = {}
+    sha256 = documents_sha256(documents)
+    journal = _Journal(directory, "held-out", "held-out", sha256)
+    cost = _score_missing(objective, [outcome.best, *methods.values()], found, journal, show)
+    ours = found[outcome.best]
+    return HeldOutMargins(
+        sha256=sha256,
+        documents=tuple(document.name for document in documents),
+        perplexity=finite_or_none(ours.perplexity),
+        baselines=tuple(
+            _margin(method, objective, ours, found[candidate])
+            for method, candidate in methods.items()
+        ),
+        cost=cost,
+    )
+
+
+@dataclass(frozen=True)
+class _Journal:
+    """Where evaluations beside a search are kept: `journals/FOLDER/`, entries of one origin."""
+
+    directory: RunDirectory
+    folder: str
+    origin: str
+    documents_sha256: str
+
+
+def _compared(problem: SearchProblem, outcome: SearchOutcome) -> dict[ComparedMethod, Candidate]:
+    """Every baseline with its own attention factor, then with the one found, as a search sees
+    them."""
+    own = list(problem.baselines)
+    methods = [*own, *(method.with_searched(outcome.best.attention_factor) for method in own)]
+    length = problem.length
+    return {
+        method: candidate_of(method.factors_at(length).for_length(length)) for method in methods
+    }
+
+
+def _score_missing(
+    objective: PerplexityObjective,
+    candidates: Sequence[Candidate],
+    found: dict[Candidate, Evaluation],
+    kept: _Journal,
+    show: Count | None,
+) -> SearchCost:
+    """Adds to `found` what its journal holds and what is still missing of `candidates`, each scored
+    once; returns what all of the journal's evaluations took."""
+    scored, length = objective.without_ladder(), objective.target_length
+    judged_by = judged_on(scored, kept.documents_sha256)
     digest = hashlib.sha256(json.dumps(judged_by, sort_keys=True).encode()).hexdigest()[:8]
-    path = directory.journal(f"baselines/{length}-{digest}")
+    path = kept.directory.journal(f"{kept.folder}/{length}-{digest}")
     with shared_journal(
-        objective.model.runtime, path, {"searcher": "baselines"}, judged_by
+        objective.model.runtime, path, {"searcher": kept.folder}, judged_by
     ) as journal:
         found |= {entry.candidate: entry.evaluation for entry in journal.entries}
         missing = [candidate for candidate in dict.fromkeys(candidates) if candidate not in found]
@@ -80,7 +160,7 @@ def baseline_margins(
                 JournalEntry(
                     index,
                     candidate,
-                    Provenance(0, "baseline"),
+                    Provenance(0, kept.origin),
                     evaluation,
                     now - before,
                     evaluation.cost_tokens,
@@ -88,13 +168,8 @@ def baseline_margins(
             )
             found[candidate], before = evaluation, now
             if show is not None:
-                show(index + 1, num_wanted, "baselines")
-        cost = search_cost(journal.entries, objective.model.shape, length)
-    rows = [
-        _margin(method, outcome.evaluation, found[candidate])
-        for method, candidate in zip(methods, candidates, strict=True)
-    ]
-    return rows, cost
+                show(index + 1, num_wanted, kept.folder)
+        return search_cost(journal.entries, objective.model.shape, length)
 
 
 def candidate_of(factors: RopeFactors) -> Candidate:
@@ -102,12 +177,14 @@ def candidate_of(factors: RopeFactors) -> Candidate:
     return Candidate(factors.rescale, factors.start_tokens, factors.attention_factor)
 
 
-def _margin(method: ComparedMethod, ours: Evaluation, other: Evaluation) -> BaselineMargin:
-    margin = paired_margin(ours, other)
+def _margin(
+    method: ComparedMethod, objective: PerplexityObjective, ours: Evaluation, other: Evaluation
+) -> BaselineMargin:
+    margin = paired_margin(ours, other, objective.scored_parts)
     return BaselineMargin(
         method=method.name,
         attention_factor=method.attention_factor,
-        perplexity=finite_or_none(other.perplexity),
+        **loss_in_words(objective, other),
         ratio=finite_or_none(margin.ratio),
         low=finite_or_none(margin.low),
         high=finite_or_none(margin.high),

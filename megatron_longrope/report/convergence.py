@@ -43,6 +43,8 @@ class Convergence:
     """Searches that scored candidates in the same way and found a finite perplexity."""
     left_out: list[str]
     """Names of searches for the same length that scored candidates in another way."""
+    measure: str = "perplexity"
+    """The name of what is on the vertical axis."""
 
 
 def convergence(journals: Mapping[str, SearchJournal], name: str) -> Convergence:
@@ -62,7 +64,9 @@ def convergence(journals: Mapping[str, SearchJournal], name: str) -> Convergence
     }
     curves = [_curve(journal) for journal in alike.values() if journal.entries]
     usable = [curve for curve in curves if math.isfinite(curve.perplexities[-1])]
-    return Convergence(usable, [other for other in same_length if other not in alike])
+    return Convergence(
+        usable, [other for other in same_length if other not in alike], asked.measure
+    )
 
 
 def _curve(journal: SearchJournal) -> SearchCurve:

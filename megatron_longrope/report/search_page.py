@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ def search_values(run: RunFiles, search: SearchSummary) -> Mapping[str, Any]:
     """Returns the values that the template of a search shows."""
     found = convergence(run.journals, search.journal_name)
     factors = {name: file for name, file in run.factors.items() if name != _COPY}
-    baselines = [BaselineLine(row, method_look(row.method)) for row in search.baselines]
+    baselines = _lines(search.baselines)
+    held_out = [] if search.held_out is None else _lines(search.held_out.baselines)
     return {
         "name": "Factor search",
         "run_name": run.name,
@@ -76,6 +77,9 @@ def search_values(run: RunFiles, search: SearchSummary) -> Mapping[str, Any]:
         "tiles": _tiles(search, found),
         "baselines": baselines,
         "no_interval": all(line.baseline.low is None for line in baselines),
+        "held_out": held_out,
+        "no_held_out_interval": all(line.baseline.low is None for line in held_out),
+        "measure": "perplexity" if search.score is None else "score",
         "convergence_panel": convergence_panel(found, search.best_baseline),
         "curves": found.curves,
         "factor_panels": factor_panels(factors),
@@ -86,15 +90,17 @@ def search_values(run: RunFiles, search: SearchSummary) -> Mapping[str, Any]:
 def _tiles(search: SearchSummary, found: Convergence) -> list[Tile]:
     tiles = [
         Tile(
-            f"Perplexity at {short_length(search.target_length)}",
-            format_perplexity(search.perplexity),
-            "best factors, search documents",
+            f"{'Perplexity' if search.score is None else 'Score'} at "
+            f"{short_length(search.target_length)}",
+            format_perplexity(search.value),
+            ", ".join(part.words for part in search.parts) or "best factors, search documents",
         )
     ]
     baseline = search.best_baseline
     if baseline is not None:
         detail = (
-            f"perplexity {format_perplexity(baseline.perplexity)}, {baseline.attention_factor} "
+            f"{'perplexity' if baseline.score is None else 'score'} "
+            f"{format_perplexity(baseline.value)}, {baseline.attention_factor} "
             "attention factor"
         )
         tiles.append(
@@ -110,6 +116,10 @@ def _tiles(search: SearchSummary, found: Convergence) -> list[Tile]:
     tiles.append(Tile("Operations", f"{search.flops:.3g}", "FLOP, backward passes included"))
     tiles.append(Tile("Time", duration(search.seconds), f"{search.tokens:,} tokens forward"))
     return tiles
+
+
+def _lines(rows: Sequence[BaselineMargin]) -> list[BaselineLine]:
+    return [BaselineLine(row, method_look(row.method)) for row in rows]
 
 
 def _percent(ratio: float | None) -> str:

@@ -49,6 +49,7 @@ from megatron_longrope.rope.published import (
     published_factors,
     published_names,
     published_sets,
+    resolve_factors,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ __all__ = [
     "published_names",
     "published_sets",
     "read_factors",
+    "resolve_factors",
     "rotary_angles",
     "short_and_long",
     "write_factors",

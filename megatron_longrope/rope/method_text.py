@@ -10,7 +10,7 @@ from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.errors import InputError
 from megatron_longrope.rope.methods import METHODS, RopeMethod
 from megatron_longrope.rope.methods.uses import closed_form_methods
-from megatron_longrope.rope.published import find_factors
+from megatron_longrope.rope.published import find_factors, resolve_factors
 
 _WORDS = re.compile(r"(?P<name>[^:,]*)(?P<scale>:[^,]*)?(?P<settings>,.*)?", re.DOTALL)
 
@@ -80,15 +80,8 @@ def _factors_made_before(text: str, geometry: RopeGeometry) -> FactorSet:
 
     Factors of another rotary base or head_dim are refused too: λ belongs to pairs of these θ_i.
     """
-    factor_set = find_factors(text)
-    if factor_set is None:
+    if find_factors(text) is None and not text.endswith(".json"):
         names = ", ".join(closed_form_methods())
         rule = f"one of {names}, a published factor set, or a factors JSON file"
-        raise InputError("--method", text, "no such file" if text.endswith(".json") else rule)
-    theirs = factor_set.geometry
-    if (theirs.base, theirs.head_dim) != (geometry.base, geometry.head_dim):
-        rule = f"made for base {theirs.base:g} and head_dim {theirs.head_dim}"
-        raise InputError(
-            "--method", text, f"{rule}; this model has {geometry.base:g} and {geometry.head_dim}"
-        )
-    return factor_set
+        raise InputError("--method", text, rule)
+    return resolve_factors(text, "--method", geometry)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_longrope.artifacts.factor_file import read_factors
 from megatron_longrope.artifacts.factors import FactorOrigin, FactorSet, RopeFactors
+from megatron_longrope.artifacts.geometry import RopeGeometry
 from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.errors import InputError
 from megatron_longrope.rope.methods.longrope import longrope_attention_factor
@@ -99,6 +100,29 @@ def find_factors(name_or_file: str) -> FactorSet | None:
     if name_or_file in published_names():
         return FactorSet.single(published_factors(name_or_file))
     return read_factors(name_or_file) if Path(name_or_file).is_file() else None
+
+
+def resolve_factors(text: str, field: str, geometry: RopeGeometry | None = None) -> FactorSet:
+    """Returns the published set, or the set in the factors file, that `text` names.
+
+    Raises InputError that names `field` where it is neither, and where the set is of another
+    rotary base or head_dim than `geometry`.
+    """
+    factor_set = find_factors(text)
+    if factor_set is None:
+        if Path(text).suffix == ".json" or Path(text).is_dir():
+            raise InputError(field, text, "a folder" if Path(text).is_dir() else "no such file")
+        rule = "neither a published set, which `longrope factors list` shows, nor a factors file"
+        raise InputError(field, text, rule)
+    if geometry is None:
+        return factor_set
+    theirs = factor_set.geometry
+    if (theirs.base, theirs.head_dim) != (geometry.base, geometry.head_dim):
+        rule = f"made for base {theirs.base:g} and head_dim {theirs.head_dim}"
+        raise InputError(
+            field, text, f"{rule}; this model has {geometry.base:g} and {geometry.head_dim}"
+        )
+    return factor_set
 
 
 def _attention_factor(entry: PublishedSet, original_length: int) -> float:

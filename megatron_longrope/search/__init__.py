@@ -25,7 +25,6 @@ from megatron_longrope.artifacts.journal import (
     Record,
     read_journal,
 )
-from megatron_longrope.search.bootstrap import Margin, paired_margin
 from megatron_longrope.search.choice import SearcherChoice
 from megatron_longrope.search.critical import CriticalSpace, theoretical_critical_pair
 from megatron_longrope.search.descent import DescentSettings
@@ -35,6 +34,7 @@ from megatron_longrope.search.loop import (
     SearchProgress,
     run_search,
 )
+from megatron_longrope.search.margin import Margin, paired_margin
 from megatron_longrope.search.options import SettingOption, merge_settings
 from megatron_longrope.search.ramp import RampSettings
 from megatron_longrope.search.rounds import Proposal, RoundSearcher

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from megatron_longrope.artifacts.evaluations import Candidate, Evaluation
+from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, PartLoss
 from megatron_longrope.artifacts.journal import JournalEntry, Record
 from megatron_longrope.errors import InputError, LongRopeError
 from megatron_longrope.search.stopping import EarlyStopping, span_of_rule
@@ -34,6 +34,10 @@ class SearchProgress:
     best_loss: float | None
     """Loss of the best candidate in nats per token."""
     best_perplexity: float | None
+    """exp(best_loss); None where several parts are mixed."""
+    best_evaluation: Evaluation | None = None
+    best_parts: tuple[PartLoss, ...] = ()
+    """The loss of each part where several are mixed; `search_factors` fills it in."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def _progress(
     if best is None:
         return SearchProgress(done, total, recovered, rate, eta, None, None, None)
     return SearchProgress(
-        done, total, recovered, rate, eta, best[0], best[1].loss, best[1].perplexity
+        done, total, recovered, rate, eta, best[0], best[1].loss, best[1].perplexity, best[1]
     )
 
 

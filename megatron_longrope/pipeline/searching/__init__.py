@@ -1,7 +1,13 @@
 """The three searches of the method: their spaces and starts, objective, journal and cost."""
 
 from megatron_longrope.pipeline.searching.cost import search_cost
-from megatron_longrope.pipeline.searching.objective import PASS_TOKENS, judged_on, search_objective
+from megatron_longrope.pipeline.searching.objective import (
+    PASS_TOKENS,
+    held_out_objective,
+    judged_on,
+    loss_in_words,
+    search_objective,
+)
 from megatron_longrope.pipeline.searching.problems import (
     SearchProblem,
     extension_search,
@@ -21,8 +27,10 @@ __all__ = [
     "Show",
     "extension_search",
     "first_search",
+    "held_out_objective",
     "judged_on",
     "longrope_attention_factor_of",
+    "loss_in_words",
     "methods_compared",
     "recovery_search",
     "search_cost",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_longrope.artifacts.evaluations import Evaluation
+from megatron_longrope.atomic import finite_or_none
+from megatron_longrope.config import format_length
 from megatron_longrope.data import TextTokenizer, classic_filler, passkey_document
 from megatron_longrope.evaluation import (
     EvaluationDocument,
@@ -43,14 +46,17 @@ def search_objective(
         length: Tokens to search for.
     """
     chosen = documents[: config.num_documents]
+    texts = [each.name for each in chosen for _ in range(config.windows_per_document)]
     parts = [
         ObjectivePart.last_part(
-            _stretches(chosen, length, config.windows_per_document), config.last_fraction
+            _stretches(chosen, each, config.windows_per_document),
+            config.last_fraction,
+            weight,
+            name=f"text at {format_length(each)}" if config.mixture else "text",
+            texts=texts,
         )
+        for each, weight in ((length, 1.0), *config.mixture.items())
     ]
-    for other, weight in config.mixture.items():
-        stretches = _stretches(chosen, other, config.windows_per_document)
-        parts.append(ObjectivePart.last_part(stretches, config.last_fraction, weight))
     if config.retrieval_documents:
         filler, prefix = classic_filler(tokenizer), tokenizer.document_prefix()
         keys = [
@@ -72,6 +78,22 @@ def search_objective(
     )
 
 
+def held_out_objective(
+    model: LongRopeModel,
+    documents: Sequence[EvaluationDocument],
+    config: SearchConfig,
+    length: int,
+) -> PerplexityObjective:
+    """Returns what is measured on documents nobody searched on: their text at `length`, as much of
+    its end as the search counts, and nothing besides."""
+    tokens = [document.prefix(length) for document in documents]
+    names = [document.name for document in documents]
+    part = ObjectivePart.last_part(tokens, config.last_fraction, texts=names)
+    return PerplexityObjective(
+        model, [part], target_length=length, max_batch_tokens=max(length, PASS_TOKENS)
+    )
+
+
 def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int) -> list[Tokens]:
     """Returns the first `count` stretches of `length` tokens of each document."""
     return [
@@ -79,6 +101,15 @@ def _stretches(documents: Sequence[EvaluationDocument], length: int, count: int)
         for document in documents
         for start in range(0, length * count, length)
     ]
+
+
+def loss_in_words(objective: PerplexityObjective, evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the `perplexity` of an evaluation, or the `score` of a mixture with its `parts`, as
+    result records hold them; numbers that are not finite become None."""
+    value = finite_or_none(evaluation.perplexity)
+    if objective.is_perplexity:
+        return {"perplexity": value}
+    return {"perplexity": None, "score": value, "parts": objective.part_losses(evaluation)}
 
 
 def judged_on(objective: PerplexityObjective, documents_sha256: str) -> dict[str, Any]:

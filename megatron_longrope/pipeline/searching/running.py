@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def search_factors(
     directory: RunDirectory,
     documents_sha256: str,
     show: Show | None = None,
+    model_name: str | None = None,
 ) -> tuple[RopeFactors, SearchOutcome]:
     """Runs a search to its end and returns the best factors, and what the search did.
 
@@ -48,7 +50,8 @@ def search_factors(
         config: The searcher, its seed, and early stopping.
         directory: The run directory.
         documents_sha256: Identifies the documents searched on.
-        show: Is called with the progress of the search.
+        show: Is called with the progress of the search, and the parts of a mixture.
+        model_name: The model that the factors say they were searched on.
     """
     runtime, geometry = objective.model.runtime, objective.model.geometry
     task = SearchTask(
@@ -66,16 +69,41 @@ def search_factors(
         runtime, directory.journal(problem.name), searcher.identity(), judged_by
     ) as journal:
         outcome = run_search(
-            searcher, objective.stream, journal, stopping=stopping, on_progress=show
+            searcher,
+            objective.stream,
+            journal,
+            stopping=stopping,
+            on_progress=show and _with_parts(show, objective),
         )
     origin = FactorOrigin(
-        method="longrope", data=documents_sha256[:16], score=outcome.evaluation.loss
+        method="longrope",
+        model=model_name,
+        data=documents_sha256[:16],
+        score=outcome.evaluation.loss,
+        searcher=config.searcher.name,
+        scored=None
+        if objective.is_perplexity
+        else ", ".join(part.name for part in objective.scored_parts),
     )
     factors = factors_of(outcome.best, geometry, problem.length, origin)
     if runtime.is_main:
         write_factors(directory.factors(problem.name), factors)
     runtime.barrier()
     return factors, outcome
+
+
+def _with_parts(show: Show, objective: PerplexityObjective) -> Show:
+    """Returns `show`, made to be told the loss of each part where several are mixed."""
+    if objective.is_perplexity:
+        return show
+
+    def told(progress: SearchProgress) -> None:
+        if progress.best_evaluation is not None:
+            parts = objective.part_losses(progress.best_evaluation)
+            progress = replace(progress, best_perplexity=None, best_parts=parts)
+        show(progress)
+
+    return told
 
 
 @contextmanager

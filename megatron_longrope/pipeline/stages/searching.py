@@ -14,6 +14,7 @@ from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, ge
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     extension_search,
+    loss_in_words,
     recovery_search,
     search_cost,
     search_factors,
@@ -116,7 +117,7 @@ class SearchFactors(Stage):
         }
 
     def work(self, run: Run) -> dict[str, object]:
-        """Searches to the end; returns the factors, their cost and their perplexity."""
+        """Searches to the end; returns the factors, their cost and their perplexity or score."""
         documents = run.corpus.search[: self.config.num_documents]
         problem = self._problem_of(run)
         model = run.load(self.weights)
@@ -128,13 +129,17 @@ class SearchFactors(Stage):
             run.directory,
             documents_sha256(documents),
             run.progress.search(self.name),
+            run.recipe.model,
         )
         cost = search_cost(outcome.entries, model.shape, self.length)
+        loss = loss_in_words(objective, outcome.evaluation)
+        if "parts" in loss:
+            loss["parts"] = [part.model_dump() for part in loss["parts"]]
         return {
             "factors": factors_to_json(factors),
             **cost.model_dump(),
             "stopped_early": outcome.stopped_early,
-            "perplexity": outcome.evaluation.perplexity,
+            **loss,
         }
 
     def _problem_of(self, run: Run) -> SearchProblem:

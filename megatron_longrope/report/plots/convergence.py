@@ -27,13 +27,12 @@ def convergence_panel(found: Convergence, baseline: BaselineMargin | None) -> Pa
     """Returns the plot for the page; None where there is no curve."""
     if not found.curves:
         return None
-    svg = draw_svg(
-        "convergence", "Best perplexity against cost", lambda axes: _paint(axes, found, baseline)
-    )
+    title = f"Best {found.measure} against cost"
+    svg = draw_svg("convergence", title, lambda axes: _paint(axes, found, baseline))
     entries = [legend_entry(searcher_look(curve.searcher), bold=True) for curve in found.curves]
     if baseline is not None:
         entries.append(LegendEntry(_baseline_label(baseline), "muted", "", True))
-    return Panel("Best perplexity against cost", svg, tuple(entries), _note(found))
+    return Panel(title, svg, tuple(entries), _note(found))
 
 
 def convergence_png(
@@ -66,16 +65,16 @@ def _paint(axes: Axes, found: Convergence, baseline: BaselineMargin | None) -> N
             zorder=3,
         )
         axes.plot(curve.costs[-1], curve.perplexities[-1], look.marker, color=look.light, zorder=4)
-    if baseline is not None and baseline.perplexity is not None:
+    if baseline is not None and baseline.value is not None:
         axes.axhline(
-            baseline.perplexity,
+            baseline.value,
             color=MUTED,
             linewidth=1.6,
             linestyle=(0, (5, 2)),
             zorder=2,
             label=_baseline_label(baseline),
         )
-        values.append(baseline.perplexity)
+        values.append(baseline.value)
     low = min(values)
     highest = max(value for value in values if value <= TOP * low)
     high = highest if highest > low else 1.01 * low
@@ -85,7 +84,7 @@ def _paint(axes: Axes, found: Convergence, baseline: BaselineMargin | None) -> N
         axes, min(curve.costs[0] for curve in curves), max(curve.costs[-1] for curve in curves)
     )
     axes.set_xlabel(COST)
-    axes.set_ylabel("best perplexity so far")
+    axes.set_ylabel(f"best {found.measure} so far")
 
 
 def _cost_axis(axes: Axes, low: float, high: float) -> None:

@@ -50,9 +50,13 @@ class NamedFactors:
 
     @property
     def perplexity(self) -> float | None:
-        """Perplexity on the data searched on, from the recorded score; None without a score."""
+        """Perplexity on the data searched on, from the recorded score of text; None without one."""
         score = self.factors.origin.score
-        return None if score is None else finite_or_none(perplexity_of(score, 1))
+        return (
+            None
+            if score is None or self.factors.origin.scored is not None
+            else finite_or_none(perplexity_of(score, 1))
+        )
 
 
 def wavelengths(factors: RopeFactors) -> list[float]:

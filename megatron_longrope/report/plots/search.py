@@ -39,7 +39,7 @@ def search_panels(
     for stage, journal in journals.items():
         entries = journal.entries
         if any(_is_usable(entry) for entry in entries):
-            panels.append(_panel(len(panels), stage, entries, baselines(entries, files)))
+            panels.append(_panel(len(panels), stage, journal, baselines(entries, files)))
     return panels
 
 
@@ -73,7 +73,8 @@ def _method_of(entry: JournalEntry, files: Mapping[str, FactorSet]) -> str | Non
     return None
 
 
-def _panel(index: int, stage: str, entries: Sequence[JournalEntry], lines: list[Baseline]) -> Panel:
+def _panel(index: int, stage: str, journal: SearchJournal, lines: list[Baseline]) -> Panel:
+    entries = journal.entries
     values = [(entry.evaluation.perplexity, entry.evaluation.completed) for entry in entries]
     curve = best_so_far(values)
     low = curve[-1]
@@ -84,11 +85,15 @@ def _panel(index: int, stage: str, entries: Sequence[JournalEntry], lines: list[
     svg = draw_svg(
         name,
         f"Search convergence of {stage}",
-        lambda axes: _paint(axes, values, curve, lines, (low, high)),
+        lambda axes: _paint(
+            axes, values, curve, lines, (low, high), journal.header.objective.measure
+        ),
     )
     steps = sum(entry.evaluation.sample is not None for entry in entries)
     stopped = sum(entry.stopped_early for entry in entries)
     caption = f"{len(entries)} evaluations, best {low:.3f}"
+    if not journal.header.objective.is_perplexity:
+        caption += ": a score, exp(loss) over several parts, no perplexity"
     if steps:
         caption += f"; {steps} were steps of a descent, each on some of the documents"
     if stopped:
@@ -114,6 +119,7 @@ def _paint(
     curve: list[float],
     lines: list[Baseline],
     limits: tuple[float, float],
+    measure: str,
 ) -> None:
     low, high = limits
     for line in lines:
@@ -145,7 +151,7 @@ def _paint(
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel("evaluations")
-    axes.set_ylabel("perplexity")
+    axes.set_ylabel(measure)
 
 
 def _legend(lines: list[Baseline]) -> tuple[LegendEntry, ...]:

@@ -67,6 +67,13 @@ def test_files_give_back_every_bit(factor_set: FactorSet, tmp_path: Path) -> Non
     assert [entry.name for entry in path.parent.iterdir()] == ["factors.json"]
 
 
+def test_an_origin_says_no_more_than_files_of_before_unless_there_is_more() -> None:
+    keys = ["method", "model", "data", "score", "source"]
+    assert list(FactorOrigin(method="yarn").model_dump(mode="json")) == keys
+    found = FactorOrigin(method="longrope", searcher="hybrid", scored="text, answers")
+    assert FactorOrigin.model_validate(found.model_dump(mode="json")) == found
+
+
 def test_hf_frequencies_travel_with_the_file(tmp_path: Path) -> None:
     factors = Yarn(scale=4).factors(RopeGeometry(base=1e4, head_dim=64, original_length=512))
     write_factors(tmp_path / "f.json", factors)

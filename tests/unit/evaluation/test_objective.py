@@ -108,7 +108,36 @@ def test_parts_enter_the_loss_by_their_weights(model: LongRopeModel) -> None:
     text_loss = sum(float(score.nll.sum()) for score in scores[:2]) / (TARGET - 1 + 89)
     answer_loss = sum(float(score.nll[-5:].sum()) for score in scores[2:]) / 15
     assert evaluation.loss == pytest.approx(0.75 * text_loss + 0.25 * answer_loss, rel=1e-6)
-    assert objective.part_losses(evaluation) == pytest.approx([text_loss, answer_loss], rel=1e-6)
+    text_part, answers = objective.part_losses(evaluation)
+    assert [text_part.loss, answers.loss] == pytest.approx([text_loss, answer_loss], rel=1e-6)
+    assert text_part.perplexity == pytest.approx(math.exp(text_loss)) and answers.perplexity is None
+    assert not objective.is_perplexity
+
+
+def test_an_objective_names_every_generated_token_and_mask(model: LongRopeModel) -> None:
+    """And nothing it did not name before where texts are all there is: journals go on."""
+
+    def identity(*parts: ObjectivePart) -> dict[str, object]:
+        return PerplexityObjective(model, list(parts), target_length=TARGET).identity()
+
+    def needles(seed: int, answer: int = 5) -> ObjectivePart:
+        tokens = random_documents(80, 60, seed=seed)
+        return ObjectivePart.answers(
+            [PasskeyDocument(each, len(each) - answer, answer, key="") for each in tokens]
+        )
+
+    text = ObjectivePart.last_part(random_documents(90, 70))
+    assert identity(text, needles(1)) == identity(text, needles(1))
+    assert identity(text, needles(1)) != identity(text, needles(2))
+    same_count = np.zeros(89, dtype=bool)
+    masks = [np.roll(same_count, 0) for _ in range(2)]
+    masks[0][3:5] = masks[1][4:6] = True
+    first, second = (identity(ObjectivePart(random_documents(90)[:1], (mask,))) for mask in masks)
+    assert first != second
+    keys = ["target_length", "weights", "lengths", "counted", "max_batch_tokens"]
+    assert list(identity(text)) == keys
+    quarter = ObjectivePart.last_part(random_documents(90, 70), 0.25)
+    assert list(identity(text, quarter)) == keys
 
 
 @given(

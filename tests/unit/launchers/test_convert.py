@@ -176,6 +176,14 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         "original_length",
     ),
     "no factors file": (("export", "m", "out", "--factors", "nowhere.json"), "no such file"),
+    "factors neither published nor a file": (
+        ("export", "m", "out", "--factors", "llama2-7b/3k"),
+        "neither a published set",
+    ),
+    "published factors of another model": (
+        ("export", "m", "out", "--factors", "llama2-7b/fine-tune-128k"),
+        "made for base 10000 and head_dim 128",
+    ),
     "a folder for factors": (("export", "m", "out", "--factors", "hf"), "a folder"),
     "a length nothing follows": (("import", "hf", "out", "--dynamic-at", "128"), "dynamic"),
     "nowhere for the result": (

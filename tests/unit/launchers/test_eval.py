@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -123,6 +124,23 @@ def test_methods_scale_by_target_or_length_and_files_are_read(folder: Path) -> N
     assert json.loads(out.read_text())["rows"][0]["nll_sum"] == sums["pi:4"]
     assert run(*request, "--method", "pi", "--original-window", WINDOW // 2) == 0
     assert json.loads(out.read_text())["rows"][0]["nll_sum"] == sums["pi:4"]
+
+
+def test_tables_without_a_terminal_are_whole_and_tab_separated_on_demand(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = [20, 30, 40, 50, 60, 64, 70, 80, 90, 100]
+    request = ["ppl", "--model", folder / "tiny", "--text", folder / "text.txt", "--lengths"]
+    out = folder / "wide.json"
+    assert run(*request, ",".join(map(str, lengths)), "--json", out) == 0
+    shown, rows = capsys.readouterr().out, json.loads(out.read_text())["rows"]
+    (line,) = (line for line in shown.splitlines() if line.count("(") == len(lengths))
+    assert all(f"{row['perplexity']:.4f} (" in line for row in rows)  # far beyond 80 columns
+    assert run(*request, "40,50", "--tsv", "-") == 0
+    table = list(csv.DictReader(capsys.readouterr().out.splitlines(), dialect="excel-tab"))
+    assert [(row["method"], row["length"]) for row in table] == [("model", "40"), ("model", "50")]
+    wanted = {row["length"]: row["perplexity"] for row in rows}
+    assert [float(row["perplexity"]) for row in table] == [wanted[40], wanted[50]]
 
 
 def test_ppl_reads_datasets_of_whole_documents(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,13 @@ from click.testing import CliRunner, Result
 
 from launchers.commands.factors import command
 from megatron_longrope.errors import InputError
-from megatron_longrope.rope import LongRope, RopeGeometry, published_names, write_factors
+from megatron_longrope.rope import (
+    LongRope,
+    RopeGeometry,
+    published_factors,
+    published_names,
+    write_factors,
+)
 
 
 def run(*words: str) -> Result:
@@ -35,6 +42,19 @@ def test_list_names_every_set_and_says_which_are_not_monotone(tmp_path: Path) ->
     rows = json.loads((tmp_path / "list.json").read_text())["rows"]
     assert [row["name"] for row in rows] == list(published_names())
     assert rows[-1]["target_length"] == 131072
+
+
+def test_list_is_tab_separated_on_demand_with_all_digits(tmp_path: Path) -> None:
+    shown = run("list", "--tsv", "-")
+    assert run("list", "--tsv", str(tmp_path / "list.tsv")).output == run("list").output
+    assert shown.output == (tmp_path / "list.tsv").read_text()
+    rows = list(csv.DictReader(shown.output.splitlines(), dialect="excel-tab"))
+    assert [row["name"] for row in rows] == list(published_names())
+    factors = published_factors(rows[0]["name"])
+    assert float(rows[0]["attention_factor"]) == factors.attention_factor
+    assert float(rows[0]["max_rescale"]) == max(factors.rescale)
+    refused = run("list", "--tsv", str(tmp_path / "nowhere" / "list.tsv"))
+    assert isinstance(refused.exception, InputError)
 
 
 def test_show_gives_wavelengths_of_a_published_set(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from launchers.commands.search import command
-from launchers.factor_search import search_config
+from launchers.factor_search import _tuned_factors, search_config
 from launchers.main import main
 from launchers.search_options import check_search_request
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.searching import search_name
+from megatron_longrope.rope import published_factors, write_factors
 
 
 def options(*arguments: str) -> dict[str, Any]:
@@ -56,6 +57,34 @@ def test_starts_may_be_repeated_and_are_all_by_default() -> None:
         "pi",
     )
     assert search_config(options(), 1).starts == ("pi", "ntk", "yarn")
+
+
+def test_a_held_out_text_that_is_searched_on_is_refused_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("a.txt", "one"), ("copy.txt", "one"), ("b.txt", "two"), ("b2.txt", "two")):
+        Path(name).write_text(text)
+    words = ["search", "--model", "gone", "--text", "a.txt", "--target", "2k", "--out", "o"]
+    for held_out, says in (
+        (["copy.txt"], "--held-out=copy.txt: is what --text a.txt holds"),
+        (["b.txt", "b2.txt"], "--held-out=b2.txt: is what --held-out b.txt holds"),
+    ):
+        result = CliRunner().invoke(main, [*words, "--held-out", *held_out])
+        assert result.exit_code == 2 and result.stderr.splitlines() == [says]
+
+
+def test_fine_tuned_factors_come_by_name_or_file(tmp_path: Path) -> None:
+    published = "llama2-7b/fine-tune-128k"
+    tuned = _tuned_factors(published, 262144)
+    assert tuned == published_factors(published)
+    write_factors(tmp_path / "tuned.json", published_factors(published))
+    assert _tuned_factors(str(tmp_path / "tuned.json"), 262144) == tuned
+    for name, says in (("llama2-7b/3k", "neither a published set"), ("no.json", "no such file")):
+        with pytest.raises(InputError, match=f"--from-factors={name}: {says}"):
+            _tuned_factors(name, 262144)
+    with pytest.raises(InputError, match="must exceed the 128k tokens"):
+        _tuned_factors(published, 4096)
 
 
 def test_journals_are_named_by_searcher_but_the_default_s_by_length_alone() -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from checkpoints_tools.hf.folder import read_config
-from launchers.stage_table import _table
+from launchers.printing.stage_table import _table
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.stages.stage import Cost
 

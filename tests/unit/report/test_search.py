@@ -186,6 +186,44 @@ def test_the_page_has_margins_cost_plot_and_factors(folder: Path) -> None:
     assert HOSTILE in page.text and not page.of("img")
 
 
+def test_the_page_shows_held_out_margins_beside_those_searched_on(folder: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    cost = result["baselines_cost"] | {"evaluations": 23}
+    held_out = {
+        "sha256": "0" * 64,
+        "documents": ["x.txt", HOSTILE],
+        "perplexity": 18.5,
+        "baselines": [baseline("yarn", "own", 19.25)],
+        "cost": cost,
+    }
+    fake.write_json(folder / "result.json", result | {"held_out": held_out})
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert [section["id"] for section in page.of("section")][:2] == ["baselines", "held-out"]
+    for text in ("x.txt", HOSTILE, "18.50", "19.25", "This took 23 evaluations"):
+        assert text in page.text
+    assert not page.of("img")
+
+
+def test_a_mixture_is_called_a_score_and_its_parts_have_their_own_numbers(folder: Path) -> None:
+    (folder / "journals" / "search-2048.jsonl").unlink()
+    write_journal(folder, "search-2048", "hybrid", HYBRID, weights=[1.0, 0.5])
+    result = json.loads((folder / "result.json").read_text())
+    parts = [
+        {"name": "text", "loss": 3.4, "perplexity": 29.96},
+        {"name": "answers", "loss": 0.25, "perplexity": None},
+    ]
+    as_score = {"score": result["perplexity"], "perplexity": None, "parts": parts}
+    row = baseline("yarn", "own", 19.0)
+    rows = [row | {"score": row["perplexity"], "perplexity": None, "parts": parts}]
+    fake.write_json(folder / "result.json", result | as_score | {"baselines": rows})
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    for text in ("Score at 2k", "text perplexity 29.9600, answers 0.2500 nats", "answers, nats"):
+        assert text in page.text
+    for text in ("best score", "Best score, exp(loss) against cost"):
+        assert text in page.text
+    assert "best perplexity" not in page.text and "Perplexity at" not in page.text
+
+
 def test_a_result_that_names_no_journal_is_of_the_default_searcher(folder: Path) -> None:
     page = Page(write_report(folder).read_text(encoding="utf-8"))
     result = json.loads((folder / "result.json").read_text())

@@ -3,7 +3,9 @@ its start."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,23 @@ import pytest
 import torch
 
 from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.data import PasskeyDocument
 from megatron_longrope.errors import InputError
-from megatron_longrope.evaluation import EvaluationDocument, PerplexityObjective, documents_sha256
+from megatron_longrope.evaluation import (
+    EvaluationDocument,
+    ObjectivePart,
+    PerplexityObjective,
+    documents_sha256,
+)
 from megatron_longrope.model import LongRopeModel
-from megatron_longrope.pipeline.margins import baseline_margins
+from megatron_longrope.pipeline.margins import baseline_margins, candidate_of, held_out_margins
 from megatron_longrope.pipeline.recipe import SearchConfig
-from megatron_longrope.pipeline.searching import first_search, search_factors
+from megatron_longrope.pipeline.searching import (
+    SearchProblem,
+    first_search,
+    held_out_objective,
+    search_factors,
+)
 from megatron_longrope.runtime import start_runtime
 from megatron_longrope.search import Candidate, Evaluation, SearchOutcome, SearchProgress, Terms
 from tests.support.tiny_models import HfWeights, our_model, random_documents, tiny_hf_model
@@ -99,6 +112,75 @@ def test_a_finished_search_and_its_baselines_are_not_scored_again(
         "dynamic-ntk:4",
         "yarn",
     ]
+
+
+def test_held_out_documents_are_scored_once_too(model: LongRopeModel, tmp_path: Path) -> None:
+    problem, directory = first_search(CONFIG, model.geometry, LENGTH), RunDirectory(tmp_path)
+    documents = [
+        EvaluationDocument(name, tokens)
+        for name, tokens in zip("xyz", random_documents(260, 270, 256, seed=5), strict=True)
+    ]
+    _, outcome = search(model, tmp_path)
+    asked, margins = [], []
+    for _ in range(2):
+        objective = Counting(
+            model, [document.prefix(LENGTH) for document in documents], target_length=LENGTH
+        )
+        margins.append(held_out_margins(problem, objective, outcome, directory, documents))
+        asked.append(len(objective.asked))
+    assert asked[0] == len(set(objective_candidates(problem, outcome))) and asked[1] == 0
+    first, second = margins
+    assert first == second and first.documents == ("x", "y", "z")
+    (best,) = held_out_objective(model, documents, CONFIG, LENGTH)([outcome.best])
+    assert first.perplexity == pytest.approx(best.perplexity)
+    assert [row.method for row in first.baselines[:2]] == ["none", "pi"]
+    assert all(row.low is not None and row.parts == () for row in first.baselines)
+
+
+def objective_candidates(problem: SearchProblem, outcome: SearchOutcome) -> list[Candidate]:
+    """Returns what held-out margins are of: the best, and every baseline with both attention
+    factors."""
+    own = [
+        candidate_of(method.factors_at(LENGTH).for_length(LENGTH)) for method in problem.baselines
+    ]
+    found = outcome.best.attention_factor
+    return [outcome.best, *own, *(replace(each, attention_factor=found) for each in own)]
+
+
+def test_a_mixture_is_a_score_with_its_parts_and_no_perplexity(
+    model: LongRopeModel, tmp_path: Path
+) -> None:
+    hidden = [
+        PasskeyDocument(tokens, len(tokens) - 5, 5, key="")
+        for tokens in random_documents(80, 60, seed=9)
+    ]
+    texts = random_documents(200, 170)
+    parts = [ObjectivePart.last_part(texts), ObjectivePart.answers(hidden, 0.5)]
+    objective = PerplexityObjective(model, parts, target_length=LENGTH)
+    problem, directory = first_search(CONFIG, model.geometry, LENGTH), RunDirectory(tmp_path)
+    told: list[SearchProgress] = []
+    factors, outcome = search_factors(
+        problem, objective, CONFIG, directory, SHA256, told.append, "tiny"
+    )
+    text, answers = told[-1].best_parts
+    assert told[-1].best_perplexity is None and (text.name, answers.name) == ("text", "answers")
+    assert outcome.evaluation.loss == pytest.approx((text.loss + 0.5 * answers.loss) / 1.5)
+    assert text.perplexity == pytest.approx(math.exp(text.loss)) and answers.perplexity is None
+    origin = factors.origin
+    assert (origin.model, origin.searcher, origin.scored) == ("tiny", "hybrid", "text, answers")
+    assert origin.score == outcome.evaluation.loss
+    row = baseline_margins(problem, objective, outcome, directory, SHA256)[0][0]
+    assert row.perplexity is None and row.score is not None
+    assert [part.name for part in row.parts] == ["text", "answers"]
+    # other needles are another objective: their baselines have a journal of their own
+    others = [
+        ObjectivePart.answers([replace(each, tokens=each.tokens + 1) for each in hidden], 0.5)
+    ]
+    again = PerplexityObjective(model, [parts[0], *others], target_length=LENGTH)
+    with pytest.raises(InputError, match=r"objective\.generated_sha256"):
+        search_factors(problem, again, CONFIG, directory, SHA256)
+    baseline_margins(problem, again, outcome, directory, SHA256)
+    assert len(list((tmp_path / "journals" / "baselines").iterdir())) == 2
 
 
 def test_a_ladder_is_scored_first_and_counts_nothing(model: LongRopeModel) -> None:

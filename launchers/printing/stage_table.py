@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from launchers.printing.tables import print_table
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.extend import CheckedRun
 from megatron_longrope.pipeline.stages.stage import Cost, Stage
@@ -31,7 +32,8 @@ def print_stages(checked: CheckedRun) -> None:
     """Prints the documents, and the stages in order with their cost and the sum of it."""
     click.echo(_documents(checked.corpus))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
-    console.print(_table(checked.stages, console.width >= _WIDTH_OF_ALL_COLUMNS))
+    table = _table(checked.stages, console.width >= _WIDTH_OF_ALL_COLUMNS)
+    print_table(table, width_of_a_file=_WIDTH_OF_A_FILE)
     click.echo(
         "weights: the checkpoint a stage loads. tokens: forward through the model; backward: those "
         "of them that are trained on or searched by gradients. operations: floating-point, in all."
