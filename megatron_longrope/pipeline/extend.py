@@ -108,6 +108,8 @@ def _begin(
             f"the model arrives with {own.describe()} for {format_length(own.window)}: searches "
             "build on these factors, and tables compare with them"
         )
+    for note in checked.corpus.notes:
+        progress.stage(note)
     runner = StageRunner(directory, runtime, progress.stage)
     run = Run(recipe, directory, runtime, progress, runner, checked.source, checked.corpus)
     return run, checked.stages

@@ -35,6 +35,7 @@ from megatron_longrope.search import EarlyStopping, SearcherChoice, SearchStage,
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
+JudgedOn = Literal["test", "development"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -43,6 +44,10 @@ class CorpusConfig(StrictConfig):
 
     standard_library: bool = False
     """The running Python's standard library, as this project divides it."""
+    judged_on: JudgedOn = "test"
+    """What judges a run on the standard library: `test`, modules of packages this project requires,
+    for what is published, or `development`, modules of the library that recipes are compared on.
+    Nothing else is measured on test documents, so that no recipe is chosen by them."""
     documents: tuple[str, ...] = ()
     """One list of text files, divided by length: of the documents that reach the target length, the
     first `num_search` are searched on and the next `num_evaluation` are measured on, in the order
@@ -66,6 +71,8 @@ class CorpusConfig(StrictConfig):
             )
         if listed and not (self.train and self.search and self.evaluation):
             raise ValueError("train, search and evaluation are given together")
+        if self.judged_on == "development" and not self.standard_library:
+            raise ValueError("judged_on: development is for standard_library: true")
         return self
 
 
