@@ -55,8 +55,8 @@ def _source_options(function: CallableT) -> CallableT:
         click.option(
             "--stdlib",
             type=parts,
-            help="A part of the running Python's standard library, as this project divides it; test "
-            "documents are of packages it requires, to measure what is published.",
+            help="A part of the running Python's standard library, as this project divides it; "
+            "test: modules of packages it requires, to measure what is published.",
         ),
     )
     for option in reversed(options):
