@@ -135,10 +135,17 @@ class Evaluator:
         """
         for method in self.config.second_interpolations:
             factors = second_interpolation(method, tuned, length)
-            self.announce(f"perplexity {self.name} second {method} at {length}")
-            self.perplexity(f"second-{method}", factors, length)
-            other = with_attention_factor(FactorSet.single(factors), searched.attention_factor)
-            self.perplexity(f"second-{method}", other, length, "searched")
+            self.with_both_attention_factors(f"second-{method}", factors, searched)
+
+    def with_both_attention_factors(
+        self, method: str, factors: RopeFactors, searched: RopeFactors
+    ) -> None:
+        """Adds rows of factors at their target length, as they are and at the searched t."""
+        length = factors.target_length
+        self.announce(f"perplexity {self.name} {method} at {length}")
+        self.perplexity(method, factors, length)
+        other = with_attention_factor(FactorSet.single(factors), searched.attention_factor)
+        self.perplexity(method, other, length, "searched")
 
     def _documents(self, length: int) -> Sequence[EvaluationDocument]:
         """Returns the documents to measure `length` tokens on.

@@ -136,6 +136,13 @@ def methods_compared(
     return methods + [method.with_searched(attention_factor) for method in methods]
 
 
+def published_yarn(own: OwnScaling, length: int) -> RopeFactors:
+    """Returns YaRN as published for an extension to `length` tokens of a model as it arrives."""
+    if own.tuned is not None:
+        return second_interpolation("yarn", own.tuned, length)
+    return Yarn(scale=length / own.geometry.original_length).factors(own.geometry)
+
+
 def second_search(
     config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors
 ) -> SearchProblem:

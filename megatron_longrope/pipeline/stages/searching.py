@@ -13,6 +13,7 @@ from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, geometry_of
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
+    best_ramp,
     extension_search,
     loss_in_words,
     recovery_search,
@@ -44,6 +45,10 @@ class Found:
     def factors(self, run: Run) -> RopeFactors:
         """Returns the factors; raises InputError unless the stage is complete."""
         return run.found(self.search, self.length)
+
+    def best_ramp(self, run: Run, yarn: RopeFactors) -> RopeFactors | None:
+        """Returns `yarn` with the best ramp this search scored; None if it moved no ramp."""
+        return best_ramp(run.directory.journal(self.search), yarn)
 
 
 @dataclass(frozen=True)
