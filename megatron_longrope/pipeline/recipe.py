@@ -250,6 +250,19 @@ class RecoveryStep(StrictConfig):
         return self
 
 
+class ExportedConfig(StrictConfig):
+    """What is measured of the exported folder, through transformers alone.
+
+    Every data-parallel group loads the whole model on each of its devices, so that lengths and
+    models are limited by what one device holds.
+    """
+
+    lengths: tuple[Length, ...] = ()
+    """Lengths in tokens, of those of the whole evaluation; by default all of them."""
+    tasks: bool = True
+    """Whether the tasks of the evaluation are measured as well, with generated answers."""
+
+
 class EvaluationConfig(StrictConfig):
     """What is measured at the end."""
 
@@ -257,6 +270,8 @@ class EvaluationConfig(StrictConfig):
     num_documents: PositiveInt = 3
     tasks: dict[str, SerializeAsAny[TaskSettings]] = Field(default_factory=dict)
     """Beside perplexity, by name: what is measured before and after, each with its settings."""
+    exported: ExportedConfig | None = ExportedConfig()
+    """The exported folder, read by transformers; `null`: it is not measured."""
     sliding_stride: PositiveInt | None = None
     """Of the pretrained model inside its own window, over the same documents; by default a quarter
     of the window."""
@@ -273,9 +288,24 @@ class EvaluationConfig(StrictConfig):
             raise ValueError("names of tasks, each with its settings")
         return {name: _task_settings(str(name), values) for name, values in tasks.items()}
 
+    @model_validator(mode="after")
+    def _exported_where_others_are(self) -> EvaluationConfig:
+        others = [length for length in self.exported_lengths if length not in self.lengths]
+        if others:
+            raise ValueError(
+                f"exported.lengths: {format_length(others[0])} is none of the lengths that "
+                "everything else is measured at"
+            )
+        return self
+
     def task_lengths(self, name: str) -> tuple[int, ...]:
         """Returns the lengths in tokens at which a task is measured."""
         return self.tasks[name].lengths or self.lengths
+
+    @property
+    def exported_lengths(self) -> tuple[int, ...]:
+        """The lengths in tokens at which the exported folder is measured."""
+        return (self.exported.lengths if self.exported else ()) or self.lengths
 
 
 def _task_settings(name: str, values: object) -> TaskSettings:
