@@ -131,11 +131,13 @@ class SearchConfig(StrictConfig):
     """Number of passkey documents of the searched length whose answers count as well, after the
     needle-driven perplexity of LongRoPE2 (arXiv 2502.20082)."""
     retrieval_weight: PositiveFloat = 0.5
-    attention_factor: Literal["searched", "inherited", "fixed", "one"] = "searched"
+    attention_factor: Literal["searched", "inherited", "fixed", "one"] | PositiveFloat = "searched"
     """Which attention factors candidates may have. `searched`: from 1.0 to 1.3 or to 1.05 times
     YaRN's, whichever is more; beyond a fine-tuned length, from 1.0 to 1.4 times the fine-tuned one;
-    in both cases as far as those of the starts. `inherited`: that of the fine-tuned factors.
-    `fixed`: √(1 + ln s / ln L), in a recovery with the s of the extended length. `one`: 1."""
+    in both cases as far as those of the starts. `inherited`: that of the fine-tuned factors, in a
+    recovery that of the longest inputs. `fixed`: √(1 + ln s / ln L), in a recovery with the s of
+    the extended length. `one`: 1. A number: that, such as the one of a further target whose factors
+    the weights are to be trained for."""
     search_start_tokens: bool = False
     """Whether n̂ is searched; otherwise it is 0."""
     starts: tuple[SearchStart, ...] = Field(default_factory=default_search_starts, min_length=1)

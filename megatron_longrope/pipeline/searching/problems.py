@@ -296,11 +296,12 @@ def _choices(
         "fixed": (fixed,),
         "one": (1.0,),
     }
+    chosen = config.attention_factor
     paper = PAPER_START_TOKENS if config.search_start_tokens else ()
     # where λ = 1 for every pair, n̂ says nothing
     given = {seed.start_tokens for seed in seeds if any(value != 1.0 for value in seed.rescale)}
     return {
-        "attention_factors": temperatures[config.attention_factor],
+        "attention_factors": temperatures[chosen] if isinstance(chosen, str) else (chosen,),
         "start_tokens": tuple(sorted({*paper, *given})) or (0,),
     }
 
