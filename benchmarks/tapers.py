@@ -111,7 +111,11 @@ def _fixed(geometry: RopeGeometry, length: int) -> Iterator[tuple[str, Candidate
 def _config(
     space: str, starts: Sequence[str], seed: int, ramp_rounds: int, passes: int
 ) -> SearchConfig:
-    searcher = {"name": "hybrid", "ramp": {"max_rounds": ramp_rounds}, "descent": {"passes": passes}}
+    searcher = {
+        "name": "hybrid",
+        "ramp": {"max_rounds": ramp_rounds},
+        "descent": {"passes": passes},
+    }
     return SearchConfig.model_validate(
         {
             "num_documents": 4,
@@ -145,7 +149,9 @@ def _search(
     problem = extension_search(config, loaded.own, length)
     objective = search_objective(loaded.model, documents, tokenizer, config, length)
     sha256 = documents_sha256(documents)
-    factors, outcome = search_factors(problem, objective, config, RunDirectory(place), sha256, _mute)
+    factors, outcome = search_factors(
+        problem, objective, config, RunDirectory(place), sha256, _mute
+    )
     cost = search_cost(outcome.entries, loaded.model.shape, length)
     scale = length / loaded.own.geometry.original_length
     one = loaded.model.shape.forward_flops(length) * len(documents)

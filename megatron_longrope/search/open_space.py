@@ -48,9 +48,7 @@ class OpenSpace(SearchSpace):
         cls, lower: Sequence[float], upper: float, scale: float, **choices: Unpack[Choices]
     ) -> OpenSpace:
         """Returns the space of λ_i from `lower` to one upper bound, with K = 1.25·`scale`."""
-        return cls(
-            tuple(lower), (upper,) * len(lower), knee=UPPER_OVER_SCALE * scale, **choices
-        )
+        return cls(tuple(lower), (upper,) * len(lower), knee=UPPER_OVER_SCALE * scale, **choices)
 
     @property
     def coordinate_range(self) -> tuple[float, float]:
