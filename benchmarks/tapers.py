@@ -4,12 +4,12 @@
     python benchmarks/tapers.py fixed --model runs/smollm2/huggingface/SmolLM2-135M-Instruct \\
         --length 12k --documents 1
     python benchmarks/tapers.py search --out runs/tapers --length 2k --seeds 1 2
+    python benchmarks/tapers.py search --out runs/tapers --length 2k --searcher cma
 
-`fixed` gives the perplexity under no scaling, YaRN, CoPE's taper, and YaRN with the taper on top, on
-modules of the standard library. `search` searches in the closed and in the open space, from YaRN
-alone and from YaRN and CoPE, as often each: the starts that a search has less are rounds of the
-ramp that it has more. What is found is judged on modules that nothing was searched on. After an
-interruption the same command goes on.
+`fixed` gives the perplexity under no scaling, YaRN, CoPE's taper, and YaRN with the taper on top,
+on modules of the standard library. `search` searches in the closed and in the open space, from
+YaRN, from YaRN and CoPE, and from CoPE, with the same settings. What is found is judged on modules
+that nothing was searched on. After an interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=len(EVALUATION_MODULES), metavar="N")
     parser.add_argument("--out", type=Path, help="run directories of searches")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--ramp-rounds", type=int, default=4)
-    parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--searcher", default="hybrid", help="of its default size, but for hybrid")
     options = parser.parse_args()
     length = parse_length(options.length)
     with start_runtime(timeout_seconds=24 * 3600) as runtime:
@@ -86,7 +85,7 @@ def main() -> None:
         searched = _documents(tokenizer, SEARCH_MODULES[:4], length)
         for seed in options.seeds:
             for space, starts in SEARCHES:
-                config = _config(space, starts, seed, options.ramp_rounds, options.passes)
+                config = _config(space, starts, seed, options.searcher)
                 place = options.out / "-".join((space, *starts, str(seed)))
                 best, row = _search(loaded, tokenizer, searched, config, length, place)
                 row["judged"] = judge([best])[0].perplexity
@@ -108,20 +107,14 @@ def _fixed(geometry: RopeGeometry, length: int) -> Iterator[tuple[str, Candidate
     yield "none", Candidate((1.0,) * geometry.num_pairs)
 
 
-def _config(
-    space: str, starts: Sequence[str], seed: int, ramp_rounds: int, passes: int
-) -> SearchConfig:
-    searcher = {
-        "name": "hybrid",
-        "ramp": {"max_rounds": ramp_rounds},
-        "descent": {"passes": passes},
-    }
+def _config(space: str, starts: Sequence[str], seed: int, searcher: str) -> SearchConfig:
+    sizes = {"ramp": {"max_rounds": 4}, "descent": {"passes": 8}} if searcher == "hybrid" else {}
     return SearchConfig.model_validate(
         {
             "num_documents": 4,
             "space": space,
             "starts": starts,
-            "searcher": searcher,
+            "searcher": {"name": searcher, **sizes},
             "seed": seed,
             "early_stopping": None,  # so that each costs what it says
         }

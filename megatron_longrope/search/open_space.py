@@ -22,6 +22,8 @@ from megatron_longrope.search.space import UPPER_OVER_SCALE, Choices, SearchSpac
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+Vector = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class OpenSpace(SearchSpace):
@@ -56,27 +58,28 @@ class OpenSpace(SearchSpace):
         low, high = self.coordinates(np.array([self.values[0], self.values[-1]]))
         return float(low), float(high)
 
-    def coordinates(self, rescale: NDArray[np.float64]) -> NDArray[np.float64]:
+    def coordinates(self, rescale: Vector) -> Vector:
         """Returns log λ up to the knee K and log K + 1 − K/λ above it, in the shape of λ."""
-        below = np.log(np.minimum(rescale, self.knee))
-        return below + np.maximum(0.0, 1 - self.knee / rescale)
+        up_to_knee: Vector = np.log(np.minimum(rescale, self.knee))
+        beyond: Vector = np.maximum(0.0, 1 - self.knee / rescale)
+        return up_to_knee + beyond
 
-    def rescale_at(self, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+    def rescale_at(self, coordinates: Vector) -> Vector:
         """Returns λ at coordinates; infinity from log K + 1 on."""
-        beyond = np.maximum(0.0, coordinates - math.log(self.knee))
+        beyond: Vector = np.maximum(0.0, coordinates - math.log(self.knee))
+        up_to_knee: Vector = np.exp(coordinates - beyond)
         with np.errstate(divide="ignore"):
-            return np.exp(coordinates - beyond) / np.maximum(0.0, 1 - beyond)
+            return up_to_knee / np.maximum(0.0, 1 - beyond)
 
     def moved(self, rescale: float, by: float) -> float:
         """Returns the λ whose coordinate is that of `rescale` plus `by`."""
         return float(self.rescale_at(self.coordinates(np.array(rescale)) + by))
 
-    def pull_back(
-        self, by_rescale: NDArray[np.float64], rescale: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def pull_back(self, by_rescale: Vector, rescale: Vector) -> Vector:
         """Returns ∂loss/∂coordinate [num_pairs] from ∂loss/∂λ at `rescale`."""
         # above K, d(log K + 1 − K/λ)/dλ = K/λ², so dλ/dcoordinate = λ · λ/K
-        return super().pull_back(by_rescale, rescale) * np.maximum(1.0, rescale / self.knee)
+        stretch: Vector = np.maximum(1.0, rescale / self.knee)
+        return super().pull_back(by_rescale, rescale) * stretch
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON values that define the space."""
@@ -87,6 +90,7 @@ class OpenSpace(SearchSpace):
         exact = Fraction(str(self.step))
         # K/λ falls from 1 to 0 in steps of step/K
         shares = 1 - np.arange(1, math.ceil(self.knee / self.step)) * (self.step / self.knee)
+        shares = shares[shares > self.step / self.knee / 2]  # 0, but for rounding, is no λ
         thinned = np.rint(self.knee / shares / self.step).astype(np.int64).tolist()
         above = (k * exact.numerator / exact.denominator for k in thinned)
         return [
