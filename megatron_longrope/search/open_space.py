@@ -33,6 +33,7 @@ class OpenSpace(SearchSpace):
     the same slope and ends at log K + 1 for λ = ∞. The grid there is the multiples of `step`
     nearest to even steps of `step` · λ²/K² in λ, and the bounds.
 
+    >>> from megatron_longrope.search import Candidate
     >>> space = OpenSpace.extension(num_pairs=4, scale=8)
     >>> space.project(Candidate((1.0, 3.004, 20.0, 1e6))).rescale
     (1.0, 3.0, 20.0, 1000000.0)
@@ -69,7 +70,8 @@ class OpenSpace(SearchSpace):
         beyond: Vector = np.maximum(0.0, coordinates - math.log(self.knee))
         up_to_knee: Vector = np.exp(coordinates - beyond)
         with np.errstate(divide="ignore"):
-            return up_to_knee / np.maximum(0.0, 1 - beyond)
+            rescale: Vector = up_to_knee / np.maximum(0.0, 1 - beyond)
+        return rescale
 
     def moved(self, rescale: float, by: float) -> float:
         """Returns the λ whose coordinate is that of `rescale` plus `by`."""
