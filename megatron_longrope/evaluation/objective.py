@@ -54,8 +54,8 @@ class PerplexityObjective:
 
     Each data-parallel group evaluates candidates with its own TP×PP×CP ranks and takes the next one
     as soon as it is free; where there are fewer candidates than groups and none may be stopped
-    early, the groups share the passes of each. After a call the model has the factors of the last candidate, on every rank: whoever
-    goes on with the model sets the factors wanted.
+    early, the groups share the passes of each. After a call the model has the factors of the last
+    candidate, on every rank: whoever goes on with the model sets the factors wanted.
 
     An evaluation has an entry per document, parts in order. Its token counts are those of the
     counted predictions. Its loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end the

@@ -11,8 +11,8 @@ and the output layer of vocabulary V: 2·L·h·V. Embedding rows are looked up, 
 
 **Backward.** For y = x·W there are two products of the forward one's size: ∂x = ∂y·Wᵀ, and ∂W =
 xᵀ·∂y where W is trained. Attention has five of them where forward it has two, hence 2.5 times: the
-scores once more, ∂v, ∂p, ∂q, ∂k; all kernels make all of them. From the last layer ∂x is needed down
-to the first thing that has a gradient. Where weights are trained that is the first layer, whose q,
+scores once more, ∂v, ∂p, ∂q, ∂k; all kernels make all of them. From the last layer ∂x is needed
+down to the first thing that has a gradient. Where weights are trained that is the first layer, whose q,
 k, v have their ∂x made too, whether the embedding is trained or not (megatron-core's linear layers
 do not ask). Where only factors have gradients it is the first rotated q and k: q, k and v of that
 layer need no ∂x, and layers before it no backward pass.
@@ -21,8 +21,8 @@ layer need no ∂x, and layers before it no backward pass.
 besides the forward one. Frozen, ∂x is made in the forward pass, one product, and none follows
 (layers/token_loss.py).
 
-**Recomputation.** Selective: attention once more. Full: every layer once more, not the output layer.
-Either way the first layer's input has a gradient (gpt.py), so that every layer has all its ∂x.
+**Recomputation.** Selective: attention once more. Full: every layer once more, but not the output
+layer. Either way the first layer's input has a gradient (gpt.py), so that every layer has all its ∂x.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Trained = Literal["all", "attention", "factors"]
 """What a backward pass is for: all weights, those of attention, or none but the factors λ and t."""
 _ATTENTION_BACKWARD = 2.5
-"""Operations of attention's backward pass over those of its forward pass: five products over two."""
+"""Attention's backward pass over its forward pass: five products over two."""
 
 
 class LayerFlops(NamedTuple):

@@ -146,13 +146,13 @@ class _Rule:
     """t_{1−α,n−1}·s_m of each place."""
 
     @classmethod
-    def learned(
-        cls, told: Sequence[Evaluation], means: Means, error_level: float
-    ) -> _Rule | None:
+    def learned(cls, told: Sequence[Evaluation], means: Means, error_level: float) -> _Rule | None:
         """Returns the rule against the best of `told`; None where it cannot be learned."""
         incumbent = best_usable(told)
-        differences = incumbent and closest_differences(incumbent, told, means)
-        if incumbent is None or differences is None:
+        if incumbent is None:
+            return None
+        differences = closest_differences(incumbent, told, means)
+        if differences is None:
             return None
         return cls(means(incumbent), *_outlook(differences, error_level))
 
