@@ -1,7 +1,7 @@
 """The booked cost of ten searches against what they really computed, on the demonstration model.
 
-    python -m benchmarks.booked_cost                    operations, counted by torch as they are done
-    python -m benchmarks.booked_cost --time             and CPU time, each search once more
+    python -m benchmarks.booked_cost            operations, counted by torch as they are done
+    python -m benchmarks.booked_cost --time     and CPU time, each search once more
 
 The searches differ in searcher, length, recomputation, and in what candidates are scored on.
 `booked` is the cost that `longrope search` and the stages of a run report. `counted` are the matrix

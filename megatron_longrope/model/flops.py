@@ -12,17 +12,18 @@ and the output layer of vocabulary V: 2·L·h·V. Embedding rows are looked up, 
 **Backward.** For y = x·W there are two products of the forward one's size: ∂x = ∂y·Wᵀ, and ∂W =
 xᵀ·∂y where W is trained. Attention has five of them where forward it has two, hence 2.5 times: the
 scores once more, ∂v, ∂p, ∂q, ∂k; all kernels make all of them. From the last layer ∂x is needed
-down to the first thing that has a gradient. Where weights are trained that is the first layer, whose q,
-k, v have their ∂x made too, whether the embedding is trained or not (megatron-core's linear layers
-do not ask). Where only factors have gradients it is the first rotated q and k: q, k and v of that
-layer need no ∂x, and layers before it no backward pass.
+down to the first thing that has a gradient. Where weights are trained that is the first layer,
+whose q, k, v have their ∂x made too, whether the embedding is trained or not (megatron-core's
+linear layers do not ask). Where only factors have gradients it is the first rotated q and k: q, k
+and v of that layer need no ∂x, and layers before it no backward pass.
 
 **Output layer.** Trained, its logits are computed once more in the backward pass: three products
 besides the forward one. Frozen, ∂x is made in the forward pass, one product, and none follows
 (layers/token_loss.py).
 
 **Recomputation.** Selective: attention once more. Full: every layer once more, but not the output
-layer. Either way the first layer's input has a gradient (gpt.py), so that every layer has all its ∂x.
+layer. Either way the first layer's input has a gradient (gpt.py), so that every layer has all its
+∂x.
 """
 
 from __future__ import annotations
