@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from launchers.list_options import NumberOr
 from launchers.options import (
     LENGTH,
     NameType,
@@ -21,6 +22,7 @@ from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.summaries import BaselineMargin, HeldOutMargins, SearchSummary
 from megatron_longrope.config import format_length
 from megatron_longrope.rope.methods.uses import default_search_starts, search_starts
+from megatron_longrope.search.types import SpaceName
 
 
 @click.command(cls=SearchCommand)
@@ -79,10 +81,11 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
 )
 @click.option(
     "--space",
-    type=click.Choice(["longrope", "longrope2"]),
+    type=click.Choice(get_args(SpaceName)),
     default="longrope",
     help="Bounds of λ, with s = target / window. longrope: from 1 to 1.25·s. longrope2: from s "
-    "to 2s from the critical pair on, a closed form below it.",
+    "to 2s from the critical pair on, a closed form below it. open: from 1 to where pairs stand "
+    "still, as --starts-from cope needs it.",
 )
 @click.option(
     "--critical-pair",
@@ -120,10 +123,10 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
 )
 @click.option(
     "--attention-factor",
-    type=click.Choice(["searched", "fixed", "one"]),
+    type=NumberOr("searched", "fixed", "one"),
     default="searched",
     help="Attention factor t (cos and sin times t). searched: with λ, from 1 to 1.3 or more. "
-    "fixed: √(1 + ln s / ln L). one: 1.",
+    "fixed: √(1 + ln s / ln L). one: 1. NUMBER: that.",
 )
 @click.option(
     "--start-tokens",
