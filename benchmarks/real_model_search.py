@@ -91,8 +91,8 @@ def main() -> None:
             if name in others
         }
         found = {name: judge([candidate])[0].perplexity for name, candidate in names.items()}
-        cost = search_cost(outcome.entries, model.shape, length)
-        forward_equivalents = cost.flops / model.shape.forward_flops(length)
+        cost = search_cost(outcome.entries, objective.cost)
+        forward_equivalents = cost.flops / objective.cost.whole_flops
     row = {
         "length": length,
         "search": search.name,

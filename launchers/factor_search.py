@@ -99,14 +99,12 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
         if not runtime.is_main:
             return None
         write_factors(directory.factors("best"), factors)
-        shape = loaded.model.shape
-        cost = search_cost(outcome.entries, shape, target)
-        one_evaluation = shape.forward_flops(target) / target * objective.document_tokens
+        cost = search_cost(outcome.entries, objective.cost)
         summary = SearchSummary(
             **cost.model_dump(),
             **loss_in_words(objective, outcome.evaluation),
             stopped_early=outcome.stopped_early,
-            forward_equivalents=cost.flops / one_evaluation,
+            forward_equivalents=cost.flops / objective.cost.whole_flops,
             recovered=outcome.recovered,
             target_length=target,
             journal=problem.name,

@@ -11,11 +11,8 @@ from megatron_longrope.artifacts.records import Count, FileRecord
 if TYPE_CHECKING:
     from typing import Self
 
-BACKWARD_OVER_FORWARD = 1.5
-"""Operations of a backward pass over those of a forward pass, without gradients of the weights.
-
-The products with the weights are computed once more, those of attention two and a half times.
-"""
+_BACKWARD_OF_BEFORE = 1.5
+"""A backward pass over a forward one, for journals that do not say what their passes took."""
 
 
 class SearchCost(FileRecord):
@@ -27,24 +24,30 @@ class SearchCost(FileRecord):
     backward_tokens: Count
     """How many of the tokens went through the model backward too."""
     flops: float
-    """Floating-point operations of all passes."""
+    """Floating-point operations of all passes: forward, backward, and what is computed again."""
     seconds: float
     """Wall time."""
 
     @classmethod
-    def of(cls, entries: Sequence[JournalEntry], flops_per_token: float) -> Self:
-        """Returns the cost of `entries` on a model of `flops_per_token` operations forward."""
-        tokens = sum(entry.cost_tokens for entry in entries)
-        backward_tokens = sum(entry.cost_tokens for entry in entries if entry.has_gradient)
+    def of(cls, entries: Sequence[JournalEntry], flops: float) -> Self:
+        """Returns the cost of `entries`, whose passes took `flops` operations in all."""
         return cls(
             evaluations=len(entries),
-            tokens=tokens,
-            backward_tokens=backward_tokens,
-            flops=flops_per_token * forward_equivalent(tokens, backward_tokens),
+            tokens=sum(entry.cost_tokens for entry in entries),
+            backward_tokens=sum(entry.cost_tokens for entry in entries if entry.has_gradient),
+            flops=flops,
             seconds=sum(entry.seconds for entry in entries),
         )
 
 
-def forward_equivalent(tokens: int, backward_tokens: int) -> float:
-    """Returns the tokens whose forward pass takes as many operations as these passes together."""
-    return tokens + BACKWARD_OVER_FORWARD * backward_tokens
+def forward_equivalents(entry: JournalEntry, document_tokens: int) -> float:
+    """Returns the cost of an evaluation in forward passes over all documents, from its entry alone.
+
+    Journals of before do not hold it. For these it is estimated from tokens, `document_tokens` of
+    which are in all documents.
+    """
+    booked = entry.evaluation.forward_equivalents
+    if booked is not None:
+        return booked
+    passes = 1 + _BACKWARD_OF_BEFORE * entry.has_gradient
+    return entry.cost_tokens * passes / document_tokens

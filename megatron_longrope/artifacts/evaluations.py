@@ -95,6 +95,8 @@ class Evaluation:
     """Numbers of the documents scored where only these were asked for; None: from the first on."""
     rungs: tuple[float, ...] = ()
     """Nats per token at shorter lengths, for early stopping; they are no part of the loss."""
+    forward_equivalents: float | None = None
+    """Operations of all passes over those of one forward pass over all documents; None: unknown."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nll_sums", tuple(float(value) for value in self.nll_sums))
@@ -147,6 +149,11 @@ class Evaluation:
             "cost_tokens": self.cost_tokens,
             **({} if self.sample is None else {"sample": list(self.sample)}),
             **({"rungs": [_number_to_json(value) for value in self.rungs]} if self.rungs else {}),
+            **(
+                {}
+                if self.forward_equivalents is None
+                else {"forward_equivalents": self.forward_equivalents}
+            ),
         }
 
     @classmethod
@@ -158,7 +165,7 @@ class Evaluation:
             float(stored["attention_factor"]),
         )
         sums = tuple(float(value) for value in data["nll_sums"])
-        sample = data.get("sample")
+        sample, passes = data.get("sample"), data.get("forward_equivalents")
         return cls(
             sums,
             tuple(data["token_counts"]),
@@ -167,6 +174,7 @@ class Evaluation:
             int(data["cost_tokens"]),
             None if sample is None else tuple(int(document) for document in sample),
             tuple(float(value) for value in data.get("rungs", ())),
+            None if passes is None else float(passes),
         )
 
     @property

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from megatron_longrope.evaluation.perplexity import measure_perplexity as measure_perplexity
     from megatron_longrope.evaluation.perplexity import rows_of_losses as rows_of_losses
     from megatron_longrope.evaluation.perplexity import token_losses as token_losses
+    from megatron_longrope.evaluation.scoring_cost import ScoringCost as ScoringCost
     from megatron_longrope.evaluation.sliding_window import SlidingWindow as SlidingWindow
     from megatron_longrope.evaluation.tasks import TASKS as TASKS
 
@@ -39,6 +40,7 @@ _MODULE_OF = {
     "ObjectivePart": "objective_parts",
     "PerplexityMeasurement": "perplexity",
     "PerplexityObjective": "objective",
+    "ScoringCost": "scoring_cost",
     "SlidingWindow": "sliding_window",
     "TASKS": "tasks",
     "Tokens": "documents",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from megatron_longrope.evaluation.objective_parts import (
     ends_only,
     part_scales,
 )
+from megatron_longrope.evaluation.scoring_cost import ScoringCost
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, score_documents, score_with_gradient
 from megatron_longrope.rope import FactorOrigin, RopeFactors, RopeGeometry
@@ -51,9 +53,9 @@ class PerplexityObjective:
     """Scores candidates on a model: maps candidates to their evaluations, the same on every rank.
 
     Each data-parallel group evaluates candidates with its own TP×PP×CP ranks and takes the next one
-    as soon as it is free; where there are fewer candidates than groups, the groups share the passes
-    of each. After a call the model has the factors of the last candidate, on every rank: whoever
-    goes on with the model sets the factors wanted.
+    as soon as it is free; where there are fewer candidates than groups and none may be stopped
+    early, the groups share the passes of each. After a call the model has the factors of the last
+    candidate, on every rank: whoever goes on with the model sets the factors wanted.
 
     An evaluation has an entry per document, parts in order. Its token counts are those of the
     counted predictions. Its loss is Σ_p w_p·(Σ nll / Σ tokens of part p) / Σ_p w_p: to that end the
@@ -112,10 +114,15 @@ class PerplexityObjective:
         """Number of documents of all parts, and so of entries in an evaluation."""
         return len(self._documents)
 
-    @property
-    def document_tokens(self) -> int:
-        """Number of tokens of all documents, without those of the ladder."""
-        return sum(len(tokens) for tokens in self._documents)
+    @cached_property
+    def cost(self) -> ScoringCost:
+        """What evaluations by this objective take."""
+        return ScoringCost(
+            self.model.shape,
+            self.model.recompute,
+            tuple(map(len, self._documents)),
+            tuple(tuple(map(len, rung)) for rung in self._ladder),
+        )
 
     @property
     def cost_tokens(self) -> int:
@@ -129,8 +136,14 @@ class PerplexityObjective:
         return list(self.stream(candidates, terms or Terms()))
 
     def stream(self, candidates: Sequence[Candidate], terms: Terms) -> Iterator[Evaluation]:
-        """Yields the evaluations, each as soon as it and all before it are known."""
-        if len(candidates) >= self.model.runtime.data_parallel_size:
+        """Yields the evaluations, each as soon as it and all before it are known.
+
+        Candidates that may be stopped are never spread: which document a candidate is stopped at is
+        known after that document, and every pass that another group had begun by then would be in
+        vain. Each group therefore takes a candidate of its own, and groups without one wait.
+        """
+        num_groups = self.model.runtime.data_parallel_size
+        if terms.judge is not None or len(candidates) >= num_groups:
             whole = self._dispatcher.in_order(
                 len(candidates), lambda i: self._to_json(candidates[i], terms)
             )
@@ -145,6 +158,7 @@ class PerplexityObjective:
     def without_ladder(self) -> PerplexityObjective:
         """Returns the same objective without the ladder, for candidates that none may stop."""
         plain = copy(self)
+        plain.__dict__.pop("cost", None)  # it knows of the ladder
         plain._ladder, plain._passes = [], [one for one in self._passes if one.rung is None]
         return plain
 
@@ -228,11 +242,7 @@ class PerplexityObjective:
         return sum(int(mask.sum()) for mask in self._masks)
 
     def _joined(self, passes: Iterable[Evaluation], num_passes: int, terms: Terms) -> Evaluation:
-        """Returns all passes as one evaluation, or those up to where `terms.judge` stops it.
-
-        Passes are judged one by one in a fixed order, so that a candidate is stopped at the same
-        place however many groups shared its passes.
-        """
+        """Returns all passes as one evaluation, or those up to where `terms.judge` stops it."""
         done: list[Evaluation] = []
         for one in passes:
             done.append(one)
@@ -240,7 +250,7 @@ class PerplexityObjective:
             so_far = _sum_of(done, is_whole, terms.sample)
             if not is_whole and terms.judge is not None and terms.judge(so_far):
                 break
-        return so_far
+        return replace(so_far, forward_equivalents=self.cost.forward_equivalents(so_far))
 
     def _set_factors(self, candidate: Candidate) -> None:
         self.model.set_factors(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.engine.choice import Backend
+from megatron_longrope.model.engine.settings import Recompute
 from megatron_longrope.model.gpt import LongRopeGPT, OutputKind
 from megatron_longrope.model.shape import ModelShape
 from megatron_longrope.rope import AnglePrecision, FactorSet, RopeFactors, RopeGeometry
@@ -114,6 +116,11 @@ class LongRopeModel:
         """The config of megatron-core, one object for all chunks."""
         config: TransformerConfig = self.chunks[0].config
         return config
+
+    @property
+    def recompute(self) -> Recompute:
+        """Which activations a backward pass computes again."""
+        return cast(Recompute, self.config.recompute_granularity or "none")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from megatron_longrope.config import Length, StrictConfig
 from megatron_longrope.model.architectures import ARCHITECTURES, Architecture, family_of
+from megatron_longrope.model.flops import PassFlops
 
 VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this under every layout, so that any layout loads any checkpoint."""
@@ -90,17 +91,8 @@ class ModelShape(StrictConfig):
         )
 
     def forward_flops(self, length: int) -> float:
-        """Returns the floating-point operations of a forward pass over `length` tokens.
-
-        Each weight of a matrix costs 2 per token (tied embeddings count once, as the output layer),
-        and each key that a query attends to costs 4 · head_dim per head: 2 for q·k, 2 for the
-        weighted sum of values. The mean over a causal mask is half the length.
-        """
-        projections = self.num_parameters - self.vocab_size * self.hidden_size * (
-            0 if self.tie_embeddings else 1
-        )
-        reach = sum(_mean_reach(length, self.window(layer)) for layer in range(self.num_layers))
-        return length * (2.0 * projections + 4 * self.num_heads * self.head_dim * reach)
+        """Returns the floating-point operations of a forward pass over `length` tokens."""
+        return PassFlops(self, length).forward
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, keep_windows: bool = True) -> Self:
@@ -117,12 +109,3 @@ class ModelShape(StrictConfig):
         Raises InputError for windows that the family's config cannot express.
         """
         return self.family.write(self)
-
-
-def _mean_reach(length: int, window: int | None) -> float:
-    """Returns how many keys a query attends to on average over `length` tokens.
-
-    The first `reach` queries attend to half of `reach` on average, all later ones to `reach`.
-    """
-    reach = length if window is None else min(window, length)
-    return reach - reach * reach / (2 * length)

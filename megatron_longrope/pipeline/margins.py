@@ -169,7 +169,7 @@ def _score_missing(
             found[candidate], before = evaluation, now
             if show is not None:
                 show(index + 1, num_wanted, kept.folder)
-        return search_cost(journal.entries, objective.model.shape, length)
+        return search_cost(journal.entries, objective.cost)
 
 
 def candidate_of(factors: RopeFactors) -> Candidate:

@@ -125,6 +125,7 @@ class _Planner:
                 self._num_documents(step.search.num_documents),
                 self.shape,
                 self.own,
+                self.recipe.recompute,
                 tuned or steps[-1],
                 steps[-1],
                 step.upper,
@@ -151,6 +152,7 @@ class _Planner:
             self._num_documents(step.search.num_documents),
             self.shape,
             self.own,
+            self.recipe.recompute,
         )
 
     def _second(self, step: ExtensionStep, tuned: Found) -> SearchFactors:
@@ -162,6 +164,7 @@ class _Planner:
             self._num_documents(step.search.num_documents),
             self.shape,
             self.own,
+            self.recipe.recompute,
             tuned,
         )
 
@@ -174,7 +177,17 @@ class _Planner:
         max_piece: int | None,
     ) -> tuple[Stage, Stage]:
         rows = PackRows(f"data-{name}", config, name, max_piece)
-        return rows, TrainWeights(name, config, start, factors, rows.name, self.shape, self.own)
+        training = TrainWeights(
+            name,
+            config,
+            start,
+            factors,
+            rows.name,
+            self.shape,
+            self.own,
+            self.recipe.recompute,
+        )
+        return rows, training
 
     def _num_documents(self, wanted: int) -> int:
         return min(wanted, _most_search_documents(self.recipe.corpus) or wanted)

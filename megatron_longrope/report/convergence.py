@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_longrope.artifacts.cost import forward_equivalent
-from megatron_longrope.artifacts.journal import JournalEntry, SearchJournal
+from megatron_longrope.artifacts.cost import forward_equivalents
+from megatron_longrope.artifacts.journal import SearchJournal
 from megatron_longrope.report.aggregate import best_so_far
 
 
@@ -73,7 +73,7 @@ def _curve(journal: SearchJournal) -> SearchCurve:
     entries, whole = journal.entries, sum(journal.header.objective.lengths)
     return SearchCurve(
         searcher=journal.header.searcher,
-        costs=list(itertools.accumulate(_operations(entry) / whole for entry in entries)),
+        costs=list(itertools.accumulate(forward_equivalents(entry, whole) for entry in entries)),
         perplexities=best_so_far(
             (entry.evaluation.perplexity, entry.evaluation.completed) for entry in entries
         ),
@@ -82,8 +82,3 @@ def _curve(journal: SearchJournal) -> SearchCurve:
         backward_tokens=sum(entry.cost_tokens for entry in entries if entry.has_gradient),
         seconds=sum(entry.seconds for entry in entries),
     )
-
-
-def _operations(entry: JournalEntry) -> float:
-    """Returns the cost of an evaluation as so many tokens forward."""
-    return forward_equivalent(entry.cost_tokens, entry.cost_tokens if entry.has_gradient else 0)

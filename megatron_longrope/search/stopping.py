@@ -14,7 +14,8 @@ is stopped where b_m·d_m > t_{1−α,n−1}·s_m: where Student's quantile make
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -27,6 +28,8 @@ from megatron_longrope.search.types import Judge
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
+Means = Callable[[Evaluation], Vector]
+"""Returns nats per token at each place where scoring may stop, and over all documents at last."""
 _CLOSEST = 0.15
 """Share of the completed evaluations that the rule is learned from, the closest to the incumbent.
 
@@ -63,38 +66,23 @@ class EarlyStopping(StrictConfig):
     def judge(self, told: Sequence[Evaluation]) -> Judge | None:
         """Returns the stopping rule learned from the evaluations `told`, against the best of them.
 
-        Returns None while there are too few to learn from.
+        On the ladder candidates are compared with the best one that was scored there: steps of a
+        descent are not, and one of them may be the best. It is no better than the best, so whoever
+        is hopeless against it is hopeless. Returns None while there are too few to learn from.
         """
-        incumbent = best_usable(told)
-        if incumbent is None:
+        on_ladder = [each for each in told if each.rungs and all(map(math.isfinite, each.rungs))]
+        of_documents = _Rule.learned(told, _over_documents, self.error_level)
+        of_rungs = _Rule.learned(on_ladder, _on_rungs, self.error_level)
+        if of_documents is None and of_rungs is None:
             return None
-        differences = closest_differences(incumbent, told)
-        if differences is None:
-            return None
-        slopes, reach = _outlook(differences, self.error_level)
 
         def hopeless(partial: Evaluation) -> bool:
-            margin, place = self.margin(partial, incumbent), _place(partial, incumbent)
-            if math.isinf(margin):
-                return True
-            # d_m > 0 and b_m·d_m > t·s_m
-            return margin > 0 and bool(slopes[place] * margin > reach[place])
+            rule, scored = of_documents, _over_documents(partial)
+            if not partial.nll_sums:
+                rule, scored = of_rungs, np.array(partial.rungs)
+            return not math.isfinite(scored[-1]) or (rule is not None and rule.gives_up(scored))
 
         return hopeless
-
-    @staticmethod
-    def margin(partial: Evaluation, incumbent: Evaluation) -> float:
-        """Returns d_m, by how many nats per token `partial` is worse than `incumbent` so far.
-
-        It is taken over the documents that `partial` has, or without any on its last rung of the
-        ladder. A loss that is not finite gives infinity.
-        """
-        num_scored = len(partial.nll_sums)
-        if not num_scored:
-            on_rung = partial.rungs[-1] - incumbent.rungs[len(partial.rungs) - 1]
-            return on_rung if math.isfinite(on_rung) else math.inf
-        difference = math.fsum(partial.nll_sums) - math.fsum(incumbent.nll_sums[:num_scored])
-        return difference / partial.tokens if math.isfinite(difference) else math.inf
 
 
 def span_of_rule(round_start: int, round_end: int, num_done: int) -> tuple[int, int]:
@@ -114,21 +102,20 @@ def best_usable(told: Iterable[Evaluation]) -> Evaluation | None:
     return min((each for each in told if each.usable), key=lambda each: each.loss, default=None)
 
 
-def closest_differences(incumbent: Evaluation, completed: Iterable[Evaluation]) -> Matrix | None:
+def closest_differences(
+    incumbent: Evaluation, completed: Iterable[Evaluation], means: Means
+) -> Matrix | None:
     """Returns the differences d_m of the evaluations closest to `incumbent`, [candidates, places].
 
-    A place is a rung of the ladder, then the first document, the first two, and so on to all; a
-    difference is in nats per token, positive where the incumbent is better. Returns None where
-    fewer than eight evaluations can be compared, or where there is a single place.
+    `means` says what the places are. A difference is in nats per token, positive where the
+    incumbent is better. Returns None where fewer than eight evaluations can be compared, or where
+    there is a single place.
     """
-    ours = _means(incumbent)
+    ours = means(incumbent)
     rows = [
-        _means(each) - ours
+        means(each) - ours
         for each in completed
-        if each.usable
-        and each is not incumbent
-        and each.token_counts == incumbent.token_counts
-        and len(each.rungs) == len(incumbent.rungs)
+        if each.usable and each is not incumbent and each.token_counts == incumbent.token_counts
     ]
     if len(rows) < _FEWEST or len(ours) < 2:
         return None
@@ -136,18 +123,45 @@ def closest_differences(incumbent: Evaluation, completed: Iterable[Evaluation]) 
     return np.array(rows[: max(_FEWEST, round(_CLOSEST * len(rows)))])
 
 
-def _means(whole: Evaluation) -> Vector:
-    """Returns nats per token on each rung, then over the first m documents for m = 1, 2, …."""
-    token_counts = np.array(whole.token_counts, dtype=np.float64)
-    over_documents = np.cumsum(np.array(whole.nll_sums)) / np.cumsum(token_counts)
-    return np.append(np.array(whole.rungs, dtype=np.float64), over_documents)
+def _over_documents(scored: Evaluation) -> Vector:
+    """Returns nats per token over the first m documents for m = 1, 2, … to all that are scored."""
+    token_counts = np.array(scored.token_counts, dtype=np.float64)
+    return np.cumsum(np.array(scored.nll_sums)) / np.cumsum(token_counts)
 
 
-def _place(partial: Evaluation, incumbent: Evaluation) -> int:
-    """Returns the index in `_means` of what was scored last of `partial`: a document or a rung."""
-    if partial.nll_sums:
-        return len(incumbent.rungs) + len(partial.nll_sums) - 1
-    return len(partial.rungs) - 1
+def _on_rungs(whole: Evaluation) -> Vector:
+    """Returns nats per token on each rung, then over all documents."""
+    return np.append(np.array(whole.rungs, dtype=np.float64), _over_documents(whole)[-1])
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A rule for the places of one kind: the first m documents, or the rungs of the ladder."""
+
+    ours: Vector
+    """Nats per token of the incumbent at each place."""
+    slopes: Vector
+    """b_m of each place."""
+    reach: Vector
+    """t_{1−α,n−1}·s_m of each place."""
+
+    @classmethod
+    def learned(cls, told: Sequence[Evaluation], means: Means, error_level: float) -> _Rule | None:
+        """Returns the rule against the best of `told`; None where it cannot be learned."""
+        incumbent = best_usable(told)
+        if incumbent is None:
+            return None
+        differences = closest_differences(incumbent, told, means)
+        if differences is None:
+            return None
+        return cls(means(incumbent), *_outlook(differences, error_level))
+
+    def gives_up(self, scored: Vector) -> bool:
+        """Returns whether a candidate is hopeless, from its nats per token at its places so far."""
+        place = len(scored) - 1
+        margin = float(scored[place] - self.ours[place])
+        # d_m > 0 and b_m·d_m > t·s_m
+        return margin > 0 and bool(self.slopes[place] * margin > self.reach[place])
 
 
 def _outlook(differences: Matrix, error_level: float) -> tuple[Vector, Vector]:

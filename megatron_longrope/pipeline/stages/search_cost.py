@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_longrope.artifacts.cost import forward_equivalent
+from megatron_longrope.evaluation import ScoringCost
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.engine.settings import Recompute
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import SearchProblem
 from megatron_longrope.pipeline.stages.stage import Cost
@@ -18,7 +19,11 @@ _MOST_EVALUATIONS = 100_000
 
 
 def most_of_a_search(
-    problem: SearchProblem, config: SearchConfig, num_documents: int, shape: ModelShape
+    problem: SearchProblem,
+    config: SearchConfig,
+    num_documents: int,
+    shape: ModelShape,
+    recompute: Recompute,
 ) -> Cost:
     """Returns the cost of a search in which nothing is stopped early.
 
@@ -26,6 +31,13 @@ def most_of_a_search(
     and which of them it wants scored on a few documents or with gradients. Each loss is lower than
     all before it, so that the search does not end early for lack of progress. If the searcher says
     that it may take more evaluations still, these are added, on all documents.
+
+    Args:
+        problem: Space, seeds and length of the search.
+        config: The searcher, and what candidates are scored on.
+        num_documents: Number of documents that are searched on.
+        shape: Sizes of the model.
+        recompute: Which activations a backward pass computes again.
     """
     texts = _text_lengths(config, num_documents, problem.length)
     task = SearchTask(
@@ -35,8 +47,13 @@ def most_of_a_search(
     )
     searcher = config.searcher.build(problem.space, problem.seeds, config.seed, task)
     most = searcher.num_evaluations or 0
-    rungs = num_documents * sum(config.early_stopping.ladder) if config.early_stopping else 0
+    ladder = config.early_stopping.ladder if config.early_stopping else ()
+    scoring = ScoringCost(
+        shape, recompute, tuple(texts), tuple((rung,) * num_documents for rung in ladder)
+    )
+    rungs = (1.0,) * len(ladder)
     evaluations = tokens = backward = 0
+    flops = 0.0
     while not searcher.finished and evaluations < _MOST_EVALUATIONS:
         sample, with_gradient = searcher.sample, searcher.asks_gradient
         scored = texts if sample is None else [texts[number] for number in sample]
@@ -45,15 +62,21 @@ def most_of_a_search(
             if with_gradient:
                 flat = Gradient(np.zeros(len(candidate.rescale)), 0.0)
                 evaluation = replace(evaluation, gradient=flat)
-            tokens += sum(scored) + (0 if with_gradient else rungs)
-            backward += sum(scored) * with_gradient
+                backward += sum(scored)
+            elif sample is None:
+                evaluation = replace(evaluation, rungs=rungs)
+            tokens += scoring.tokens(evaluation)
+            flops += scoring.flops(evaluation)
             evaluations += 1
             searcher.tell(candidate, evaluation)
-    tokens += max(0, most - evaluations) * (sum(texts) + rungs)
-    evaluations = max(most, evaluations)
-    per_token = shape.forward_flops(problem.length) / problem.length
-    flops = per_token * forward_equivalent(tokens, backward)
-    return Cost(evaluations, tokens, backward, flops)
+    further = max(0, most - evaluations)
+    whole = replace(_made_up(texts, evaluations, None), rungs=rungs)
+    return Cost(
+        evaluations + further,
+        tokens + further * scoring.tokens(whole),
+        backward,
+        flops + further * scoring.flops(whole),
+    )
 
 
 def _text_lengths(config: SearchConfig, num_documents: int, length: int) -> list[int]:

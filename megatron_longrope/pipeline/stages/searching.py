@@ -9,6 +9,7 @@ from functools import cached_property
 from megatron_longrope.config import format_length
 from megatron_longrope.evaluation import documents_sha256
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.engine.settings import Recompute
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, geometry_of
 from megatron_longrope.pipeline.searching import (
@@ -65,6 +66,8 @@ class SearchFactors(Stage):
     shape: ModelShape
     own: OwnScaling
     """The scaling that the model of the run arrived with."""
+    recompute: Recompute
+    """Which activations a backward pass computes again, for the cost."""
 
     @abstractmethod
     def problem(self, tuned: RopeFactors | None) -> SearchProblem:
@@ -105,7 +108,9 @@ class SearchFactors(Stage):
             scale = max(1.0, self.builds_on.length / geometry.original_length)
             tuned = Yarn(scale=scale).factors(geometry)
         problem = self.problem(tuned)
-        return most_of_a_search(problem, self.config, self.num_documents, self.shape)
+        return most_of_a_search(
+            problem, self.config, self.num_documents, self.shape, self.recompute
+        )
 
     def fingerprint(self, run: Run) -> dict[str, object]:
         """Returns the settings, space, documents, weights and precision of the search."""
@@ -136,7 +141,7 @@ class SearchFactors(Stage):
             run.progress.search(self.name),
             run.recipe.model,
         )
-        cost = search_cost(outcome.entries, model.shape, self.length)
+        cost = search_cost(outcome.entries, objective.cost)
         loss = loss_in_words(objective, outcome.evaluation)
         if "parts" in loss:
             loss["parts"] = [part.model_dump() for part in loss["parts"]]

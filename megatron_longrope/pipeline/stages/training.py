@@ -14,6 +14,8 @@ from megatron_longrope.data import PackedBatches, PackedDataset
 from megatron_longrope.evaluation import with_attention_factor
 from megatron_longrope.model import LongRopeModel, ModelShape
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
+from megatron_longrope.model.engine.settings import Recompute
+from megatron_longrope.model.flops import PassFlops
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.recipe import FineTuneConfig, ShortInputs
 from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs
@@ -78,6 +80,8 @@ class TrainWeights(Stage):
     shape: ModelShape
     own: OwnScaling
     """The scaling that the model of the run arrived with."""
+    recompute: Recompute
+    """Which activations the backward pass computes again, for the cost."""
 
     @property
     def does(self) -> str:
@@ -109,13 +113,14 @@ class TrainWeights(Stage):
 
     @property
     def cost(self) -> Cost:
-        """The most that training can cost, a backward pass counted as two forward ones.
+        """The most that training can cost, with backward passes for the weights that are trained.
 
         Attention is counted over whole rows, though it does not reach from one piece to another.
         """
         training, length = self.config.training, self.config.data.sequence_length
         tokens = training.steps * training.global_batch_size * length
-        flops = 3 * tokens * self.shape.forward_flops(length) / length
+        row = PassFlops(self.shape, length).with_backward(training.trainable, self.recompute)
+        flops = training.steps * training.global_batch_size * row
         return Cost(tokens=tokens, backward_tokens=tokens, flops=flops)
 
     def fingerprint(self, run: Run) -> dict[str, object]:

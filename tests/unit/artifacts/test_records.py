@@ -8,9 +8,10 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from megatron_longrope.artifacts.cost import BACKWARD_OVER_FORWARD, SearchCost
+from megatron_longrope.artifacts.cost import SearchCost, forward_equivalents
 from megatron_longrope.artifacts.evaluations import Candidate, Evaluation, Gradient, Provenance
 from megatron_longrope.artifacts.factor_file import read_factors
 from megatron_longrope.artifacts.journal import (
@@ -135,21 +136,32 @@ def test_a_damaged_metrics_file_is_refused_on_opening_too(tmp_path: Path) -> Non
         MetricsFile(path, "train")
 
 
-def entry(index: int, tokens: int, *, gradient: bool = False) -> JournalEntry:
-    by = Gradient((), 0.0) if gradient else None  # type: ignore[arg-type]
-    scored = Evaluation((2.0 * tokens,), (tokens,), gradient=by)
+def entry(
+    index: int, tokens: int, *, gradient: bool = False, booked: float | None = None
+) -> JournalEntry:
+    by = Gradient(np.zeros(1), 0.0) if gradient else None
+    scored = Evaluation((2.0 * tokens,), (tokens,), gradient=by, forward_equivalents=booked)
     return JournalEntry(index, Candidate((1.0,)), Provenance(0, "seed"), scored, 0.5, tokens)
 
 
-def test_a_backward_pass_costs_one_and_a_half_forward_passes() -> None:
-    cost = SearchCost.of([entry(0, 100), entry(1, 40, gradient=True)], flops_per_token=10.0)
+def test_a_cost_adds_up_tokens_and_seconds() -> None:
+    cost = SearchCost.of([entry(0, 100), entry(1, 40, gradient=True)], flops=10.0)
     assert cost == SearchCost(
-        evaluations=2,
-        tokens=140,
-        backward_tokens=40,
-        flops=10 * (140 + BACKWARD_OVER_FORWARD * 40),
-        seconds=1.0,
+        evaluations=2, tokens=140, backward_tokens=40, flops=10.0, seconds=1.0
     )
+
+
+def test_an_entry_says_what_it_took_and_one_of_before_is_estimated(tmp_path: Path) -> None:
+    booked = entry(0, 40, gradient=True, booked=0.93)
+    with Journal.open(tmp_path / "journal.jsonl", {"searcher": "cma"}, "a stub") as journal:
+        journal.append(booked)
+    (read,) = read_journal(tmp_path / "journal.jsonl")[1]
+    assert read.evaluation.forward_equivalents == 0.93
+    assert forward_equivalents(read, document_tokens=100) == 0.93
+    before = entry(1, 40, gradient=True)
+    assert "forward_equivalents" not in before.to_json()
+    assert forward_equivalents(before, document_tokens=100) == pytest.approx(0.4 * 2.5)
+    assert forward_equivalents(entry(2, 50), document_tokens=100) == 0.5
 
 
 def test_the_header_of_a_model_s_search_says_what_may_be_compared(tmp_path: Path) -> None:

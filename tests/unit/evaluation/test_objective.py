@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.counted_flops import flop_counter
 from megatron_longrope.artifacts.evaluations import Candidate, Evaluation
 from megatron_longrope.data import PasskeyDocument
 from megatron_longrope.errors import InputError
@@ -201,6 +202,40 @@ def test_samples_are_scored_alone_and_their_gradients_average_to_that_of_all(
         )
         by_t = np.mean([e.gradient.attention_factor for e in one_by_one if e.gradient])
         assert by_t == pytest.approx(whole.gradient.attention_factor, rel=1e-4)
+
+
+def test_the_booked_cost_is_what_torch_counts(runtime: Runtime) -> None:
+    model = our_model(
+        tiny_hf_model(), runtime, angle_precision="float64", scaled=False, recompute="full"
+    )
+    documents = random_documents(TARGET, 90, 40)
+    objective = PerplexityObjective(
+        model,
+        documents,
+        target_length=TARGET,
+        max_batch_tokens=130,
+        ladder=[[document[:30] for document in documents], [documents[0][:50]]],
+    )
+
+    def booked_and_counted(terms: Terms) -> tuple[Evaluation, float]:
+        with flop_counter() as counter:
+            (evaluation,) = objective([A], terms)
+        booked = evaluation.forward_equivalents
+        assert booked is not None and evaluation.cost_tokens == objective.cost.tokens(evaluation)
+        counted = counter.get_total_flops()
+        assert booked * objective.cost.whole_flops == pytest.approx(counted, rel=1e-9)
+        return evaluation, booked
+
+    whole, passes = booked_and_counted(Terms())
+    assert len(whole.rungs) == 2 and 1 < passes < 2
+    assert objective.without_ladder()([A])[0].forward_equivalents == 1.0
+    on_ladder, _ = booked_and_counted(Terms(judge=lambda partial: len(partial.rungs) == 2))
+    assert not on_ladder.nll_sums
+    stopped, _ = booked_and_counted(Terms(judge=lambda partial: len(partial.nll_sums) == 1))
+    assert len(stopped.nll_sums) == 1
+    booked_and_counted(Terms(gradient=True))
+    booked_and_counted(Terms(gradient=True, sample=(0, 2)))
+    booked_and_counted(Terms(sample=(1,)))
 
 
 def test_wrong_objectives_are_refused(model: LongRopeModel) -> None:

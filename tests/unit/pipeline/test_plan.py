@@ -11,6 +11,7 @@ import pytest
 from megatron_longrope.config import build_config, read_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
+from megatron_longrope.model.flops import PassFlops
 from megatron_longrope.pipeline.plan import plan, stages_before
 from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.pipeline.run import geometry_of
@@ -109,12 +110,40 @@ def test_a_descent_costs_backward_passes_over_some_of_the_documents() -> None:
     assert cost.evaluations == 1 + 7 + 1
     assert cost.backward_tokens == 7 * TUNED
     assert cost.tokens == (2 + 7 + 2) * TUNED
+    forward = SHAPE.forward_flops(TUNED)
+    both = PassFlops(SHAPE, TUNED).with_backward("factors", "none")
+    assert cost.flops == pytest.approx(4 * forward + 7 * both)
+    again = next(
+        stage.cost for stage in _plan(values | {"recompute": "full"}) if stage.kind == "search"
+    )
+    assert again.flops > 1.2 * cost.flops and again.tokens == cost.tokens
 
 
-def test_training_costs_three_forward_passes() -> None:
-    cost = next(stage.cost for stage in _plan(_values()) if stage.name == "fine-tune-256")
-    assert cost.tokens == cost.backward_tokens == 4 * 2 * TUNED
-    assert cost.flops == pytest.approx(3 * 4 * 2 * SHAPE.forward_flops(TUNED))
+def test_texts_and_rungs_of_a_search_cost_by_their_own_length() -> None:
+    values = _values()
+    search = values["extension"][0]["search"]
+    search |= {"mixture": {"64": 0.5}, "early_stopping": {"ladder": ["32", "96"]}}
+    cost = next(stage.cost for stage in _plan(values) if stage.kind == "search")
+    lengths = [TUNED, 64, 32, 96]
+    assert cost.tokens == 10 * 2 * sum(lengths)
+    assert cost.flops == pytest.approx(10 * 2 * sum(map(SHAPE.forward_flops, lengths)))
+
+
+def test_training_costs_what_is_trained_and_what_is_computed_again() -> None:
+    costs = {}
+    for trainable in ("all", "attention"):
+        for recompute in ("none", "selective", "full"):
+            values = _values() | {"recompute": recompute}
+            values["extension"][0]["fine_tune"]["training"]["trainable"] = trainable
+            cost = next(stage.cost for stage in _plan(values) if stage.name == "fine-tune-256")
+            assert cost.tokens == cost.backward_tokens == 4 * 2 * TUNED
+            row = PassFlops(SHAPE, TUNED).with_backward(trainable, recompute)
+            assert cost.flops == pytest.approx(4 * 2 * row)
+            costs[trainable, recompute] = cost.flops
+    for trainable in ("all", "attention"):
+        kinds = [costs[trainable, recompute] for recompute in ("none", "selective", "full")]
+        assert kinds == sorted(set(kinds))
+    assert costs["attention", "none"] < costs["all", "none"]
 
 
 def test_two_controls_are_refused() -> None:

@@ -14,12 +14,25 @@ from megatron_longrope.search import (
     EarlyStopping,
     Evaluation,
     MemoryJournal,
+    SearcherChoice,
     SearchOutcome,
     Terms,
     run_search,
 )
-from megatron_longrope.search.stopping import _student_quantile, closest_differences, span_of_rule
-from tests.support.search_stubs import small_search, stub_evaluation
+from megatron_longrope.search.stopping import (
+    _over_documents,
+    _student_quantile,
+    closest_differences,
+    span_of_rule,
+)
+from tests.support.search_stubs import (
+    SEEDS,
+    SPACE,
+    TASK,
+    small_search,
+    stub_evaluation,
+    stub_gradient,
+)
 
 COUNTS = (1000,) * 5
 
@@ -84,7 +97,7 @@ def test_what_the_rest_brings_is_learned_from_the_closest() -> None:
     incumbent = evaluation(np.full(5, 3.0))
     close = [evaluation(noisy(random, 0.001, 0.01)) for _ in range(200)]
     far = [evaluation(noisy(random, 1.0, 0.5)) for _ in range(800)]
-    differences = closest_differences(incumbent, close + far)
+    differences = closest_differences(incumbent, close + far, _over_documents)
     assert differences is not None and differences.shape == (150, 5)
     expected = [0.01 * math.sqrt(1 / m - 1 / 5) for m in range(1, 6)]
     np.testing.assert_allclose((differences[:, -1:] - differences).std(axis=0), expected, rtol=0.2)
@@ -194,3 +207,65 @@ def test_a_search_that_stops_early_is_cheaper_and_replays_exactly() -> None:
             == outcome.best
         )
         assert [e.evaluation for e in again.entries] == [e.evaluation for e in stopping.entries]
+
+
+def laddered(random: np.random.Generator, margin: float, documents: int = 5) -> Evaluation:
+    """An evaluation of a candidate this much worse at length, and as much on its one rung."""
+    rung = 2.5 + margin + 1e-3 * random.standard_normal()
+    return replace(evaluation(np.full(5, 3.0 + margin), documents), rungs=(rung,))
+
+
+def test_an_incumbent_without_rungs_is_compared_on_documents() -> None:
+    """The step of a descent is such a one: with gradients there is no ladder. On the rung the best
+    candidate that was scored there stands for it."""
+    random = np.random.default_rng(5)
+    descended = evaluation(np.full(5, 2.9))
+    told = [laddered(random, margin) for margin in (0.0, *random.uniform(0.005, 0.02, 60))]
+    judge = EarlyStopping(ladder=(64,)).judge([*told, descended])
+    assert judge is not None
+    assert judge(laddered(random, 0.1, documents=0))
+    assert not judge(laddered(random, 0.0, documents=0))
+    assert not judge(laddered(random, -0.2, documents=1))
+    assert judge(laddered(random, 0.05, documents=1)), "behind the incumbent, which has no rung"
+    assert judge(replace(laddered(random, 0.0, 0), rungs=(math.nan,)))
+
+
+def test_without_any_rung_to_compare_with_the_documents_decide() -> None:
+    random = np.random.default_rng(6)
+    told = [evaluation(noisy(random, margin, 1e-3)) for margin in (0.0, *[0.01] * 12)]
+    judge = EarlyStopping(ladder=(64,)).judge(told)
+    assert judge is not None
+    assert not judge(laddered(random, 9.0, documents=0))
+    assert judge(replace(laddered(random, 0.0, 0), rungs=(math.inf,)))
+    assert judge(laddered(random, 0.5, documents=1))
+    assert EarlyStopping(ladder=(64,)).judge(told[:5]) is None
+
+
+def test_a_search_with_a_ladder_goes_on_after_a_descent_over_all_documents() -> None:
+    """One long document, for which a ladder is meant: each step of the descent is on all of it."""
+    settings = {
+        "name": "hybrid",
+        "ramp": {"max_rounds": 1},
+        "descent": {"passes": 12, "checks": 2},
+        "rounds": 2,
+        "mutants": 12,
+    }
+    task = replace(TASK, num_documents=1)
+
+    def with_ladder(candidates: list[Candidate], terms: Terms):  # type: ignore[no-untyped-def]
+        for candidate in candidates:
+            whole = stub_evaluation(candidate)
+            rung = Evaluation((), (), completed=False, rungs=(whole.loss - 0.4,))
+            if terms.gradient:
+                yield replace(whole, gradient=stub_gradient(candidate))
+            elif terms.judge is not None and terms.judge(rung):
+                yield rung
+            else:
+                yield replace(whole, rungs=rung.rungs)
+
+    journal = MemoryJournal()
+    searcher = SearcherChoice.model_validate(settings).build(SPACE, SEEDS, 1, task)
+    outcome = run_search(searcher, with_ladder, journal, stopping=EarlyStopping(ladder=(64,)))
+    steps = [entry for entry in journal.entries if entry.has_gradient]
+    assert steps and all(entry.evaluation.completed for entry in steps)
+    assert outcome.evaluation.completed and outcome.stopped_early > 0
