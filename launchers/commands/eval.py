@@ -81,6 +81,8 @@ def _evaluate(task: Task[Any], values: Values) -> None:
     with loaded_model(values) as (runtime, loaded):
         inputs = _inputs(task, loaded, texts, values)
         task.check(inputs, settings.lengths)
+        if inputs.tokenizer is not None:
+            task.check_lengths(inputs.tokenizer, inputs.prefix, settings.lengths, settings)
         contexts = {length: task.context(length, settings) for length in settings.lengths}
         runs = factor_sets(loaded, contexts, values)
         costs = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from data_prep.documents import TextDocument, TokenDocument, tokenize
 from data_prep.readers import read_text_files
@@ -24,12 +25,12 @@ class Corpus:
     held_out: list[EvaluationDocument]
     """Documents that results are measured on, which neither search nor training has seen."""
 
-    @property
+    @cached_property
     def train_sha256(self) -> str:
         """SHA-256 of the tokens that are trained on."""
         return documents_sha256([EvaluationDocument(d.name, d.tokens) for d in self.train])
 
-    @property
+    @cached_property
     def held_out_sha256(self) -> str:
         """SHA-256 of the held-out tokens."""
         return documents_sha256(self.held_out)

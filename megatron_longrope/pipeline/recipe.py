@@ -111,6 +111,11 @@ class TrainingDataConfig(StrictConfig):
     inputs stay trained."""
     retrieval: RetrievalConfig = RetrievalConfig()
 
+    @property
+    def longest_piece(self) -> int:
+        """Most tokens of one document in a row."""
+        return self.piece_length or self.sequence_length
+
 
 class SearchConfig(StrictConfig):
     """One search: by which searcher, on which documents, and what is searched."""
@@ -254,7 +259,9 @@ class EvaluationConfig(StrictConfig):
     """What is measured at the end."""
 
     lengths: tuple[Length, ...]
+    """Lengths of perplexity in tokens, the target length among them."""
     num_documents: PositiveInt = 3
+    """Number of held-out documents measured on; all, where there are fewer."""
     tasks: dict[str, SerializeAsAny[TaskSettings]] = Field(default_factory=dict)
     """Beside perplexity, by name: what is measured before and after, each with its settings."""
     sliding_stride: PositiveInt | None = None
@@ -375,6 +382,11 @@ class Recipe(StrictConfig):
         if tuned != sorted(tuned, reverse=True):
             raise ValueError("steps with fine_tune come before those without")
         return self
+
+    @property
+    def searches(self) -> list[tuple[str, SearchConfig, int]]:
+        """Place, settings and length in tokens of each search."""
+        return [(place, search, length) for place, length, search, _ in self._searches()]
 
     @property
     def target_length(self) -> int:

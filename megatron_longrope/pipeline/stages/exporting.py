@@ -8,7 +8,7 @@ from checkpoints_tools.hf.exporting import export_hf
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.main_rank import on_main
-from megatron_longrope.pipeline.run import Run
+from megatron_longrope.pipeline.run import Run, RunInputs
 from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
 from megatron_longrope.pipeline.stages.stage import PLACES, Stage, checkpoint_path
 from megatron_longrope.rope import FactorRange, FactorSet, factors_to_json
@@ -19,6 +19,7 @@ class ExportModel(Stage):
     """Writes the extended model as a Hugging Face folder that transformers loads as it is."""
 
     kind = "export"
+    added_inputs = ("trained_from",)
     parts: RunParts
 
     @property
@@ -41,10 +42,11 @@ class ExportModel(Stage):
         """The Hugging Face folder."""
         return (str(PLACES.export),)
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the factors and the name of the weights."""
         factors = factors_to_json(self.parts.factor_set(run))
-        return {"factors": factors, "checkpoint": self.parts.weights}
+        weights = self.parts.weights
+        return {"factors": factors, "checkpoint": weights, **run.trained_from(weights)}
 
     def work(self, run: Run) -> dict[str, object]:
         """Exports on the main rank; returns counts, and in words which factors are left out."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron_longrope.pipeline.measuring import write_baselines
 from megatron_longrope.pipeline.result import write_result
-from megatron_longrope.pipeline.run import Run
+from megatron_longrope.pipeline.run import Run, RunInputs
 from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
 from megatron_longrope.pipeline.stages.stage import PLACES, Stage, checkpoint_path
 from megatron_longrope.report import write_report
@@ -41,7 +41,7 @@ class WriteResult(Stage):
         """The result and the report."""
         return (str(PLACES.result), "report/index.html")
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns no inputs: this stage is never skipped."""
         return {}
 

@@ -10,7 +10,7 @@ from megatron_longrope.config import format_length
 from megatron_longrope.evaluation import documents_sha256
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.recipe import SearchConfig
-from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, geometry_of
+from megatron_longrope.pipeline.run import Run, RunInputs, angle_inputs, backend_inputs, geometry_of
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     extension_search,
@@ -21,7 +21,7 @@ from megatron_longrope.pipeline.searching import (
     search_objective,
     second_search,
 )
-from megatron_longrope.pipeline.stages.search_cost import most_of_a_search
+from megatron_longrope.pipeline.stages.search_cost import most_of_a_search, new_searcher
 from megatron_longrope.pipeline.stages.stage import (
     PLACES,
     Cost,
@@ -41,7 +41,7 @@ class Found:
     length: int
     """The length in tokens that it searches for."""
 
-    def factors(self, run: Run) -> RopeFactors:
+    def factors(self, run: RunInputs) -> RopeFactors:
         """Returns the factors; raises InputError unless the stage is complete."""
         return run.found(self.search, self.length)
 
@@ -51,6 +51,7 @@ class SearchFactors(Stage):
     """Searches the factors of one checkpoint for inputs of `length` tokens."""
 
     kind = "search"
+    added_inputs = ("trained_from",)
     config: SearchConfig
     length: int
     weights: str
@@ -91,18 +92,25 @@ class SearchFactors(Stage):
         """The journal of evaluations, and the best factors."""
         return (str(PLACES.journal(self.name)), factors_path(self.name))
 
+    @property
+    def outline(self) -> SearchProblem:
+        """The search as it can be known beforehand: it builds on factors of the right length."""
+        geometry, tuned = geometry_of(self.shape), None
+        if self.builds_on is not None:  # any such factors: they leave the budget as it is
+            scale = max(1.0, self.builds_on.length / geometry.original_length)
+            tuned = Yarn(scale=scale).factors(geometry)
+        return self.problem(tuned)
+
+    def set_up(self) -> None:
+        """Raises InputError where the space or the searcher cannot be made."""
+        new_searcher(self.outline, self.config, self.num_documents, self.shape)
+
     @cached_property
     def cost(self) -> Cost:
         """What the searcher takes where every evaluation is made in full."""
-        geometry = geometry_of(self.shape)
-        tuned = None
-        if self.builds_on is not None:  # any factors of that length: they leave the budget as it is
-            scale = max(1.0, self.builds_on.length / geometry.original_length)
-            tuned = Yarn(scale=scale).factors(geometry)
-        problem = self.problem(tuned)
-        return most_of_a_search(problem, self.config, self.num_documents, self.shape)
+        return most_of_a_search(self.outline, self.config, self.num_documents, self.shape)
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the settings, space, documents, weights and precision of the search."""
         recipe = run.recipe
         return {
@@ -111,6 +119,7 @@ class SearchFactors(Stage):
             "length": self.length,
             "documents": documents_sha256(run.corpus.search[: self.config.num_documents]),
             "checkpoint": self.weights,
+            **run.trained_from(self.weights),
             "dtype": recipe.dtype,
             **angle_inputs(recipe.angle_precision),
             **backend_inputs(recipe.backend.for_scoring()),
@@ -142,7 +151,7 @@ class SearchFactors(Stage):
             **loss,
         }
 
-    def _problem_of(self, run: Run) -> SearchProblem:
+    def _problem_of(self, run: RunInputs) -> SearchProblem:
         tuned = self.builds_on.factors(run) if self.builds_on else None
         return self.problem(tuned)
 
