@@ -44,7 +44,7 @@ def document_options(function: CallableT) -> CallableT:
             "texts",
             multiple=True,
             metavar="FILE …",
-            help="Text files in UTF-8, one document per file.",
+            help="Text files in UTF-8, one document each; files, folders or patterns.",
         ),
         click.option(
             "--data",
@@ -183,10 +183,13 @@ def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
 
 
 def read_texts(paths: Sequence[str]) -> list[TextDocument]:
-    """Returns the text files as documents; raises InputError for one that is not there."""
-    from data_prep.readers import read_text_files
+    """Returns what files, folders and patterns hold, each file as a document.
 
-    return list(read_text_files(tuple(paths)))
+    Raises InputError for a path that names no file.
+    """
+    from data_prep.readers import find_text_files, read_text_files
+
+    return list(read_text_files(find_text_files(paths)))
 
 
 def encoded_documents(

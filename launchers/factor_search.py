@@ -10,7 +10,7 @@ import torch
 
 from checkpoints_tools.load_any import LoadedModel, load_model, model_factors
 from data_prep.documents import TextDocument, tokenize
-from data_prep.readers import read_text_files
+from data_prep.readers import find_text_files, read_text_files
 from launchers.extension import search_lines
 from launchers.options import layout_of
 from launchers.printing.progress import ProgressLines
@@ -46,7 +46,7 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
     Raises InputError for bad input.
     """
     target = settings["target"]
-    sources = list(read_text_files(settings["texts"]))
+    sources = list(read_text_files(find_text_files(settings["texts"])))
     held_out_sources = _held_out_sources(settings["held_out"], sources)
     config = search_config(settings, len(sources))
     own = OwnScaling(model_factors(settings["model_path"]))
@@ -158,7 +158,7 @@ def _held_out_sources(paths: Sequence[str], searched: Sequence[TextDocument]) ->
     Raises InputError for a text that is, whatever its file is called, and for one given twice.
     """
     seen = {text.sha256: f"is what --text {text.name} holds" for text in searched}
-    held_out = list(read_text_files(tuple(paths))) if paths else []
+    held_out = list(read_text_files(find_text_files(paths, "--held-out"), "--held-out"))
     for text in held_out:
         if text.sha256 in seen:
             raise InputError("--held-out", text.name, seen[text.sha256])

@@ -79,11 +79,16 @@ def _texts(
         split = split_standard_library()
         return split.train, split.search, split.evaluation
     if config.documents:
-        return _divide(list(read_text_files(config.documents)), config, tokenizer, target_length)
+        return _divide(
+            list(read_text_files(config.documents, "corpus.documents")),
+            config,
+            tokenizer,
+            target_length,
+        )
     return (
-        list(read_text_files(config.train)),
-        list(read_text_files(config.search)),
-        list(read_text_files(config.evaluation)),
+        list(read_text_files(config.train, "corpus.train")),
+        list(read_text_files(config.search, "corpus.search")),
+        list(read_text_files(config.evaluation, "corpus.evaluation")),
     )
 
 

@@ -153,7 +153,7 @@ def _documents(recipe: TrainRecipe) -> list[TextDocument]:
     return (
         split_standard_library().train
         if recipe.standard_library
-        else list(read_text_files(recipe.documents))
+        else list(read_text_files(recipe.documents, "documents"))
     )
 
 

@@ -14,6 +14,10 @@ def check_export(recipe: Recipe, own: OwnScaling) -> None:
     A model that arrives with a short set keeps it for inputs that are not recovered, under the
     attention factor it has. The format has one attention factor for short and long inputs.
     """
+    for place, search, _ in recipe.searches:
+        if recipe.export and search.search_start_tokens:
+            rule = "Hugging Face's format has no n̂: leave it out, or set export=false"
+            raise InputError(f"{place}.search.search_start_tokens", "true", rule)
     recovered = max((step.length for step in recipe.recovery), default=0)
     keeps_short = any((entry.up_to or 0) > recovered for entry in own.short_ranges)
     inherits = any(step.search.attention_factor == "inherited" for step in recipe.extension)
