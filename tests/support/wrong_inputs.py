@@ -213,7 +213,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
         (*_SEARCH[:4], "gone", *_SEARCH[5:], "--target", "512"),
         "--text=gone: no such file",
     ),
-    "search-a-key-too-short": (
+    "search-critical-pair-of-no-space": (
         (*_SEARCH, "--target", "130", "--retrieval-documents", "1", "--critical-pair", "3"),
         "--critical-pair=3",
     ),

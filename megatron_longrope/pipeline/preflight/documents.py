@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from data_prep.documents import TokenDocument
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, Tokens, documents_sha256
@@ -19,16 +22,17 @@ def check_run_documents(recipe: Recipe, corpus: Corpus, vocab_size: int) -> None
     for number, step in enumerate(recipe.extension):
         if step.fine_tune is not None:
             tune = step.fine_tune
-            check_enough(f"extension.{number}.fine_tune", tune.data, tune.training, corpus)
+            check_enough(f"extension.{number}.fine_tune.", tune.data, tune.training, corpus.train)
 
 
 def check_enough(
-    place: str, data: TrainingDataConfig, training: TrainingConfig, corpus: Corpus
+    place: str, data: TrainingDataConfig, training: TrainingConfig, train: Sequence[TokenDocument]
 ) -> None:
-    """Raises InputError where the text trained on does not fill the rows of one global batch."""
-    text = sum(
-        len(document.tokens) for document in corpus.train if len(document.tokens) >= SHORTEST_PIECE
-    )
+    """Raises InputError where the text trained on does not fill the rows of one global batch.
+
+    `place` is what stands before `training` in the recipe.
+    """
+    text = sum(len(document.tokens) for document in train if len(document.tokens) >= SHORTEST_PIECE)
     tokens = round(text / (1 - data.retrieval.share))
     needed = training.global_batch_size * data.sequence_length
     if tokens < needed:
@@ -36,7 +40,7 @@ def check_enough(
             f"one step takes {needed:,} tokens in rows of {format_length(data.sequence_length)}; "
             f"the documents to train on have {tokens:,}, retrieval documents included"
         )
-        raise InputError(f"{place}.training.global_batch_size", training.global_batch_size, rule)
+        raise InputError(f"{place}training.global_batch_size", training.global_batch_size, rule)
 
 
 def _check_vocabulary(corpus: Corpus, vocab_size: int) -> None:

@@ -10,6 +10,7 @@ from megatron_longrope.model.engine.settings import BackendSettings, Purpose
 from megatron_longrope.pipeline.preflight.place import at
 from megatron_longrope.pipeline.recipe import FineTuneConfig, Recipe
 from megatron_longrope.pipeline.run import TORCH_DTYPES
+from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.runtime.gpu_stack import GpuStack
 
 
@@ -17,15 +18,7 @@ def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:
     """Raises InputError for a layout that does not fit the processes, the model or its batches."""
     layout = recipe.parallel
     data_parallel = layout.data_parallel(world_size)
-    layout.check_model(
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        ffn_hidden_size=shape.ffn_hidden_size,
-    )
-    if layout.context_parallel > 1 and shape.attention_windows:
-        rule = "the model has sliding windows, which context parallelism does not cut"
-        raise InputError("parallel.context_parallel", layout.context_parallel, rule)
+    check_shape(layout, shape)
     for number, step in enumerate(recipe.extension):
         with at(f"extension.{number}"):
             layout.check_sequence(step.length)
@@ -35,6 +28,19 @@ def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:
                 layout.check_batch(
                     training.global_batch_size, training.micro_batch_size, data_parallel
                 )
+
+
+def check_shape(layout: ParallelLayout, shape: ModelShape) -> None:
+    """Raises InputError for a model that the layout cannot cut."""
+    layout.check_model(
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        ffn_hidden_size=shape.ffn_hidden_size,
+    )
+    if layout.context_parallel > 1 and shape.attention_windows:
+        rule = "the model has sliding windows, which context parallelism does not cut"
+        raise InputError("parallel.context_parallel", layout.context_parallel, rule)
 
 
 def check_engine(recipe: Recipe, shape: ModelShape, stack: GpuStack | None = None) -> None:

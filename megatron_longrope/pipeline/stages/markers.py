@@ -45,6 +45,18 @@ class StageMarkers:
             raise InputError("stage", name, f"not complete in {self.directory.root}; run it first")
         return marker
 
+    def check(self, name: str, inputs: Mapping[str, Json], added: Collection[str] = ()) -> Json:
+        """Returns the result of a stage, None unless it is complete with these inputs.
+
+        Raises InputError that names the first input which differs from what the stage was begun
+        with, but for those in `added`, where the marker does not name them.
+        """
+        marker = self.read(name)
+        if marker is None:
+            return None
+        check_inputs(name, marker.inputs, as_read_back(inputs), added)
+        return marker.result if marker.is_done else None
+
 
 def check_inputs(
     name: str, before: Mapping[str, Json], now: Mapping[str, Json], added: Collection[str] = ()
