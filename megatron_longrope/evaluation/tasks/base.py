@@ -99,8 +99,8 @@ class Task(ABC, Generic[SettingsT]):
         what would have to be generated, do not fit the length.
         """
 
-    def check(self, inputs: TaskInputs, lengths: Sequence[int]) -> None:
-        """Raises InputError for inputs that cannot be measured at `lengths`, before any work."""
+    def check(self, documents: Sequence[EvaluationDocument], lengths: Sequence[int]) -> None:
+        """Raises InputError for documents that cannot be measured at `lengths`, before any work."""
 
     def check_lengths(
         self,

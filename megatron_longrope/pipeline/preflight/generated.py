@@ -20,8 +20,8 @@ def check_generated(recipe: Recipe, tokenizer: TextTokenizer, window: int) -> No
     prefix = tokenizer.document_prefix()
     for place, search, length in recipe.searches:
         if search.retrieval_documents:
-            with at(f"{place}.search.retrieval_documents"):
-                passkey_document(tokenizer, min(length, _LONG), 0.0, search.seed, prefix=prefix)
+            place += ".search.retrieval_documents"
+            check_passkeys(place, tokenizer, length, search.seed)
     for number, step in enumerate(recipe.extension):
         if step.fine_tune is not None:
             place, data = f"extension.{number}.fine_tune.data", step.fine_tune.data
@@ -32,6 +32,13 @@ def check_generated(recipe: Recipe, tokenizer: TextTokenizer, window: int) -> No
         lengths = recipe.evaluation.task_lengths(name)
         with at(f"evaluation.tasks.{name}"):
             TASKS[name].check_lengths(tokenizer, prefix, lengths, settings)
+
+
+def check_passkeys(place: str, tokenizer: TextTokenizer, length: int, seed: int) -> None:
+    """Raises InputError, which names `place`, where a search's passkeys do not fit `length`."""
+    with at(place):
+        prefix = tokenizer.document_prefix()
+        passkey_document(tokenizer, min(length, _LONG), 0.0, seed, prefix=prefix)
 
 
 def check_mixed_in(

@@ -69,13 +69,22 @@ def check_inputs(
         if key in added and key not in before:
             continue
         if before.get(key) != now.get(key):
+            place, was, now_is = _first_difference(key, before.get(key), now.get(key))
             raise InputError(
                 f"stage {name}",
-                key,
-                f"this input changed since the run began ({_short(before.get(key))} → "
-                f"{_short(now.get(key))}); use another run directory, or delete this stage's "
+                place,
+                f"this input changed since the run began ({_short(was)} → {_short(now_is)}); use another run directory, or delete this stage's "
                 "marker and what follows from it",
             )
+
+
+def _first_difference(place: str, before: Json, now: Json) -> tuple[str, Json, Json]:
+    """Returns where two values differ first, as a dotted place, and both values there."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                return _first_difference(f"{place}.{key}", before.get(key), now.get(key))
+    return place, before, now
 
 
 def as_read_back(values: Json) -> Json:
