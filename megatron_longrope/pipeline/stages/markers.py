@@ -73,8 +73,8 @@ def check_inputs(
             raise InputError(
                 f"stage {name}",
                 place,
-                f"this input changed since the run began ({_short(was)} → {_short(now_is)}); use another run directory, or delete this stage's "
-                "marker and what follows from it",
+                f"this input changed since the run began ({_short(was)} → {_short(now_is)}); "
+                "use another run directory, or delete this stage's marker and what follows from it",
             )
 
 
