@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_longrope.artifacts.records import read_record
 from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.artifacts.summaries import RunSummary
 from megatron_longrope.config import format_length, write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import load_corpus
@@ -93,7 +95,9 @@ def run_recipe(recipe: Recipe, run_dir: Path, runtime: Runtime, progress: Progre
     for stage in stages:
         stage.run(run)
     factor_set = read_factors(run.directory.factors(EXTENDED))
-    return RunResult(run.directory.root, factor_set)
+    summary = read_record(run.directory.result, RunSummary)
+    left_behind = summary.export.left_behind if summary.export else ()
+    return RunResult(run.directory.root, factor_set, left_behind)
 
 
 def run_recipe_stage(
@@ -140,6 +144,8 @@ def _checked(
             f"the model arrives with {own.describe()} for {format_length(own.window)}: searches "
             "build on these factors, and tables compare with them"
         )
+    for note in inputs.corpus.notes:
+        progress.stage(note)
     runner = StageRunner(inputs.directory, runtime, progress.stage)
     run = Run(recipe, inputs.directory, inputs.source, inputs.corpus, runtime, progress, runner)
     return run, checked.stages

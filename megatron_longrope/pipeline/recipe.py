@@ -5,7 +5,7 @@ The classes here are the schema of a recipe's YAML file: their fields are its ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import (
@@ -13,21 +13,17 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SerializeAsAny,
-    field_validator,
     model_validator,
 )
 
-from megatron_longrope.config import Length, StrictConfig, build_config, format_length
+from megatron_longrope.config import Length, StrictConfig, format_length
 from megatron_longrope.errors import InputError
-from megatron_longrope.evaluation.tasks import TASKS, TaskSettings
 from megatron_longrope.model.engine.settings import BackendSettings, Recompute
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
 from megatron_longrope.rope import AnglePrecision
 from megatron_longrope.rope.methods.uses import (
     SearchStart,
-    SecondInterpolation,
     default_search_starts,
-    default_second_interpolations,
     second_interpolations,
 )
 from megatron_longrope.runtime import ParallelLayout
@@ -35,6 +31,7 @@ from megatron_longrope.search import EarlyStopping, SearcherChoice, SearchStage,
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
+JudgedOn = Literal["test", "development"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -43,6 +40,10 @@ class CorpusConfig(StrictConfig):
 
     standard_library: bool = False
     """The running Python's standard library, as this project divides it."""
+    judged_on: JudgedOn = "test"
+    """What judges a run on the standard library: `test`, modules of packages this project requires,
+    for what is published, or `development`, modules of the library that recipes are compared on.
+    Nothing else is measured on test documents, so that no recipe is chosen by them."""
     documents: tuple[str, ...] = ()
     """One list of text files, divided by length: of the documents that reach the target length, the
     first `num_search` are searched on and the next `num_evaluation` are measured on, in the order
@@ -66,6 +67,8 @@ class CorpusConfig(StrictConfig):
             )
         if listed and not (self.train and self.search and self.evaluation):
             raise ValueError("train, search and evaluation are given together")
+        if self.judged_on == "development" and not self.standard_library:
+            raise ValueError("judged_on: development is for standard_library: true")
         return self
 
 
@@ -136,11 +139,13 @@ class SearchConfig(StrictConfig):
     """Number of passkey documents of the searched length whose answers count as well, after the
     needle-driven perplexity of LongRoPE2 (arXiv 2502.20082)."""
     retrieval_weight: PositiveFloat = 0.5
-    attention_factor: Literal["searched", "inherited", "fixed", "one"] = "searched"
+    attention_factor: Literal["searched", "inherited", "fixed", "one"] | PositiveFloat = "searched"
     """Which attention factors candidates may have. `searched`: from 1.0 to 1.3 or to 1.05 times
     YaRN's, whichever is more; beyond a fine-tuned length, from 1.0 to 1.4 times the fine-tuned one;
-    in both cases as far as those of the starts. `inherited`: that of the fine-tuned factors.
-    `fixed`: √(1 + ln s / ln L), in a recovery with the s of the extended length. `one`: 1."""
+    in both cases as far as those of the starts. `inherited`: that of the fine-tuned factors, in a
+    recovery that of the longest inputs. `fixed`: √(1 + ln s / ln L), in a recovery with the s of
+    the extended length. `one`: 1. A number: that, such as the one of a further target whose factors
+    the weights are to be trained for."""
     search_start_tokens: bool = False
     """Whether n̂ is searched; otherwise it is 0."""
     starts: tuple[SearchStart, ...] = Field(default_factory=default_search_starts, min_length=1)
@@ -253,49 +258,6 @@ class RecoveryStep(StrictConfig):
                 "from none"
             )
         return self
-
-
-class EvaluationConfig(StrictConfig):
-    """What is measured at the end."""
-
-    lengths: tuple[Length, ...]
-    """Lengths of perplexity in tokens, the target length among them."""
-    num_documents: PositiveInt = 3
-    """Number of held-out documents measured on; all, where there are fewer."""
-    tasks: dict[str, SerializeAsAny[TaskSettings]] = Field(default_factory=dict)
-    """Beside perplexity, by name: what is measured before and after, each with its settings."""
-    sliding_stride: PositiveInt | None = None
-    """Of the pretrained model inside its own window, over the same documents; by default a quarter
-    of the window."""
-    second_interpolations: tuple[SecondInterpolation, ...] = Field(
-        default_factory=default_second_interpolations
-    )
-    """Shown beside the last search on a fine-tuned model, each with its own temperature and with
-    the searched one."""
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _settings_of_each_task(cls, tasks: object) -> object:
-        if not isinstance(tasks, Mapping):
-            raise ValueError("names of tasks, each with its settings")
-        return {name: _task_settings(str(name), values) for name, values in tasks.items()}
-
-    def task_lengths(self, name: str) -> tuple[int, ...]:
-        """Returns the lengths in tokens at which a task is measured."""
-        return self.tasks[name].lengths or self.lengths
-
-
-def _task_settings(name: str, values: object) -> TaskSettings:
-    """Returns the settings of one task; raises InputError for an unknown task or wrong settings."""
-    task, place = TASKS[name], f"evaluation.tasks.{name}"
-    if task.in_every_run:
-        raise InputError(place, name, "every run measures this, at evaluation.lengths")
-    if isinstance(values, TaskSettings):
-        values = values.model_dump()
-    if not isinstance(values, Mapping):
-        raise InputError(place, values, "the settings of a task, such as {lengths: [2k, 8k]}")
-    settings: TaskSettings = build_config(task.settings_kind, values, place)
-    return settings
 
 
 class Recipe(StrictConfig):

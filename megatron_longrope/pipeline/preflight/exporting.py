@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.recipe import Recipe
@@ -18,6 +20,9 @@ def check_export(recipe: Recipe, own: OwnScaling) -> None:
         if recipe.export and search.search_start_tokens:
             rule = "Hugging Face's format has no n̂: leave it out, or set export=false"
             raise InputError(f"{place}.search.search_start_tokens", "true", rule)
+    if recipe.export and recipe.evaluation.exported and find_spec("transformers") is None:
+        rule = "needs transformers, which is not installed: pip install transformers, or null"
+        raise InputError("evaluation.exported", "true", rule)
     recovered = max((step.length for step in recipe.recovery), default=0)
     keeps_short = any((entry.up_to or 0) > recovered for entry in own.short_ranges)
     inherits = any(step.search.attention_factor == "inherited" for step in recipe.extension)

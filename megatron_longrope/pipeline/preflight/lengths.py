@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
-from megatron_longrope.pipeline.recipe import EvaluationConfig, Recipe
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
+from megatron_longrope.pipeline.recipe import Recipe
 from megatron_longrope.rope import OwnScaling
 
 _SHORTEST = 2
@@ -62,6 +63,7 @@ def _check_evaluation(config: EvaluationConfig, target: int, window: int) -> Non
         shown = ", ".join(map(format_length, config.lengths)) or "none"
         rule = f"the target length {format_length(target)} must be among them"
         raise InputError("evaluation.lengths", shown, rule)
+    _check_measured("evaluation.exported.lengths", config.exported_lengths, target)
     for name, settings in config.tasks.items():
         _check_measured(f"evaluation.tasks.{name}.lengths", settings.lengths, target)
     if config.sliding_stride is not None and config.sliding_stride >= window:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from megatron_longrope.config import format_length
 from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
 from megatron_longrope.pipeline.measuring import measure_run
-from megatron_longrope.pipeline.recipe import EvaluationConfig
 from megatron_longrope.pipeline.run import BASE, Run, RunInputs, angle_inputs
 from megatron_longrope.pipeline.stages.combining import RunParts
 from megatron_longrope.pipeline.stages.evaluation_cost import cost_of_measuring

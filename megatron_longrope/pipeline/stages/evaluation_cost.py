@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_longrope.evaluation import TASKS
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.evaluating import SHORT_TOKENS
-from megatron_longrope.pipeline.recipe import EvaluationConfig
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
 from megatron_longrope.pipeline.searching import methods_compared
 from megatron_longrope.pipeline.stages.combining import RunParts
 from megatron_longrope.pipeline.stages.stage import Cost
@@ -37,6 +37,22 @@ def cost_of_measuring(
         for length in config.task_lengths(name):
             tokens = TASKS[name].tokens(config.num_documents, length, settings)
             count.texts(length, tokens // length * (2 if length <= first else 1))
+    return Cost(tokens=count.tokens, flops=count.flops)
+
+
+def cost_of_measuring_export(config: EvaluationConfig, shape: ModelShape) -> Cost:
+    """Returns tokens and operations of measuring the exported folder, with our own model beside.
+
+    Generated answers are a few tokens more than the document that is read for each.
+    """
+    count = _Counter(config, shape)
+    for length in config.exported_lengths:
+        count.documents(length, 1)
+    count.texts(max(config.exported_lengths), 1)  # our model, to compare with
+    for name, settings in config.tasks.items() if config.exported and config.exported.tasks else ():
+        for length in config.task_lengths(name):
+            if TASKS[name].measures_exports and length in config.exported_lengths:
+                count.texts(length, TASKS[name].tokens(0, length, settings) // length)
     return Cost(tokens=count.tokens, flops=count.flops)
 
 
