@@ -83,7 +83,7 @@ def test_a_stage_depends_on_what_it_reads_alone() -> None:
     assert before["control"] == ["import", "data-control"]
     assert before["search-512-evolution"] == TRAINED
     assert before["extended"] == [*TRAINED, *LATER[:2]]
-    assert before["report"] == [*TRAINED, *CONTROL, *LATER, "export"]
+    assert before["report"] == [*TRAINED, *CONTROL, *LATER, "export", "evaluate-export"]
 
 
 def test_searches_cost_what_their_searcher_asks_for() -> None:
