@@ -97,7 +97,7 @@ def extend(model: Path, run: Path, recipe: Recipe) -> tuple[list[PerplexityRow],
     """Runs the recipe; returns the rows that measure text from its start, and the documents."""
     with start_runtime(recipe.parallel, seed=recipe.seed) as runtime:
         run_recipe(recipe, run, runtime, Progress())
-    corpus = check_recipe(recipe, run, 1).corpus
+    corpus = check_recipe(recipe, run, 1).inputs.corpus
     rows = read_evaluations(run / "evals").perplexity
     return [row for row in rows if row.protocol == "first-token"], corpus
 

@@ -12,7 +12,7 @@ from checkpoints_tools.hf.folder import CONFIG_FILE, is_hf_folder, open_hf_folde
 from checkpoints_tools.hf.importing import check_folder, load_hf_weights
 from megatron_longrope.artifacts.summaries import named_checkpoint
 from megatron_longrope.errors import InputError
-from megatron_longrope.model import LongRopeModel, build_model
+from megatron_longrope.model import LongRopeModel, ModelShape, build_model
 from megatron_longrope.model.architectures import with_rope_said
 from megatron_longrope.model.checkpoints.checkpoint import (
     DESCRIPTION_FILE,
@@ -29,6 +29,28 @@ from megatron_longrope.runtime import Runtime
 FolderKind = Literal["hf", "megatron"]
 _RUN_FILES = ("config.yaml", "result.json")
 _TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model as its files describe it, without its weights."""
+
+    kind: FolderKind
+    path: Path
+    """The Hugging Face folder or the Megatron checkpoint."""
+    name: str
+    """Name of the folder that was asked for."""
+    shape: ModelShape
+    own: OwnScaling
+    """The factors that the model arrives with."""
+    files: Path
+    """Folder with config.json and tokenizer files, where there are any."""
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """The model's tokenizer.json; None where it has none."""
+        file = self.files / _TOKENIZER_FILE
+        return file if file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -72,17 +94,9 @@ def load_model(
         backend: engine and precision settings; None chooses by device.
         purpose: what the model is loaded for, which the choice of engine depends on.
     """
-    kind, folder = find_model(path)
-    if kind == "hf":
-        opened = open_hf_folder(folder)
-        shape, _ = check_folder(opened)
-        factor_set = OwnScaling.from_hf(with_rope_said(opened.config)).factor_set
-        files = folder
-    else:
-        description = read_description(folder)
-        shape, factor_set, files = description.shape, description.factor_set, hf_folder(folder)
+    folder = open_model(path)
     model = build_model(
-        shape,
+        folder.shape,
         runtime,
         dtype=dtype,
         recompute=recompute,
@@ -92,19 +106,35 @@ def load_model(
         backend=backend,
         purpose=purpose,
     )
-    if kind == "hf":
-        load_hf_weights(model, opened)
+    if folder.kind == "hf":
+        load_hf_weights(model, open_hf_folder(folder.path))
     else:
-        load_weights(model, folder)
-    model.set_factors(factor_set)
-    tokenizer = files / _TOKENIZER_FILE
+        load_weights(model, folder.path)
+    model.set_factors(folder.own.factor_set)
     return LoadedModel(
         model,
-        tokenizer if tokenizer.is_file() else None,
-        Path(path).resolve().name,
-        files if files.is_dir() else None,
-        OwnScaling(factor_set),
+        folder.tokenizer_file,
+        folder.name,
+        folder.files if folder.files.is_dir() else None,
+        folder.own,
     )
+
+
+def open_model(path: Path | str) -> ModelFolder:
+    """Returns the model in `path` without its weights, of which only headers are read.
+
+    Raises InputError for a folder that is none of the three kinds, and for a damaged one.
+    """
+    kind, folder = find_model(path)
+    name = Path(path).resolve().name
+    if kind == "hf":
+        opened = open_hf_folder(folder)
+        shape, _ = check_folder(opened)
+        own = OwnScaling.from_hf(with_rope_said(opened.config))
+        return ModelFolder(kind, folder, name, shape, own, folder)
+    described = read_description(folder)
+    own = OwnScaling(described.factor_set)
+    return ModelFolder(kind, folder, name, described.shape, own, hf_folder(folder))
 
 
 def model_factors(path: Path | str) -> FactorSet:

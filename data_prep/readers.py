@@ -11,27 +11,28 @@ from data_prep.documents import TextDocument
 from megatron_longrope.errors import InputError
 
 
-def read_text_files(paths: Iterable[str | Path]) -> Iterator[TextDocument]:
+def read_text_files(paths: Iterable[str | Path], field: str = "--text") -> Iterator[TextDocument]:
     """Yields each file as one document named by its path.
 
-    Raises InputError where a file is absent or not UTF-8.
+    Raises InputError, which names `field`, where a file is absent or not UTF-8.
     """
     for path in paths:
-        yield TextDocument(str(path), _read_utf8(Path(path)))
+        yield TextDocument(str(path), _read_utf8(Path(path), field))
 
 
-def find_text_files(paths: Iterable[str | Path]) -> list[str]:
+def find_text_files(paths: Iterable[str | Path], field: str = "--text") -> list[str]:
     """Returns the files that `paths` name: files, folders with all below them, patterns such as
     `books/*.txt`.
 
     Hidden files and folders are left out of a folder. Each file is there once, in the order given,
-    within a folder or pattern by name. Raises InputError for a path that names no file.
+    within a folder or pattern by name. Raises InputError, which names `field`, for a path that
+    names no file.
     """
     found: dict[str, None] = {}
     for path in paths:
         files = _files_of(Path(path))
         if not files:
-            raise InputError("--text", path, "no such file, and no folder or pattern with files")
+            raise InputError(field, path, "no such file, and no folder or pattern with files")
         found.update(dict.fromkeys(str(file) for file in files))
     return list(found)
 
@@ -92,13 +93,13 @@ def _encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _read_utf8(path: Path) -> str:
+def _read_utf8(path: Path, field: str) -> str:
     if not path.is_file():
-        raise InputError("--text", path, "no such file")
+        raise InputError(field, path, "no such file")
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InputError(
-            "--text", path, f"not UTF-8: byte 0x{content[error.start]:02x} at {error.start}"
+            field, path, f"not UTF-8: byte 0x{content[error.start]:02x} at {error.start}"
         ) from error

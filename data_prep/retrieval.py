@@ -23,6 +23,10 @@ from megatron_longrope.errors import InputError
 
 _TOKENS_PER_QUESTION = 48
 """Tokens of a line, its question and another line; short lists get few questions by it."""
+_MOST_QUESTIONS = 4
+"""Most questions of a list."""
+_PROBES = 8
+"""Documents of each kind made to see whether a length suffices: keys differ in their tokens."""
 _SHORTEST_PASSAGE = 4
 """Least tokens of a repeated passage."""
 _SHORTEST_KEY = 5
@@ -98,6 +102,39 @@ def retrieval_documents(
     ]
 
 
+def check_retrieval_lengths(
+    tokenizer: TextTokenizer, min_length: int, max_length: int, mix: RetrievalMix
+) -> None:
+    """Raises InputError where a document that `retrieval_documents` may draw does not fit.
+
+    Every kind of document in `mix` is made at the least length, and a list also at each length from
+    which on it may have one question more.
+    """
+    end, prefix = _end(tokenizer), tokenizer.document_prefix()
+    shortest = min_length - len(end)
+    with_passkeys = mix.key_value_share + mix.copy_share < 1
+    try:
+        for seed in range(_PROBES):
+            if with_passkeys:
+                passkey_document(
+                    tokenizer, shortest, 0.5, seed, key_digits=mix.longest_key, prefix=prefix
+                )
+            for questions in range(1, 1 + (_MOST_QUESTIONS if mix.key_value_share else 0)):
+                length = max(shortest, questions * _TOKENS_PER_QUESTION if questions > 1 else 1)
+                if length <= max_length - len(end):
+                    key_value_document(tokenizer, length, seed, questions, prefix=prefix)
+    except InputError as error:
+        raise InputError("min_length", min_length, error.rule) from error
+    if mix.copy_share and shortest - len(prefix) < _SHORTEST_PASSAGE:
+        raise InputError(
+            "min_length", min_length, f"too short to repeat {_SHORTEST_PASSAGE} tokens"
+        )
+
+
+def _end(tokenizer: TextTokenizer) -> list[int]:
+    return [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+
+
 def _document(
     tokenizer: TextTokenizer,
     number: int,
@@ -107,14 +144,16 @@ def _document(
     fillers: Sequence[Filler],
     mix: RetrievalMix,
 ) -> TokenDocument:
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    end = _end(tokenizer)
     prefix = tokenizer.document_prefix()
     random = np.random.default_rng([seed, number])
     length = int(random.integers(min_length, max_length + 1)) - len(end)
     inner_seed, kind = int(random.integers(2**62)), random.random()
     if kind < mix.key_value_share:
         name = "key-value"
-        num_questions = int(random.integers(1, 1 + min(4, max(1, length // _TOKENS_PER_QUESTION))))
+        num_questions = int(
+            random.integers(1, 1 + min(_MOST_QUESTIONS, max(1, length // _TOKENS_PER_QUESTION)))
+        )
         tokens = key_value_document(
             tokenizer, length, inner_seed, num_questions, prefix=prefix
         ).tokens

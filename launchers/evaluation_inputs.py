@@ -18,13 +18,14 @@ from launchers.options import (
     layout_options,
 )
 from launchers.printing.tables import tsv_option
+from launchers.typed_names import typed_names
 from megatron_longrope.artifacts.rows import AS_IT_IS, UNSCALED
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.rope.methods.uses import closed_form_methods
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
-    from checkpoints_tools.load_any import LoadedModel
+    from checkpoints_tools.load_any import LoadedModel, ModelFolder
     from data_prep.documents import TextDocument
     from megatron_longrope.data import TextTokenizer
     from megatron_longrope.evaluation import EvaluationDocument
@@ -44,7 +45,7 @@ def document_options(function: CallableT) -> CallableT:
             "texts",
             multiple=True,
             metavar="FILE …",
-            help="Text files in UTF-8, one document per file.",
+            help="Text files in UTF-8, one document each; files, folders or patterns.",
         ),
         click.option(
             "--data",
@@ -173,24 +174,35 @@ def loaded_model(values: Values) -> Iterator[tuple[Runtime, LoadedModel]]:
         )
 
 
-def tokenizer_of(loaded: LoadedModel) -> TextTokenizer:
+def model_folder(values: Values) -> ModelFolder:
+    """Returns the model without its weights; raises InputError for a path that leads to none."""
+    from checkpoints_tools.load_any import open_model
+
+    with typed_names():
+        return open_model(values["model_path"])
+
+
+def tokenizer_of(folder: ModelFolder) -> TextTokenizer:
     """Returns the model's tokenizer; raises InputError where it has none."""
     from megatron_longrope.data import load_tokenizer
 
-    if loaded.tokenizer_file is None:
-        raise InputError("--model", loaded.name, "it has no tokenizer.json to encode text with")
-    return load_tokenizer(loaded.tokenizer_file)
+    if folder.tokenizer_file is None:
+        raise InputError("--model", folder.name, "it has no tokenizer.json to encode text with")
+    return load_tokenizer(folder.tokenizer_file)
 
 
 def read_texts(paths: Sequence[str]) -> list[TextDocument]:
-    """Returns the text files as documents; raises InputError for one that is not there."""
-    from data_prep.readers import read_text_files
+    """Returns what files, folders and patterns hold, each file as a document.
 
-    return list(read_text_files(tuple(paths)))
+    Raises InputError for a path that names no file.
+    """
+    from data_prep.readers import find_text_files, read_text_files
+
+    return list(read_text_files(find_text_files(paths)))
 
 
 def encoded_documents(
-    loaded: LoadedModel, texts: Sequence[TextDocument], dataset: str | None, add_bos: bool
+    folder: ModelFolder, texts: Sequence[TextDocument], dataset: str | None, add_bos: bool
 ) -> list[EvaluationDocument]:
     """Returns the documents of `dataset`, or else `texts` as the model's tokenizer encodes them."""
     from megatron_longrope.evaluation import EvaluationDocument
@@ -198,32 +210,31 @@ def encoded_documents(
     if dataset is not None:
         from megatron_longrope.data import PackedDataset
 
-        sha256 = tokenizer_of(loaded).identity.sha256 if loaded.tokenizer_file else None
-        data = PackedDataset(
-            dataset, vocab_size=loaded.model.shape.vocab_size, tokenizer_sha256=sha256
-        )
+        sha256 = tokenizer_of(folder).identity.sha256 if folder.tokenizer_file else None
+        data = PackedDataset(dataset, vocab_size=folder.shape.vocab_size, tokenizer_sha256=sha256)
         return [
             EvaluationDocument(name, data.document(i)) for i, name in enumerate(data.document_names)
         ]
-    encoded = tokenizer_of(loaded).encode_documents([text.text for text in texts], add_bos)
+    encoded = tokenizer_of(folder).encode_documents([text.text for text in texts], add_bos)
     return [
         EvaluationDocument(text.name, tokens) for text, tokens in zip(texts, encoded, strict=True)
     ]
 
 
 def factor_sets(
-    loaded: LoadedModel, contexts: Mapping[int, int], values: Values
+    folder: ModelFolder, contexts: Mapping[int, int], values: Values
 ) -> list[tuple[str, int, FactorSet]]:
     """Returns (method, length, factors) of every measurement asked for.
 
     `contexts` maps each length to the tokens that one forward pass sees at it.
     """
+    from megatron_longrope.pipeline.run import geometry_of
     from megatron_longrope.rope import method_from_text
 
-    geometry = loaded.model.geometry
+    geometry = geometry_of(folder.shape)
     if values["original_window"] is not None:
         geometry = geometry.model_copy(update={"original_length": values["original_window"]})
-    own, target = loaded.model.factor_set, values["target"]
+    own, target = folder.own.factor_set, values["target"]
     return [
         (
             method,

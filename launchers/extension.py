@@ -13,6 +13,8 @@ from megatron_longrope.artifacts.records import read_record
 from megatron_longrope.artifacts.rows import perplexity_of
 from megatron_longrope.artifacts.summaries import RunSummary
 from megatron_longrope.config import apply_settings, build_config, parse_overrides, read_yaml
+from megatron_longrope.config.base import ConfigT
+from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.extend import CheckedRun, check_recipe, run_recipe, run_recipe_stage
 from megatron_longrope.pipeline.fitting import recipe_for
 from megatron_longrope.pipeline.recipe import Recipe
@@ -28,9 +30,27 @@ def named_recipe(name_or_path: str, overrides: Sequence[str]) -> Recipe:
 
     Raises InputError for bad input.
     """
+    return recipe_with_settings(Recipe, name_or_path, overrides)
+
+
+def recipe_with_settings(
+    kind: type[ConfigT], name_or_path: str, overrides: Sequence[str]
+) -> ConfigT:
+    """Returns the shipped recipe of that name, or the one in a YAML file, with `overrides` set.
+
+    Raises InputError for bad input. A rule about the whole recipe that only the overrides break is
+    told about them.
+    """
     path = recipe_path(name_or_path)
-    values = apply_settings(read_yaml(path), parse_overrides(overrides))
-    return build_config(Recipe, values, str(path))
+    alone = read_yaml(path)
+    try:
+        return build_config(kind, apply_settings(alone, parse_overrides(overrides)), str(path))
+    except InputError as error:
+        if overrides and error.field == str(path):
+            build_config(kind, alone, str(path))  # raises what is wrong with the recipe itself
+            rule = error.rule.removesuffix(f" (in {path})")
+            raise InputError("--set", " ".join(overrides), rule) from error
+        raise
 
 
 def fitted_recipe(

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.load_any import LoadedModel, load_model, model_factors
+from checkpoints_tools.load_any import ModelFolder, load_model, open_model
 from data_prep.documents import TextDocument, tokenize
-from data_prep.readers import read_text_files
+from data_prep.readers import find_text_files, read_text_files
 from launchers.extension import search_lines
 from launchers.options import layout_of
 from launchers.printing.progress import ProgressLines
 from launchers.search_options import searcher_section
+from launchers.typed_names import typed_names
 from megatron_longrope.artifacts.records import write_record
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.artifacts.summaries import SearchSummary
@@ -24,7 +25,9 @@ from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, check_documents, documents_sha256
 from megatron_longrope.model.engine.settings import BackendSettings
 from megatron_longrope.pipeline.margins import baseline_margins, held_out_margins
+from megatron_longrope.pipeline.preflight.generated import check_passkeys
 from megatron_longrope.pipeline.recipe import SearchConfig
+from megatron_longrope.pipeline.run import geometry_of
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     extension_search,
@@ -36,7 +39,7 @@ from megatron_longrope.pipeline.searching import (
     second_search,
 )
 from megatron_longrope.report import write_convergence_plot
-from megatron_longrope.rope import OwnScaling, RopeFactors, resolve_factors, write_factors
+from megatron_longrope.rope import RopeFactors, resolve_factors, write_factors
 from megatron_longrope.runtime import start_runtime
 
 
@@ -46,15 +49,26 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
     Raises InputError for bad input.
     """
     target = settings["target"]
-    sources = list(read_text_files(settings["texts"]))
+    sources = list(read_text_files(find_text_files(settings["texts"])))
     held_out_sources = _held_out_sources(settings["held_out"], sources)
     config = search_config(settings, len(sources))
-    own = OwnScaling(model_factors(settings["model_path"]))
+    with typed_names():
+        folder = open_model(settings["model_path"])
+    own = folder.own
     tuned = _tuned_factors(settings["from_factors"], target)
     builds_on_factors = tuned is not None or own.is_scaled
     mistake = config.mistake("second" if builds_on_factors else "first", target)
     if mistake is not None:
         raise InputError(*mistake)
+    if folder.tokenizer_file is None:
+        rule = "has no tokenizer.json to encode the documents with"
+        raise InputError("--model", settings["model_path"], rule)
+    tokenizer = load_tokenizer(folder.tokenizer_file)
+    documents = _encoded(sources, tokenizer, target)
+    others = _encoded(held_out_sources, tokenizer, target) if held_out_sources else []
+    problem = _problem(config, folder, target, tuned)
+    if config.retrieval_documents:
+        check_passkeys("--retrieval-documents", tokenizer, target, config.seed)
     with start_runtime(layout_of(settings), timeout_seconds=24 * 3600) as runtime:
         loaded = load_model(
             settings["model_path"],
@@ -65,16 +79,6 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
             offload=settings["offload"],
             backend=BackendSettings(engine=settings["engine"]),
         )
-        if loaded.tokenizer_file is None:
-            raise InputError(
-                "--model",
-                settings["model_path"],
-                "has no tokenizer.json to encode the documents with",
-            )
-        tokenizer = load_tokenizer(loaded.tokenizer_file)
-        documents = _encoded(sources, tokenizer, target)
-        others = _encoded(held_out_sources, tokenizer, target) if held_out_sources else []
-        problem = _problem(config, loaded, target, tuned)
         directory = RunDirectory(out)
         lines = ProgressLines(runtime.is_main)
         if own.is_scaled and tuned is None:
@@ -156,7 +160,7 @@ def _held_out_sources(paths: Sequence[str], searched: Sequence[TextDocument]) ->
     Raises InputError for a text that is, whatever its file is called, and for one given twice.
     """
     seen = {text.sha256: f"is what --text {text.name} holds" for text in searched}
-    held_out = list(read_text_files(tuple(paths))) if paths else []
+    held_out = list(read_text_files(find_text_files(paths, "--held-out"), "--held-out"))
     for text in held_out:
         if text.sha256 in seen:
             raise InputError("--held-out", text.name, seen[text.sha256])
@@ -176,14 +180,14 @@ def _encoded(
 
 
 def _problem(
-    config: SearchConfig, loaded: LoadedModel, target: int, tuned: RopeFactors | None
+    config: SearchConfig, folder: ModelFolder, target: int, tuned: RopeFactors | None
 ) -> SearchProblem:
     """Returns the search beyond the factors given, else beyond what the model arrives with."""
-    model = loaded.model
-    window = loaded.own.window if tuned is None else model.shape.context_length
+    geometry = geometry_of(folder.shape)
+    window = folder.own.window if tuned is None else geometry.original_length
     if target <= window:
         rule = f"a target must exceed the model's window of {format_length(window)} tokens"
         raise InputError("--target", format_length(target), rule)
     if tuned is None:
-        return extension_search(config, loaded.own, target)
-    return second_search(config, model.geometry, target, tuned)
+        return extension_search(config, folder.own, target)
+    return second_search(config, geometry, target, tuned)

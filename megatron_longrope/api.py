@@ -41,7 +41,7 @@ def extend_context(
         recipe: All the rest: a shipped recipe's name or a YAML file. `progressive` is fitted to the
             model's window: it fine-tunes at a quarter of the target (at twice the window at least),
             searches beyond without training, and recovers the window. Of any other recipe the last
-            step gets `target_length`.
+            step gets `target_length`, which becomes the longest length measured.
         settings: Dotted keys of the recipe and their values, which have the last word.
         progress: Where the run shows how far it is; silent by default.
 

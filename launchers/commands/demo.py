@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from launchers.options import LENGTH, json_option, set_option, write_json
+from launchers.typed_names import typed_names
 
 
 @click.command()
@@ -61,7 +62,8 @@ def command(
         return
     from launchers.extension import named_recipe, run_extension
 
-    result = run_extension(named_recipe("demo", overrides), directory)
+    with typed_names(overrides):
+        result = run_extension(named_recipe("demo", overrides), directory)
     if result is not None and json_path is not None:
         write_json(json_path, {"run_dir": str(result.directory), "result": str(result.result_file)})
 

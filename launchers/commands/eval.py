@@ -14,6 +14,7 @@ from launchers.evaluation_inputs import (
     encoded_documents,
     factor_sets,
     loaded_model,
+    model_folder,
     model_options,
     read_texts,
     tokenizer_of,
@@ -27,8 +28,11 @@ from megatron_longrope.artifacts.rows import EvaluationLabels, Row
 from megatron_longrope.evaluation.tasks import TASKS, Task, TaskInputs, TaskSettings
 
 if TYPE_CHECKING:  # these import torch, which `--help` does without
-    from checkpoints_tools.load_any import LoadedModel
+    from collections.abc import Sequence
+
+    from checkpoints_tools.load_any import ModelFolder
     from data_prep.documents import TextDocument
+    from megatron_longrope.data import TextTokenizer
     from megatron_longrope.evaluation import EvaluationDocument
 
 
@@ -78,15 +82,16 @@ def _evaluate(task: Task[Any], values: Values) -> None:
     settings = settings_of(task.settings_kind, values)
     check_evaluation_request(values, needs_documents=task.needs_documents)
     texts = read_texts(values["texts"]) if task.needs_documents else []
+    folder = model_folder(values)
+    documents, tokenizer, prefix = _material(task, folder, texts, values)
+    task.check(documents, settings.lengths)
+    if tokenizer is not None:
+        task.check_lengths(tokenizer, prefix, settings.lengths, settings)
+    contexts = {length: task.context(length, settings) for length in settings.lengths}
+    runs = factor_sets(folder, contexts, values)
+    costs = {length: task.tokens(len(documents), length, settings) for length in settings.lengths}
     with loaded_model(values) as (runtime, loaded):
-        inputs = _inputs(task, loaded, texts, values)
-        task.check(inputs, settings.lengths)
-        contexts = {length: task.context(length, settings) for length in settings.lengths}
-        runs = factor_sets(loaded, contexts, values)
-        costs = {
-            length: task.tokens(len(inputs.documents), length, settings)
-            for length in settings.lengths
-        }
+        inputs = TaskInputs(loaded.model, tokenizer, documents, prefix, values["batch_tokens"])
         progress = TokenProgress(sum(costs[length] for _, length, _ in runs), shown=runtime.is_main)
         rows: list[Row] = []
         for method, length, factor_set in runs:
@@ -102,18 +107,20 @@ def _evaluate(task: Task[Any], values: Values) -> None:
                 write_json(values["json_path"], _payload(rows, inputs))
 
 
-def _inputs(
-    task: Task[Any], loaded: LoadedModel, texts: list[TextDocument], values: Values
-) -> TaskInputs:
-    """Returns what the task measures with; a task that generates documents needs a tokenizer."""
+def _material(
+    task: Task[Any], folder: ModelFolder, texts: list[TextDocument], values: Values
+) -> tuple[list[EvaluationDocument], TextTokenizer | None, Sequence[int]]:
+    """Returns documents, tokenizer and the token ids that generated documents begin with.
+
+    Raises InputError where a task that generates documents has no tokenizer.
+    """
     documents: list[EvaluationDocument] = []
     if task.needs_documents:
-        documents = encoded_documents(loaded, texts, values["dataset"], values["add_bos"])
-        tokenizer = tokenizer_of(loaded) if loaded.tokenizer_file else None
+        documents = encoded_documents(folder, texts, values["dataset"], values["add_bos"])
+        tokenizer = tokenizer_of(folder) if folder.tokenizer_file else None
     else:
-        tokenizer = tokenizer_of(loaded)
-    prefix = tokenizer.document_prefix(values["add_bos"]) if tokenizer else ()
-    return TaskInputs(loaded.model, tokenizer, documents, prefix, values["batch_tokens"])
+        tokenizer = tokenizer_of(folder)
+    return documents, tokenizer, tokenizer.document_prefix(values["add_bos"]) if tokenizer else ()
 
 
 def _payload(rows: list[Row], inputs: TaskInputs) -> dict[str, Any]:

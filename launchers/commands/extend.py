@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from launchers.list_options import ListOptionsCommand
 from launchers.options import LENGTH, json_option, set_option, write_json
+from launchers.typed_names import fitted_names, typed_names
 from megatron_longrope.errors import InputError
+
+if TYPE_CHECKING:  # imports torch, which `--help` does without
+    from megatron_longrope.pipeline.recipe import Recipe
 
 
 @click.command(cls=ListOptionsCommand)
@@ -78,30 +83,38 @@ def command(
         raise InputError("--stage", stage, "--dry-run prints all stages and runs none")
     from launchers import extension
 
-    if recipe is not None:
-        config = extension.named_recipe(recipe, overrides)
-    else:
-        assert model is not None and target is not None
-        config = extension.fitted_recipe(model, texts, target, overrides)
-    if dry_run:
-        from launchers.printing.stage_table import print_stages
+    names = typed_names(overrides) if recipe else fitted_names(overrides)
+    with names:
+        if recipe is not None:
+            config = extension.named_recipe(recipe, overrides)
+        else:
+            assert model is not None and target is not None
+            config = extension.fitted_recipe(model, texts, target, overrides)
+        if dry_run:
+            _print_plan(config, run_dir, json_path)
+        elif stage is not None:
+            is_main = extension.run_one_stage(config, run_dir, stage)
+            if is_main and json_path is not None:
+                run = extension.run_directory(config, run_dir)
+                write_json(json_path, {"run_dir": str(run), "stage": stage})
+        else:
+            result = extension.run_extension(config, run_dir)
+            if result is not None and json_path is not None:
+                paths = {"run_dir": str(result.directory), "result": str(result.result_file)}
+                write_json(json_path, paths)
 
-        checked = extension.check_extension(config, run_dir)
-        if os.environ.get("RANK", "0") != "0":
-            return
-        print_stages(checked)
-        if json_path is not None:
-            write_json(json_path, {"stages": [planned.to_json() for planned in checked.stages]})
+
+def _print_plan(config: Recipe, run_dir: Path | None, json_path: Path | None) -> None:
+    """Prints the stages of a checked recipe on the main rank, and writes them as JSON."""
+    from launchers import extension
+    from launchers.printing.stage_table import print_stages
+
+    checked = extension.check_extension(config, run_dir)
+    if os.environ.get("RANK", "0") != "0":
         return
-    if stage is not None:
-        is_main = extension.run_one_stage(config, run_dir, stage)
-        if is_main and json_path is not None:
-            run = extension.run_directory(config, run_dir)
-            write_json(json_path, {"run_dir": str(run), "stage": stage})
-        return
-    result = extension.run_extension(config, run_dir)
-    if result is not None and json_path is not None:
-        write_json(json_path, {"run_dir": str(result.directory), "result": str(result.result_file)})
+    print_stages(checked)
+    if json_path is not None:
+        write_json(json_path, {"stages": [planned.to_json() for planned in checked.stages]})
 
 
 def _check_source(

@@ -40,14 +40,16 @@ from megatron_longrope.search.types import SpaceName
     multiple=True,
     required=True,
     metavar="FILE …",
-    help="Text files in UTF-8, one document per file, each of the target length or longer.",
+    help="Text files in UTF-8, one document each, of the target length or longer; files, folders "
+    "or patterns.",
 )
 @click.option(
     "--held-out",
     "held_out",
     multiple=True,
     metavar="FILE …",
-    help="Text files not to search on; the margins over the baselines are measured on them too.",
+    help="Texts not to search on, given as for --text; the margins over the baselines are measured "
+    "on them too.",
 )
 @click.option(
     "--target",

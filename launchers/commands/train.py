@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from launchers.options import json_option, set_option, write_json
+from launchers.typed_names import typed_names
 
 
 @click.command()
@@ -27,25 +28,23 @@ def command(
     command goes on after the last checkpoint. Under `longrope launch` all processes share the
     training.
     """
+    from launchers.extension import recipe_with_settings
     from launchers.printing.progress import ProgressLines
-    from megatron_longrope.config import apply_settings, build_config, parse_overrides, read_yaml
     from megatron_longrope.pipeline.pretraining import TrainRecipe, train_from_recipe
-    from megatron_longrope.presets import recipe_path
     from megatron_longrope.runtime import start_runtime
 
-    path = recipe_path(recipe)
-    values = apply_settings(read_yaml(path), parse_overrides(overrides))
-    config = build_config(TrainRecipe, values, str(path))
-    with start_runtime(config.parallel, seed=config.seed) as runtime:
-        progress = ProgressLines(runtime.is_main)
-        folder = train_from_recipe(
-            config,
-            run_dir or Path("runs") / config.name,
-            runtime,
-            progress.stage,
-            progress.counter(),
-        )
-        if runtime.is_main:
-            click.echo(f"model: {folder}")
-            if json_path is not None:
-                write_json(json_path, {"model": str(folder)})
+    with typed_names(overrides):
+        config = recipe_with_settings(TrainRecipe, recipe, overrides)
+        with start_runtime(config.parallel, seed=config.seed) as runtime:
+            progress = ProgressLines(runtime.is_main)
+            folder = train_from_recipe(
+                config,
+                run_dir or Path("runs") / config.name,
+                runtime,
+                progress.stage,
+                progress.counter(),
+            )
+            if runtime.is_main:
+                click.echo(f"model: {folder}")
+                if json_path is not None:
+                    write_json(json_path, {"model": str(folder)})

@@ -30,7 +30,7 @@ _NARROW_COLUMNS = ("stage", "what", "tokens", "operations")
 
 def print_stages(checked: CheckedRun) -> None:
     """Prints the documents, and the stages in order with their cost and the sum of it."""
-    click.echo(_documents(checked.corpus))
+    click.echo(_documents(checked.inputs.corpus))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
     table = _table(checked.stages, console.width >= _WIDTH_OF_ALL_COLUMNS)
     print_table(table, width_of_a_file=_WIDTH_OF_A_FILE)

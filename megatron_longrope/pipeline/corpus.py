@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from data_prep.documents import TextDocument, TokenDocument, tokenize
 from data_prep.package_documents import other_texts, read_test_documents
@@ -27,12 +28,12 @@ class Corpus:
     notes: tuple[str, ...] = ()
     """What to tell the user about the documents, a line each."""
 
-    @property
+    @cached_property
     def train_sha256(self) -> str:
         """SHA-256 of the tokens that are trained on."""
         return documents_sha256([EvaluationDocument(d.name, d.tokens) for d in self.train])
 
-    @property
+    @cached_property
     def held_out_sha256(self) -> str:
         """SHA-256 of the held-out tokens."""
         return documents_sha256(self.held_out)
@@ -85,11 +86,16 @@ def _texts(
         judging = split.development if config.judged_on == "development" else read_test_documents()
         return split.train, split.search, judging
     if config.documents:
-        return _divide(list(read_text_files(config.documents)), config, tokenizer, target_length)
+        return _divide(
+            list(read_text_files(config.documents, "corpus.documents")),
+            config,
+            tokenizer,
+            target_length,
+        )
     return (
-        list(read_text_files(config.train)),
-        list(read_text_files(config.search)),
-        list(read_text_files(config.evaluation)),
+        list(read_text_files(config.train, "corpus.train")),
+        list(read_text_files(config.search, "corpus.search")),
+        list(read_text_files(config.evaluation, "corpus.evaluation")),
     )
 
 

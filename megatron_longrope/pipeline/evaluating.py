@@ -17,7 +17,7 @@ from megatron_longrope.evaluation import (
 )
 from megatron_longrope.evaluation.tasks import TaskInputs
 from megatron_longrope.model import LongRopeModel
-from megatron_longrope.pipeline.recipe import EvaluationConfig
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
 from megatron_longrope.pipeline.searching import (
     PASS_TOKENS,
     methods_compared,

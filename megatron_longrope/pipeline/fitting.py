@@ -9,7 +9,13 @@ from typing import Any
 
 from checkpoints_tools.hf.folder import read_config
 from data_prep.readers import find_text_files
-from megatron_longrope.config import apply_settings, build_config, format_length, read_yaml
+from megatron_longrope.config import (
+    apply_settings,
+    build_config,
+    format_length,
+    parse_length,
+    read_yaml,
+)
 from megatron_longrope.errors import InputError
 from megatron_longrope.model.architectures import with_rope_said
 from megatron_longrope.pipeline.recipe import Recipe
@@ -35,7 +41,8 @@ def recipe_for(
         documents: Text files, folders of them, or patterns.
         target_length: Context length in tokens to reach.
         recipe: The name of a shipped recipe, or a YAML file. The lengths of `progressive` are
-            fitted to the model's window; of any other recipe only the last step's length is set.
+            fitted to the model's window; of any other recipe the last step gets the target, and
+            with it its rows and the longest length measured.
         settings: Pairs of a dotted key and a value that are set in the recipe at last.
 
     Raises InputError for a model or documents that do not exist, and for settings that the recipe
@@ -47,13 +54,26 @@ def recipe_for(
         own = OwnScaling.from_hf(with_rope_said(read_config(model_path(str(model)))))
         values = fit_to_window(values, own.window, target_length)
     else:
-        values["extension"][-1]["length"] = target_length
+        values = _with_target(values, target_length)
     values |= {
         "name": f"{Path(str(model).removeprefix('preset:')).name}-{format_length(target_length)}",
         "model": str(model),
-        "corpus": {"documents": find_text_files(documents)},
+        "corpus": {"documents": find_text_files(documents, "documents")},
     }
     return build_config(Recipe, apply_settings(values, settings), str(path))
+
+
+def _with_target(values: Mapping[str, Any], target: int) -> dict[str, Any]:
+    """Returns the values of a recipe whose last step reaches `target` tokens, measured there."""
+    changed = copy.deepcopy(dict(values))
+    last = changed["extension"][-1]
+    last["length"] = target
+    if last.get("fine_tune"):
+        last["fine_tune"]["data"]["sequence_length"] = target
+    measured = changed["evaluation"]
+    lengths = {parse_length(length) for length in measured["lengths"]}
+    measured["lengths"] = sorted({*(length for length in lengths if length < target), target})
+    return changed
 
 
 def fit_to_window(values: Mapping[str, Any], window: int, target: int) -> dict[str, Any]:

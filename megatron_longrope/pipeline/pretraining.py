@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, model_validator
 
 from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.initialize import Scheme, initialize_model
-from checkpoints_tools.load_any import load_model
+from checkpoints_tools.load_any import load_model, open_model
 from data_prep.bpe import train_bpe
 from data_prep.documents import TextDocument, tokenize
 from data_prep.readers import read_text_files
@@ -21,13 +21,23 @@ from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.main_rank import on_main
+from megatron_longrope.pipeline.preflight.documents import check_enough
+from megatron_longrope.pipeline.preflight.folder import check_writable
+from megatron_longrope.pipeline.preflight.generated import check_mixed_in
+from megatron_longrope.pipeline.preflight.machine import check_shape
+from megatron_longrope.pipeline.preflight.place import at
+from megatron_longrope.pipeline.preflight.training import check_rows
 from megatron_longrope.pipeline.recipe import DtypeName, TrainingDataConfig
 from megatron_longrope.pipeline.run import TORCH_DTYPES
+from megatron_longrope.pipeline.stages.markers import StageMarkers, json_sha256
 from megatron_longrope.pipeline.stages.packing import build_training_set
 from megatron_longrope.pipeline.stages.runner import StageRunner
 from megatron_longrope.pipeline.stages.training import ShowSteps, TrainingStage, train_model
 from megatron_longrope.runtime import ParallelLayout, Runtime
 from megatron_longrope.training import TrainingConfig
+
+_ADDED_TO_DATA = ("texts",)
+"""Inputs of the stage that packs rows which markers of earlier versions do not name."""
 
 
 class InitializeConfig(StrictConfig):
@@ -85,11 +95,9 @@ def train_from_recipe(
         announce: Is called with the stage that begins.
         show: Is called with the progress of the training.
     """
-    training = recipe.training
-    runtime.layout.check_batch(
-        training.global_batch_size, training.micro_batch_size, runtime.data_parallel_size
-    )
     directory = RunDirectory(run_dir)
+    inputs = _check(recipe, directory, runtime)
+    runtime.barrier()  # no rank writes before all have read
     if runtime.is_main:
         directory.root.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe.model_dump(mode="json"), directory.config)
@@ -97,7 +105,7 @@ def train_from_recipe(
     start = directory.root / "initial" if recipe.initialize else Path(recipe.model or "")
     stages.run(
         "initialize",
-        {"recipe": recipe.model_dump(mode="json", include={"initialize", "model", "seed"})},
+        inputs["initialize"],
         lambda: on_main(runtime, lambda: _initialize(recipe, start)),
     )
     loaded = load_model(start, runtime, dtype=TORCH_DTYPES[recipe.dtype], purpose="training")
@@ -105,22 +113,62 @@ def train_from_recipe(
         raise InputError("model", start, "has no tokenizer.json to encode the documents with")
     tokenizer = load_tokenizer(loaded.tokenizer_file)
     data = directory.data("train")
-    data_inputs = recipe.model_dump(mode="json", include={"data", "standard_library", "documents"})
     made = stages.run(
         "data",
-        data_inputs,
+        inputs["data"],
         lambda: on_main(runtime, lambda: _build_data(recipe, tokenizer, data, loaded.own.window)),
+        _ADDED_TO_DATA,
     )
     stage = TrainingStage("train", recipe.training, data, directory, loaded.hf_files)
-    inputs = {
-        **recipe.model_dump(mode="json", include={"training", "dtype", "parallel"}),
-        "data": made,
-    }
     stages.run(
-        "train", inputs, lambda: train_model(stage, loaded.model, loaded.model.factor_set, show)
+        "train",
+        {**inputs["train"], "data": made},
+        lambda: train_model(stage, loaded.model, loaded.model.factor_set, show),
     )
     stages.run("export", {}, lambda: on_main(runtime, lambda: _export(directory)))
     return directory.export
+
+
+def _check(
+    recipe: TrainRecipe, directory: RunDirectory, runtime: Runtime
+) -> dict[str, dict[str, object]]:
+    """Makes every check that needs no weights, and returns the inputs of each stage by its name.
+
+    Raises InputError for bad input, and where a stage was begun with other inputs.
+    """
+    training, layout = recipe.training, runtime.layout
+    check_writable(directory.root)
+    with at("training"):
+        layout.check_batch(
+            training.global_batch_size, training.micro_batch_size, runtime.data_parallel_size
+        )
+    check_rows("data", recipe.data)
+    documents = _documents(recipe)
+    if recipe.model is not None:
+        folder = open_model(recipe.model)
+        check_shape(layout, folder.shape)
+        tokenizer = load_tokenizer(folder.tokenizer_file or folder.path)
+        check_mixed_in("data", recipe.data, tokenizer)
+        check_enough("", recipe.data, training, tokenize(documents, tokenizer))
+    elif recipe.initialize is not None:
+        check_shape(layout, recipe.initialize.shape)
+    texts = json_sha256([document.sha256 for document in documents])
+    inputs: dict[str, dict[str, object]] = {
+        "initialize": {
+            "recipe": recipe.model_dump(mode="json", include={"initialize", "model", "seed"})
+        },
+        "data": {
+            **recipe.model_dump(mode="json", include={"data", "standard_library", "documents"}),
+            "texts": texts,
+        },
+        "train": recipe.model_dump(mode="json", include={"training", "dtype", "parallel"}),
+    }
+    markers = StageMarkers(directory)
+    markers.check("initialize", inputs["initialize"])
+    made = markers.check("data", inputs["data"], _ADDED_TO_DATA)
+    if made is not None:
+        markers.check("train", {**inputs["train"], "data": made})
+    return inputs
 
 
 def _initialize(recipe: TrainRecipe, folder: Path) -> dict[str, object]:
@@ -153,7 +201,7 @@ def _documents(recipe: TrainRecipe) -> list[TextDocument]:
     return (
         split_standard_library().train
         if recipe.standard_library
-        else list(read_text_files(recipe.documents))
+        else list(read_text_files(recipe.documents, "documents"))
     )
 
 

@@ -13,6 +13,7 @@ from checkpoints_tools.hf.folder import open_hf_folder
 from checkpoints_tools.hf.importing import check_folder
 from checkpoints_tools.load_any import find_model, load_model
 from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.artifacts.stages import StageMarker
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import LongRopeModel, ModelShape
@@ -25,6 +26,7 @@ from megatron_longrope.model.checkpoints.checkpoint import (
 from megatron_longrope.model.engine.settings import BackendSettings, Purpose
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.recipe import Recipe
+from megatron_longrope.pipeline.stages.markers import StageMarkers, json_sha256
 from megatron_longrope.pipeline.stages.runner import StageRunner
 from megatron_longrope.presets import model_path
 from megatron_longrope.rope import (
@@ -114,15 +116,11 @@ def hf_source(recipe: Recipe) -> Path:
 
 
 @dataclass(frozen=True)
-class Run:
-    """The context that every stage of a run is given; nothing in it changes."""
+class RunInputs:
+    """What a run is made from, known before any process works: nothing in it changes."""
 
     recipe: Recipe
     directory: RunDirectory
-    runtime: Runtime
-    progress: Progress
-    runner: StageRunner
-    """Skips stages that are complete, and keeps their markers."""
     source: Source
     corpus: Corpus
 
@@ -140,6 +138,39 @@ class Run:
     def geometry(self) -> RopeGeometry:
         """The geometry that factors of this run are made for."""
         return geometry_of(self.shape)
+
+    def marker(self, stage: str) -> StageMarker:
+        """Returns the marker of a stage; raises InputError unless the stage is complete."""
+        return StageMarkers(self.directory).complete(stage)
+
+    def trained_from(self, *checkpoints: str) -> dict[str, object]:
+        """Returns digests of what trained checkpoints were made from, as inputs of a stage.
+
+        So a stage whose weights were trained again, with other settings, is not taken for done. The
+        imported checkpoint is left out: its name says all.
+        """
+        digests = {
+            name: json_sha256(self.marker(name).inputs) for name in checkpoints if name != BASE
+        }
+        return {"trained_from": digests}
+
+    def found(self, search: str, length: int) -> RopeFactors:
+        """Returns the factors that a search stage found for `length` tokens.
+
+        Raises InputError unless that stage is complete.
+        """
+        factors = self.marker(search).result["factors"]
+        return factors_from_json(factors, search).for_length(length)
+
+
+@dataclass(frozen=True)
+class Run(RunInputs):
+    """The context that every stage of a run is given: its inputs, and the processes at work."""
+
+    runtime: Runtime
+    progress: Progress
+    runner: StageRunner
+    """Skips stages that are complete, and keeps their markers."""
 
     @property
     def hf_files(self) -> Path:
@@ -166,13 +197,9 @@ class Run:
         )
         return loaded.model
 
-    def found(self, search: str, length: int) -> RopeFactors:
-        """Returns the factors that a search stage found for `length` tokens.
-
-        Raises InputError unless that stage is complete.
-        """
-        factors = self.runner.result(search)["factors"]
-        return factors_from_json(factors, search).for_length(length)
+    def marker(self, stage: str) -> StageMarker:
+        """Returns the marker of a complete stage, on all ranks as the main one reads it."""
+        return self.runner.complete(stage)
 
 
 def angle_inputs(angle_precision: AnglePrecision) -> dict[str, object]:

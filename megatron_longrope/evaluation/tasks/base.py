@@ -114,8 +114,20 @@ class Task(ABC, Generic[SettingsT]):
         what would have to be generated, do not fit the length.
         """
 
-    def check(self, inputs: TaskInputs, lengths: Sequence[int]) -> None:
-        """Raises InputError for inputs that cannot be measured at `lengths`, before any work."""
+    def check(self, documents: Sequence[EvaluationDocument], lengths: Sequence[int]) -> None:
+        """Raises InputError for documents that cannot be measured at `lengths`, before any work."""
+
+    def check_lengths(
+        self,
+        tokenizer: Encoder,
+        prefix: Sequence[int],
+        lengths: Sequence[int],
+        settings: SettingsT,
+    ) -> None:
+        """Raises InputError for a length too short for what is generated, before any work.
+
+        `prefix` are the token ids that generated documents begin with.
+        """
 
     def tokens(self, num_documents: int, length: int, settings: SettingsT) -> int:
         """Number of tokens that `run` sends through the model, for progress and plans."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
@@ -10,6 +11,9 @@ from megatron_longrope.artifacts.rows import EvaluationLabels, Row
 from megatron_longrope.config import Length
 from megatron_longrope.evaluation.sliding_window import SlidingWindow
 from megatron_longrope.evaluation.tasks.base import TASKS, Task, TaskInputs, TaskSettings
+
+if TYPE_CHECKING:
+    from megatron_longrope.evaluation.documents import EvaluationDocument
 
 
 class PerplexitySettings(TaskSettings):
@@ -57,11 +61,11 @@ class Perplexity(Task[PerplexitySettings]):
         """The task's name after `longrope eval`: ppl."""
         return "ppl"
 
-    def check(self, inputs: TaskInputs, lengths: Sequence[int]) -> None:
+    def check(self, documents: Sequence[EvaluationDocument], lengths: Sequence[int]) -> None:
         """Raises InputError unless every document has its own name and reaches all lengths."""
         from megatron_longrope.evaluation.documents import check_documents
 
-        check_documents(inputs.documents, lengths)
+        check_documents(documents, lengths)
 
     def context(self, length: int, settings: PerplexitySettings) -> int:
         """Number of tokens that one forward pass sees, at most those of the sliding window."""

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from megatron_longrope.artifacts.rows import EvaluationLabels, RetrievalRow, Row
+from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.tasks.base import Task, TaskInputs, TaskSettings
 
 if TYPE_CHECKING:
     from megatron_longrope.data import PasskeyDocument
     from megatron_longrope.data.passkey import Encoder
+
+
+_PROBED = 4096
+"""Longest documents in tokens that are made only to see whether they fit."""
 
 
 class RetrievalSettings(TaskSettings):
@@ -67,6 +72,27 @@ class RetrievalTask(Task[RetrievalSettingsT]):
         """Returns the depths to measure at; a single None for a task without depths."""
         return (None,)
 
+    def check_lengths(
+        self,
+        tokenizer: Encoder,
+        prefix: Sequence[int],
+        lengths: Sequence[int],
+        settings: RetrievalSettingsT,
+    ) -> None:
+        """Raises InputError for a length at which a document of some trial does not fit.
+
+        All documents of the shortest length are made. What fits there fits longer ones too, so that
+        lengths beyond `_PROBED`, where documents take seconds, are tried on a shorter one first.
+        """
+        shortest = min(lengths)
+        if shortest <= _PROBED:
+            self._documents(tokenizer, shortest, settings, prefix, settings.trials)
+            return
+        try:
+            self._documents(tokenizer, _PROBED, settings, prefix, 1)
+        except InputError:
+            self._documents(tokenizer, shortest, settings, prefix, 1)
+
     def tokens(self, num_documents: int, length: int, settings: RetrievalSettingsT) -> int:
         """Number of tokens in all documents that are generated at one length."""
         return length * settings.trials * len(self.depths(settings))
@@ -79,21 +105,12 @@ class RetrievalTask(Task[RetrievalSettingsT]):
         labels: EvaluationLabels,
     ) -> list[Row]:
         """Returns one row per depth at `length` tokens, the same on every rank."""
-        from megatron_longrope.evaluation.answers import answers_retrieved, trial_seed
+        from megatron_longrope.evaluation.answers import answers_retrieved
 
         depths = self.depths(settings)
-        documents = [
-            self.document(
-                inputs.encoder,
-                length,
-                depth,
-                trial_seed(settings.seed, length, depth or 0.0, trial),
-                settings,
-                inputs.prefix,
-            )
-            for depth in depths
-            for trial in range(settings.trials)
-        ]
+        documents = self._documents(
+            inputs.encoder, length, settings, inputs.prefix, settings.trials
+        )
         correct = answers_retrieved(inputs.measured, documents, inputs.max_batch_tokens)
         by_depth = correct.reshape(len(depths), settings.trials)
         return [
@@ -106,4 +123,28 @@ class RetrievalTask(Task[RetrievalSettingsT]):
                 correct=int(hits.sum()),
             )
             for depth, hits in zip(depths, by_depth, strict=True)
+        ]
+
+    def _documents(
+        self,
+        tokenizer: Encoder,
+        length: int,
+        settings: RetrievalSettingsT,
+        prefix: Sequence[int],
+        num_trials: int,
+    ) -> list[PasskeyDocument]:
+        """Returns the first `num_trials` documents of each depth, depth by depth."""
+        from megatron_longrope.evaluation.answers import trial_seed
+
+        return [
+            self.document(
+                tokenizer,
+                length,
+                depth,
+                trial_seed(settings.seed, length, depth or 0.0, trial),
+                settings,
+                prefix,
+            )
+            for depth in self.depths(settings)
+            for trial in range(num_trials)
         ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.measuring import RunModels
-from megatron_longrope.pipeline.run import BASE, Run
+from megatron_longrope.pipeline.run import BASE, Run, RunInputs
 from megatron_longrope.pipeline.searching import published_yarn, second_interpolation
 from megatron_longrope.pipeline.stages.searching import Found
 from megatron_longrope.pipeline.stages.stage import Stage, checkpoint_path, factors_path
@@ -39,7 +39,7 @@ class RunParts:
         """Paths of the searched factors, relative to the run directory."""
         return tuple(factors_path(found.search) for found in (*self.steps, *self.recovered))
 
-    def factor_set(self, run: Run) -> FactorSet:
+    def factor_set(self, run: RunInputs) -> FactorSet:
         """Returns the factors that serve each input length."""
         steps = [found.factors(run) for found in self.steps]
         recovered = [(found.length, found.factors(run)) for found in self.recovered]
@@ -72,6 +72,7 @@ class CombineFactors(Stage):
     """Leaves `factors/extended.json`, and `checkpoints/extended` with the last weights."""
 
     kind = "combine"
+    added_inputs = ("trained_from",)
     parts: RunParts
 
     @property
@@ -95,10 +96,11 @@ class CombineFactors(Stage):
         """The factor set, and the checkpoint that carries it."""
         return (factors_path(EXTENDED), checkpoint_path(EXTENDED))
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the factors and the name of the weights."""
         factors = factors_to_json(self.parts.factor_set(run))
-        return {"factors": factors, "checkpoint": self.parts.weights}
+        weights = self.parts.weights
+        return {"factors": factors, "checkpoint": weights, **run.trained_from(weights)}
 
     def work(self, run: Run) -> dict[str, object]:
         """Saves the model with the whole factor set; the marker keeps nothing."""

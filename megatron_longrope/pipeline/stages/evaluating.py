@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from megatron_longrope.config import format_length
 from megatron_longrope.model import ModelShape
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
 from megatron_longrope.pipeline.measuring import measure_run
-from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.run import BASE, Run, angle_inputs
+from megatron_longrope.pipeline.run import BASE, Run, RunInputs, angle_inputs
 from megatron_longrope.pipeline.stages.combining import RunParts
 from megatron_longrope.pipeline.stages.evaluation_cost import cost_of_measuring
 from megatron_longrope.pipeline.stages.stage import (
@@ -27,6 +27,7 @@ class MeasureModels(Stage):
     """Measures every model of the run at every length of the recipe."""
 
     kind = "evaluate"
+    added_inputs = ("dtype", "backend", "trained_from")
     parts: RunParts
     config: EvaluationConfig
     shape: ModelShape
@@ -63,14 +64,19 @@ class MeasureModels(Stage):
         """The tokens of all measurements."""
         return cost_of_measuring(self.config, self.parts, self.shape, self.own)
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
-        """Returns settings, factors, weights and documents."""
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
+        """Returns settings, factors, weights, documents, precision and engine."""
+        control = (self.parts.control,) if self.parts.control else ()
+        backend = run.recipe.backend.for_scoring()
         return {
             "evaluation": self.config.model_dump(mode="json"),
             "factors": factors_to_json(self.parts.factor_set(run)),
             "checkpoint": self.parts.weights,
+            **run.trained_from(self.parts.weights, *control),
             "held_out": run.corpus.held_out_sha256,
+            "dtype": run.recipe.dtype,
             **angle_inputs(run.recipe.angle_precision),
+            "backend": backend.model_dump(mode="json", exclude_defaults=True),
         }
 
     def work(self, run: Run) -> Mapping[str, object]:

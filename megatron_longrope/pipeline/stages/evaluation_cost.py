@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_longrope.evaluation import TASKS
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.evaluating import SHORT_TOKENS
-from megatron_longrope.pipeline.recipe import EvaluationConfig
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
 from megatron_longrope.pipeline.searching import methods_compared
 from megatron_longrope.pipeline.stages.combining import RunParts
 from megatron_longrope.pipeline.stages.stage import Cost

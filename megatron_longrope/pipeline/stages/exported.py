@@ -16,8 +16,8 @@ from megatron_longrope.evaluation.exported import ExportedModel, load_exported
 from megatron_longrope.evaluation.tasks import TASKS, TaskInputs
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.evaluating import Measurements, bucket_tokens, stretches
-from megatron_longrope.pipeline.recipe import EvaluationConfig
-from megatron_longrope.pipeline.run import TORCH_DTYPES, Run
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
+from megatron_longrope.pipeline.run import TORCH_DTYPES, Run, RunInputs
 from megatron_longrope.pipeline.searching import PASS_TOKENS
 from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
 from megatron_longrope.pipeline.stages.evaluation_cost import cost_of_measuring_export
@@ -37,6 +37,7 @@ class MeasureExport(Stage):
     """
 
     kind = "evaluate"
+    added_inputs = ("trained_from",)
     parts: RunParts
     config: EvaluationConfig
     shape: ModelShape
@@ -67,7 +68,7 @@ class MeasureExport(Stage):
         """The tokens of all measurements."""
         return cost_of_measuring_export(self.config, self.shape)
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns settings, factors, weights, documents and dtype."""
         return {
             "evaluation": self.config.model_dump(
@@ -75,6 +76,7 @@ class MeasureExport(Stage):
             ),
             "factors": factors_to_json(self._carried(run)),
             "checkpoint": self.parts.weights,
+            **run.trained_from(self.parts.weights),
             "held_out": run.corpus.held_out_sha256,
             "dtype": run.recipe.dtype,
         }
@@ -154,6 +156,6 @@ class MeasureExport(Stage):
         (ours,) = token_losses(model, [tokens], max_batch_tokens=PASS_TOKENS)
         return float(np.abs(ours - theirs).max())
 
-    def _carried(self, run: Run) -> FactorSet:
+    def _carried(self, run: RunInputs) -> FactorSet:
         carried, _ = export_factor_set(self.parts.factor_set(run), run.shape.context_length)
         return carried

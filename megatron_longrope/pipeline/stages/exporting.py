@@ -8,7 +8,7 @@ from checkpoints_tools.hf.exporting import export_hf
 from checkpoints_tools.hf.static import export_static
 from megatron_longrope.config import format_length
 from megatron_longrope.pipeline.main_rank import on_main
-from megatron_longrope.pipeline.run import Run
+from megatron_longrope.pipeline.run import Run, RunInputs
 from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
 from megatron_longrope.pipeline.stages.stage import PLACES, Stage, checkpoint_path
 from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors, factors_to_json
@@ -24,6 +24,7 @@ class ExportModel(Stage):
     """
 
     kind = "export"
+    added_inputs = ("trained_from",)
     parts: RunParts
 
     @property
@@ -46,10 +47,11 @@ class ExportModel(Stage):
         """The Hugging Face folders."""
         return (str(PLACES.export), str(PLACES.static_export))
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the factors and the name of the weights."""
         factors = factors_to_json(self.parts.factor_set(run))
-        return {"factors": factors, "checkpoint": self.parts.weights}
+        weights = self.parts.weights
+        return {"factors": factors, "checkpoint": weights, **run.trained_from(weights)}
 
     def work(self, run: Run) -> dict[str, object]:
         """Exports on the main rank; returns counts, and in words what is left behind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from checkpoints_tools.hf.importing import import_hf
-from megatron_longrope.pipeline.run import BASE, Run, hf_source
+from megatron_longrope.pipeline.run import BASE, Run, RunInputs, hf_source
 from megatron_longrope.pipeline.stages.stage import Stage, checkpoint_path
 
 
@@ -31,7 +31,7 @@ class ImportModel(Stage):
         """The pretrained checkpoint."""
         return (checkpoint_path(BASE),)
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the name of the model."""
         return {"model": self.model}
 

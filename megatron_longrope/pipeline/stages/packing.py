@@ -16,12 +16,12 @@ from megatron_longrope.data import Filler, TextTokenizer, classic_filler, text_f
 from megatron_longrope.data.manifest import DatasetManifest
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.recipe import FineTuneConfig, RetrievalConfig, TrainingDataConfig
-from megatron_longrope.pipeline.run import Run
+from megatron_longrope.pipeline.run import Run, RunInputs
 from megatron_longrope.pipeline.stages.stage import PLACES, Stage
 
 _FILLER_DOCUMENTS = 40
 """Number of documents whose lines fill passkey documents, evenly chosen among all."""
-_SHORTEST_PIECE = 16
+SHORTEST_PIECE = 16
 """Shorter pieces, in tokens, are not trained on; the manifest says how many there were."""
 
 
@@ -53,7 +53,7 @@ class PackRows(Stage):
         """The dataset of packed rows."""
         return (str(PLACES.data(self.prefix)),)
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the settings, the documents and the seed."""
         return {
             **self.config.model_dump(mode="json"),
@@ -117,7 +117,7 @@ def build_training_set(
         config.sequence_length,
         tokenizer.identity,
         tokenizer.vocab_size,
-        min_piece=_SHORTEST_PIECE,
+        min_piece=SHORTEST_PIECE,
         short_limit=window if short_rows else 0,
     )
 

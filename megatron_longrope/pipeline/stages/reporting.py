@@ -8,7 +8,7 @@ from typing import Any
 from megatron_longrope.artifacts.summaries import ExportSummary
 from megatron_longrope.pipeline.measuring import write_baselines
 from megatron_longrope.pipeline.result import write_result
-from megatron_longrope.pipeline.run import Run
+from megatron_longrope.pipeline.run import Run, RunInputs
 from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
 from megatron_longrope.pipeline.stages.stage import PLACES, Stage, checkpoint_path
 from megatron_longrope.report import write_report
@@ -43,7 +43,7 @@ class WriteResult(Stage):
         """The result and the report."""
         return (str(PLACES.result), "report/index.html")
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns no inputs: this stage is never skipped."""
         return {}
 
@@ -78,7 +78,7 @@ class WriteResult(Stage):
         if not self.exporting:
             return None
         found = dict[str, Any](
-            item for name in self.exporting for item in run.runner.result(name).items()
+            item for name in self.exporting for item in run.marker(name).result.items()
         )
         static = run.directory.static_export
         return ExportSummary(

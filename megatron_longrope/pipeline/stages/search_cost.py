@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from megatron_longrope.model.engine.settings import Recompute
 from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import SearchProblem
 from megatron_longrope.pipeline.stages.stage import Cost
-from megatron_longrope.search import Evaluation, Gradient, SearchTask
+from megatron_longrope.search import Evaluation, Gradient, RoundSearcher, SearchTask
 
 _MOST_EVALUATIONS = 100_000
 """Where counting ends, for a searcher that has no end of its own."""
@@ -40,12 +41,7 @@ def most_of_a_search(
         recompute: Which activations a backward pass computes again.
     """
     texts = _text_lengths(config, num_documents, problem.length)
-    task = SearchTask(
-        length=problem.length,
-        scale=problem.length / shape.context_length,
-        num_documents=len(texts),
-    )
-    searcher = config.searcher.build(problem.space, problem.seeds, config.seed, task)
+    searcher = new_searcher(problem, config, num_documents, shape)
     most = searcher.num_evaluations or 0
     ladder = config.early_stopping.ladder if config.early_stopping else ()
     scoring = ScoringCost(
@@ -77,6 +73,21 @@ def most_of_a_search(
         backward,
         flops + further * scoring.flops(whole),
     )
+
+
+def new_searcher(
+    problem: SearchProblem, config: SearchConfig, num_documents: int, shape: ModelShape
+) -> RoundSearcher[Any]:
+    """Returns the searcher of a search before it is asked anything.
+
+    Raises InputError for settings that the searcher cannot work with.
+    """
+    task = SearchTask(
+        length=problem.length,
+        scale=problem.length / shape.context_length,
+        num_documents=len(_text_lengths(config, num_documents, problem.length)),
+    )
+    return config.searcher.build(problem.space, problem.seeds, config.seed, task)
 
 
 def _text_lengths(config: SearchConfig, num_documents: int, length: int) -> list[int]:

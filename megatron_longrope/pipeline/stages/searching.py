@@ -11,7 +11,7 @@ from megatron_longrope.evaluation import documents_sha256
 from megatron_longrope.model import ModelShape
 from megatron_longrope.model.engine.settings import Recompute
 from megatron_longrope.pipeline.recipe import SearchConfig
-from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, geometry_of
+from megatron_longrope.pipeline.run import Run, RunInputs, angle_inputs, backend_inputs, geometry_of
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
     best_ramp,
@@ -23,7 +23,7 @@ from megatron_longrope.pipeline.searching import (
     search_objective,
     second_search,
 )
-from megatron_longrope.pipeline.stages.search_cost import most_of_a_search
+from megatron_longrope.pipeline.stages.search_cost import most_of_a_search, new_searcher
 from megatron_longrope.pipeline.stages.stage import (
     PLACES,
     Cost,
@@ -43,7 +43,7 @@ class Found:
     length: int
     """The length in tokens that it searches for."""
 
-    def factors(self, run: Run) -> RopeFactors:
+    def factors(self, run: RunInputs) -> RopeFactors:
         """Returns the factors; raises InputError unless the stage is complete."""
         return run.found(self.search, self.length)
 
@@ -57,6 +57,7 @@ class SearchFactors(Stage):
     """Searches the factors of one checkpoint for inputs of `length` tokens."""
 
     kind = "search"
+    added_inputs = ("trained_from",)
     config: SearchConfig
     length: int
     weights: str
@@ -99,20 +100,27 @@ class SearchFactors(Stage):
         """The journal of evaluations, and the best factors."""
         return (str(PLACES.journal(self.name)), factors_path(self.name))
 
+    @property
+    def outline(self) -> SearchProblem:
+        """The search as it can be known beforehand: it builds on factors of the right length."""
+        geometry, tuned = geometry_of(self.shape), None
+        if self.builds_on is not None:  # any such factors: they leave the budget as it is
+            scale = max(1.0, self.builds_on.length / geometry.original_length)
+            tuned = Yarn(scale=scale).factors(geometry)
+        return self.problem(tuned)
+
+    def set_up(self) -> None:
+        """Raises InputError where the space or the searcher cannot be made."""
+        new_searcher(self.outline, self.config, self.num_documents, self.shape)
+
     @cached_property
     def cost(self) -> Cost:
         """What the searcher takes where every evaluation is made in full."""
-        geometry = geometry_of(self.shape)
-        tuned = None
-        if self.builds_on is not None:  # any factors of that length: they leave the budget as it is
-            scale = max(1.0, self.builds_on.length / geometry.original_length)
-            tuned = Yarn(scale=scale).factors(geometry)
-        problem = self.problem(tuned)
         return most_of_a_search(
-            problem, self.config, self.num_documents, self.shape, self.recompute
+            self.outline, self.config, self.num_documents, self.shape, self.recompute
         )
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the settings, space, documents, weights and precision of the search."""
         recipe = run.recipe
         return {
@@ -121,6 +129,7 @@ class SearchFactors(Stage):
             "length": self.length,
             "documents": documents_sha256(run.corpus.search[: self.config.num_documents]),
             "checkpoint": self.weights,
+            **run.trained_from(self.weights),
             "dtype": recipe.dtype,
             **angle_inputs(recipe.angle_precision),
             **backend_inputs(recipe.backend.for_scoring()),
@@ -152,7 +161,7 @@ class SearchFactors(Stage):
             **loss,
         }
 
-    def problem_in(self, run: Run) -> SearchProblem:
+    def problem_in(self, run: RunInputs) -> SearchProblem:
         """Returns the search on the factors that earlier stages of the run have found."""
         tuned = self.builds_on.factors(run) if self.builds_on else None
         return self.problem(tuned)
@@ -230,7 +239,7 @@ class RecoverySearch(SearchFactors):
         """The checkpoint, the factors the search builds on, and those of the longest inputs."""
         return tuple(dict.fromkeys((*super().inputs, factors_path(self.last.search))))
 
-    def problem_in(self, run: Run) -> SearchProblem:
+    def problem_in(self, run: RunInputs) -> SearchProblem:
         """Returns the search, which inherits the attention factor of the longest inputs."""
         return recovery_search(
             self.config,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, TypedDict
 
 from megatron_longrope.artifacts.run_directory import RunDirectory
-from megatron_longrope.pipeline.run import Run
+from megatron_longrope.pipeline.run import Run, RunInputs
 
 PLACES = RunDirectory(Path())
 """Paths of a run, relative to the run directory."""
@@ -53,6 +53,9 @@ class Stage(ABC):
     """The name of the stage, and of its marker, `stages/NAME.json`."""
     kind: ClassVar[str]
     """What sort of stage this is, such as `search` or `train`."""
+    added_inputs: ClassVar[tuple[str, ...]] = ()
+    """Keys of the fingerprint that markers of earlier versions do not have: such a marker says
+    nothing of them, and stays valid."""
 
     @property
     @abstractmethod
@@ -80,7 +83,7 @@ class Stage(ABC):
         return Cost()
 
     @abstractmethod
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the JSON values that the stage's result depends on.
 
         A stage that was begun with other values is refused.
@@ -92,11 +95,11 @@ class Stage(ABC):
 
     def run(self, run: Run) -> None:
         """Does or skips the stage; raises InputError that names an input which has changed."""
-        run.runner.run(self.name, self.fingerprint(run), lambda: self.work(run))
+        run.runner.run(self.name, self.fingerprint(run), lambda: self.work(run), self.added_inputs)
 
     def require(self, run: Run) -> None:
         """Raises InputError unless the stage is complete and its inputs are the same as then."""
-        run.runner.require(self.name, self.fingerprint(run))
+        run.runner.require(self.name, self.fingerprint(run), self.added_inputs)
 
     def to_json(self) -> StageJson:
         """Returns the stage as JSON values."""

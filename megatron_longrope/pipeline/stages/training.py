@@ -18,7 +18,7 @@ from megatron_longrope.model.engine.settings import Recompute
 from megatron_longrope.model.flops import PassFlops
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.recipe import FineTuneConfig, ShortInputs
-from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs
+from megatron_longrope.pipeline.run import Run, RunInputs, angle_inputs, backend_inputs
 from megatron_longrope.pipeline.stages.searching import Found
 from megatron_longrope.pipeline.stages.stage import (
     PLACES,
@@ -70,6 +70,7 @@ class TrainWeights(Stage):
     """Trains a checkpoint on the rows of one dataset, all or some of its weights."""
 
     kind = "train"
+    added_inputs = ("trained_from",)
     config: FineTuneConfig
     start: str
     """Name of the checkpoint that training starts from."""
@@ -123,13 +124,14 @@ class TrainWeights(Stage):
         flops = training.steps * training.global_batch_size * row
         return Cost(tokens=tokens, backward_tokens=tokens, flops=flops)
 
-    def fingerprint(self, run: Run) -> dict[str, object]:
+    def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the settings, rows, start, factors and precision of the training."""
         recipe = run.recipe
         return {
             "training": self.config.training.model_dump(mode="json"),
             "start": self.start,
-            "data": run.runner.result(self.pieces),
+            **run.trained_from(self.start),
+            "data": run.marker(self.pieces).result,
             "dtype": recipe.dtype,
             "factors": factors_to_json(self._factors(run)),
             "merge": self.config.merge,
@@ -150,7 +152,7 @@ class TrainWeights(Stage):
         )
         return train_model(training, model, self._factors(run), run.progress.training(self.name))
 
-    def _factors(self, run: Run) -> FactorSet:
+    def _factors(self, run: RunInputs) -> FactorSet:
         if self.factors is None:
             return model_factors(run.directory.checkpoint(self.start))
         return training_factors(self.factors.factors(run), self.config.short_inputs, self.own)

@@ -24,7 +24,7 @@ from megatron_longrope.data.passkey import Encoder
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation.tasks import TASKS, RetrievalSettings, RetrievalTask
 from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
-from megatron_longrope.pipeline.recipe import EvaluationConfig
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
 from megatron_longrope.report import write_report
 from megatron_longrope.rope import NoScaling
 from megatron_longrope.runtime import Runtime

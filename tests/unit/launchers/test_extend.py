@@ -67,8 +67,9 @@ def test_a_model_is_extended_by_the_recipe_fitted_to_it(tiny: Path, tmp_path: Pa
 
 def test_several_texts_follow_one_flag(tiny: Path) -> None:
     texts = sorted((tiny / "texts").glob("*.txt"))
+    few = ("--set", "extension.0.fine_tune.training.global_batch_size=2")
     arguments = ("--model", tiny / "model", "--target", TARGET, "--dry-run", "--text", *texts[:9])
-    done = extend(*arguments)
+    done = extend(*arguments, *few)
     assert done.exit_code == 0, done.output
     assert "1 to train on" in done.output
 
@@ -91,6 +92,7 @@ def _no_text(values: dict[str, Any], folder: Path) -> None:
 
 def _too_long(values: dict[str, Any], folder: Path) -> None:
     values["extension"][1]["length"] = "64k"
+    values["evaluation"]["lengths"] = ["64k"]
 
 
 def _too_many_windows(values: dict[str, Any], folder: Path) -> None:

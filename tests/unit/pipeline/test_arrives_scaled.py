@@ -82,7 +82,7 @@ def test_rows_are_of_the_model_as_it_arrives(finished: tuple[Recipe, Path]) -> N
         *(("base", "longrope"), ("extended", "longrope"), ("control", "model")),
         ("exported", "longrope"),
     }
-    corpus = check_recipe(recipe, run, 1).corpus
+    corpus = check_recipe(recipe, run, 1).inputs.corpus
     for length in (WINDOW, ARRIVES, TARGET):  # the short set, and the long one
         own = as_it_arrives(whole, length)
         ours = aggregate(own, lambda row: None)[None]

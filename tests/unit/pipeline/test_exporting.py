@@ -14,7 +14,7 @@ from checkpoints_tools.hf.static import export_static
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.evaluating import extended_factor_set
-from megatron_longrope.pipeline.recipe import EvaluationConfig
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
 from megatron_longrope.pipeline.stages.exporting import export_factor_set
 from megatron_longrope.rope import FactorRange, FactorSet
 from megatron_longrope.runtime import Runtime

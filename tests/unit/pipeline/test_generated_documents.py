@@ -15,7 +15,8 @@ from data_prep.retrieval import RetrievalMix, retrieval_documents
 from megatron_longrope.data import PasskeyDocument, TextTokenizer
 from megatron_longrope.evaluation import EvaluationDocument
 from megatron_longrope.pipeline.evaluating import Evaluator, Measurements
-from megatron_longrope.pipeline.recipe import EvaluationConfig, SearchConfig
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
+from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import search_objective
 from megatron_longrope.runtime import Runtime
 from tests.support.factor_sets import UNSCALED

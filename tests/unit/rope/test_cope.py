@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import baseline_methods
-from megatron_longrope.pipeline.recipe import EvaluationConfig, SearchConfig
+from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
+from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import first_search, second_search
 from megatron_longrope.rope import RopeGeometry, Yarn, inverse_frequencies, method_from_text
 from megatron_longrope.rope.methods.cope import Cope
