@@ -77,8 +77,8 @@ def _last_quarter(rows: Sequence[PerplexityRow], models: RunModels) -> list[Chec
     if ours is None or base is None:
         return []
     text = (
-        f"perplexity over the last quarter of {format_length(length)}; bound: {LAST_QUARTER_RATIO:.2f} × the "
-        "base inside its window"
+        f"perplexity over the last quarter of {format_length(length)}; "
+        f"bound: {LAST_QUARTER_RATIO:.2f} × the base inside its window"
     )
     return [_within("last-quarter", text, ours, LAST_QUARTER_RATIO * base)]
 
