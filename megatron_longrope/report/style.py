@@ -55,7 +55,12 @@ CONTROL = Look("Control (original window)", "m-control", "#e69f00", "#f0b429", "
 SLIDING = Look("Cut to its own window, sliding", "m-sliding", "#8a3ffc", "#be95ff", "*")
 OTHER = Look("", "m-other", "#4d4d7f", "#a5a5e0", "*")
 _SECOND = "second-"
-MODEL_NAMES = {"base": "Base model", "extended": "Extended model", "control": "Control"}
+MODEL_NAMES = {
+    "base": "Base model",
+    "extended": "Extended model",
+    "control": "Control",
+    "exported": "As exported (transformers)",
+}
 
 
 def all_looks() -> list[Look]:

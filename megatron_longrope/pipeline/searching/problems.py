@@ -206,13 +206,15 @@ def recovery_search(
     length: int,
     tuned: RopeFactors,
     upper: float | None,
+    attention_factor: float | None = None,
 ) -> SearchProblem:
     """Returns the search of an extended model for short inputs, with λ from 1.0 to `upper`.
 
     It starts from the tuned factors, from those the model arrived with (mostly no scaling), and
-    from halfway between them. An attention factor that is not searched is the tuned one
-    (`inherited`), or Hugging Face's for the tuned length (`fixed`): a model has one for inputs of
-    all lengths. Raises InputError for settings that have no meaning in a recovery.
+    from halfway between them. An attention factor that is not searched is that of the longest
+    inputs (`inherited`), since Hugging Face's format has one for inputs of all lengths, or Hugging
+    Face's own for the tuned length (`fixed`). Raises InputError for settings that have no meaning
+    in a recovery.
 
     Args:
         config: The settings of the search.
@@ -220,7 +222,9 @@ def recovery_search(
         length: Tokens of the longest input that the factors serve.
         tuned: The factors that the model was fine-tuned under.
         upper: The highest λ; None: as high as in the tuned factors and in those it arrived with.
+        attention_factor: The attention factor of the longest inputs; None: that of `tuned`.
     """
+    inherited = tuned.attention_factor if attention_factor is None else attention_factor
     _refuse_mistakes(config, "recovery", length)
     geometry, before = own.geometry, own.for_length(length)
     # halfway on a log scale: √(λ_tuned · λ_before), which is √λ_tuned where there was no scaling
@@ -228,18 +232,19 @@ def recovery_search(
     halfway = tuned.model_copy(update={"rescale": tuple((a * b) ** 0.5 for a, b in pairs)})
     seeds = _candidates([tuned, halfway, before])
     from_one = _grid_from_one(max(1.0, length / geometry.original_length), geometry)
-    given = {tuned.attention_factor, before.attention_factor}
+    given = {inherited, tuned.attention_factor, before.attention_factor}
     choices = _choices(
         config,
         seeds,
         tuple(sorted({*from_one, *given})),
-        tuned.attention_factor,
+        inherited,
         longrope_attention_factor_of(tuned.scale, geometry),
     )
     every_rescale = (*tuned.rescale, *before.rescale)
     highest = max(every_rescale) if upper is None else upper
     space = SearchSpace.recovery(tuned.rescale, highest, min(1.0, *every_rescale), **choices)
-    seeds = _with_temperatures(seeds, choices["attention_factors"], [tuned.attention_factor])
+    others = dict.fromkeys((tuned.attention_factor, inherited))
+    seeds = _with_temperatures(seeds, choices["attention_factors"], list(others))
     baselines = (
         ComparedMethod.fixed(own.label, own.factor_set),
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
@@ -298,11 +303,12 @@ def _choices(
         "fixed": (fixed,),
         "one": (1.0,),
     }
+    chosen = config.attention_factor
     paper = PAPER_START_TOKENS if config.search_start_tokens else ()
     # where λ = 1 for every pair, n̂ says nothing
     given = {seed.start_tokens for seed in seeds if any(value != 1.0 for value in seed.rescale)}
     return {
-        "attention_factors": temperatures[config.attention_factor],
+        "attention_factors": temperatures[chosen] if isinstance(chosen, str) else (chosen,),
         "start_tokens": tuple(sorted({*paper, *given})) or (0,),
     }
 

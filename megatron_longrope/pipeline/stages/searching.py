@@ -116,7 +116,7 @@ class SearchFactors(Stage):
         recipe = run.recipe
         return {
             "search": self.config.model_dump(mode="json"),
-            "space": self._problem_of(run).space.to_json(),
+            "space": self.problem_in(run).space.to_json(),
             "length": self.length,
             "documents": documents_sha256(run.corpus.search[: self.config.num_documents]),
             "checkpoint": self.weights,
@@ -128,7 +128,7 @@ class SearchFactors(Stage):
     def work(self, run: Run) -> dict[str, object]:
         """Searches to the end; returns the factors, their cost and their perplexity or score."""
         documents = run.corpus.search[: self.config.num_documents]
-        problem = self._problem_of(run)
+        problem = self.problem_in(run)
         model = run.load(self.weights)
         objective = search_objective(model, documents, run.tokenizer, self.config, self.length)
         factors, outcome = search_factors(
@@ -151,7 +151,8 @@ class SearchFactors(Stage):
             **loss,
         }
 
-    def _problem_of(self, run: Run) -> SearchProblem:
+    def problem_in(self, run: Run) -> SearchProblem:
+        """Returns the search on the factors that earlier stages of the run have found."""
         tuned = self.builds_on.factors(run) if self.builds_on else None
         return self.problem(tuned)
 
@@ -201,6 +202,9 @@ class RecoverySearch(SearchFactors):
     """The search of the extended model for short inputs, with smaller λ allowed."""
 
     tuned: Found
+    """The factors of the extended model that the space reaches up to."""
+    last: Found
+    """The factors of the longest inputs, whose attention factor the short ones inherit."""
     upper: float | None
 
     @property
@@ -219,3 +223,19 @@ class RecoverySearch(SearchFactors):
         """Returns the search between the factors the model arrived with and the extended ones."""
         assert tuned is not None
         return recovery_search(self.config, self.own, self.length, tuned, self.upper)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The checkpoint, the factors the search builds on, and those of the longest inputs."""
+        return tuple(dict.fromkeys((*super().inputs, factors_path(self.last.search))))
+
+    def problem_in(self, run: Run) -> SearchProblem:
+        """Returns the search, which inherits the attention factor of the longest inputs."""
+        return recovery_search(
+            self.config,
+            self.own,
+            self.length,
+            self.tuned.factors(run),
+            self.upper,
+            self.last.factors(run).attention_factor,
+        )
