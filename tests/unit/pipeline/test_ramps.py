@@ -109,7 +109,7 @@ def test_published_yarn_stays_where_no_move_was_better_and_others_have_no_row(
     problem = first_search(config, GEOMETRY, 2048)
     found = best_ramp(_searched(problem, config, yarn, tmp_path / "a.jsonl"), yarn)
     assert found is not None and found.rescale == pytest.approx(yarn.rescale, rel=5e-3)
-    evolution = {"name": "evolution", "population": 4, "generations": 2}
+    evolution = {"name": "evolution", "population": 4, "iterations": 2, "parents": 2}
     config = build_config(SearchConfig, {**SETTINGS, "searcher": evolution}, "search")
     problem = first_search(config, GEOMETRY, 2048)
     assert best_ramp(_searched(problem, config, AIM, tmp_path / "b.jsonl"), yarn) is None
