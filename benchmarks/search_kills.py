@@ -32,11 +32,11 @@ import numpy as np
 import torch
 
 from checkpoints_tools.load_any import load_model
+from data_prep.corpus_config import CorpusConfig
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.evaluation import PerplexityObjective
 from megatron_longrope.evaluation.dispatch import Dispatcher
 from megatron_longrope.pipeline.corpus import load_corpus
-from megatron_longrope.pipeline.recipe import CorpusConfig
 from megatron_longrope.presets import model_path
 from megatron_longrope.runtime import Runtime, start_runtime
 from megatron_longrope.search import (

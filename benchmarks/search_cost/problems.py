@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from checkpoints_tools.load_any import load_model
+from data_prep.corpus_config import CorpusConfig
 from megatron_longrope.data import load_tokenizer
 from megatron_longrope.evaluation import EvaluationDocument, PerplexityObjective, documents_sha256
 from megatron_longrope.model import LongRopeModel
 from megatron_longrope.pipeline.corpus import load_corpus
-from megatron_longrope.pipeline.recipe import CorpusConfig, SearchConfig
+from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.searching import SearchProblem, first_search
 from megatron_longrope.presets import model_path
 from megatron_longrope.rope import RopeGeometry

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from data_prep.corpus_config import CorpusConfig
 from data_prep.documents import TextDocument, TokenDocument, tokenize
 from data_prep.package_documents import other_texts, read_test_documents
 from data_prep.readers import read_text_files
@@ -14,7 +15,6 @@ from megatron_longrope.config import format_length
 from megatron_longrope.data import TextTokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import EvaluationDocument, documents_sha256
-from megatron_longrope.pipeline.recipe import CorpusConfig
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from data_prep.corpus_config import CorpusConfig
 from megatron_longrope.errors import InputError
 from megatron_longrope.model import ModelShape
-from megatron_longrope.pipeline.recipe import CorpusConfig, ExtensionStep, FineTuneConfig, Recipe
+from megatron_longrope.pipeline.recipe import ExtensionStep, FineTuneConfig, Recipe
 from megatron_longrope.pipeline.run import BASE
 from megatron_longrope.pipeline.searching import search_name
 from megatron_longrope.pipeline.stages.combining import CombineFactors, RunParts

@@ -52,6 +52,7 @@ SEARCHER_LOOKS = {
     "random": LOOKS["none"],
 }
 CONTROL = Look("Control (original window)", "m-control", "#e69f00", "#f0b429", "d")
+SLIDING = Look("Cut to its own window, sliding", "m-sliding", "#8a3ffc", "#be95ff", "*")
 OTHER = Look("", "m-other", "#4d4d7f", "#a5a5e0", "*")
 _SECOND = "second-"
 MODEL_NAMES = {
@@ -64,7 +65,7 @@ MODEL_NAMES = {
 
 def all_looks() -> list[Look]:
     """Returns every look that the page's style sheet needs a variable for."""
-    return [*LOOKS.values(), CONTROL, OTHER]
+    return [*LOOKS.values(), CONTROL, SLIDING, OTHER]
 
 
 def method_look(method: str) -> Look:
@@ -88,9 +89,12 @@ def searcher_look(searcher: str) -> Look:
 
 
 def series_look(series: Series) -> Look:
-    """Returns the look of a curve: that of its method, or of the control where it is untouched."""
+    """Returns the look of a curve: that of its method, or where the model is untouched that of the
+    control, or of a model that reads through a sliding window."""
     if series.model == "control" and is_untouched(method_family(series.method)):
         return CONTROL
+    if series.sliding and is_untouched(method_family(series.method)):
+        return SLIDING
     return method_look(series.method)
 
 

@@ -67,6 +67,10 @@ class SearcherChoice(StrictConfig):
         defaults: StrictConfig = self.kind.default_settings(length)
         return defaults
 
+    def moves_ramps(self, length: int) -> bool:
+        """Returns whether a search for `length` tokens moves YaRN's ramp."""
+        return self.kind.moves_ramps(self.settings_for(length))
+
     def needs_gradients(self, length: int) -> bool:
         """Returns whether a search for `length` tokens asks for evaluations with gradients."""
         return self.kind.needs_gradients(self.settings_for(length))

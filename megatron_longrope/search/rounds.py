@@ -101,6 +101,11 @@ class RoundSearcher(ABC, Generic[SettingsT]):
         return cast(SettingsT, cls.Settings())
 
     @classmethod
+    def moves_ramps(cls, settings: SettingsT) -> bool:
+        """Returns whether it moves YaRN's ramp, which leaves the best ramp in its journal."""
+        return False
+
+    @classmethod
     def needs_gradients(cls, settings: SettingsT) -> bool:
         """Returns whether a search with these `settings` asks for evaluations with gradients."""
         return False

@@ -12,12 +12,14 @@ from megatron_longrope.rope import FactorOrigin, RopeFactors
 
 SEARCHED_RAMP = "searched ramp"
 """What rows of a method say after its name where its ramp was searched, as in `yarn,NAME`."""
+_ROUNDED = 0.0051
+"""A search keeps λ in steps of 0.01, so that YaRN's own λ are off by half of that at most."""
 _OF_RAMPS = frozenset(("ramp", "temperature"))
 """Origins of candidates that are ramps of YaRN's form, moved in place or in attention factor."""
 
 
 def best_ramp(journal: Path, yarn: RopeFactors) -> RopeFactors | None:
-    """Returns the best factors of YaRN's form that a search has scored; None if it moved no ramp.
+    """Returns the best factors of YaRN's form that a search has scored; None if it moved none.
 
     These are the candidates of its rounds of ramps, 1/λ linear between two places, and YaRN's own,
     each at an attention factor that the search tried it with: the same documents and budget as the
@@ -44,5 +46,5 @@ def _is_ramp(entry: JournalEntry, yarn: RopeFactors) -> bool:
     if entry.provenance.origin in _OF_RAMPS:
         return True
     return entry.provenance.origin == "seed" and np.allclose(
-        entry.candidate.rescale, yarn.rescale, rtol=1e-6, atol=0
+        entry.candidate.rescale, yarn.rescale, rtol=1e-6, atol=_ROUNDED
     )

@@ -27,8 +27,10 @@ def cost_of_measuring(
     if first not in config.lengths:
         count.documents(first, num_methods + 1)
     count.documents(first, num_methods)  # at the searched attention factor
+    count.documents(first, 2 * parts.first.moves_ramps)
     if parts.tuned and last != parts.tuned.length:
-        count.documents(last, 2 * len(config.second_interpolations))
+        beyond = len(config.second_interpolations) + parts.steps[-1].moves_ramps
+        count.documents(last, 2 * beyond)
     for length in {first, last}:
         # each stride of a document is scored in a window of its own
         windows = config.num_documents * max(1, length // (config.sliding_stride or window // 4))

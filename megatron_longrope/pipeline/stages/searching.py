@@ -42,6 +42,8 @@ class Found:
     """Name of the stage."""
     length: int
     """The length in tokens that it searches for."""
+    moves_ramps: bool = False
+    """Whether it moves YaRN's ramp on the way, whose best place is then measured too."""
 
     def factors(self, run: RunInputs) -> RopeFactors:
         """Returns the factors; raises InputError unless the stage is complete."""
@@ -49,6 +51,8 @@ class Found:
 
     def best_ramp(self, run: Run, yarn: RopeFactors) -> RopeFactors | None:
         """Returns `yarn` with the best ramp this search scored; None if it moved no ramp."""
+        if not self.moves_ramps:
+            return None
         return best_ramp(run.directory.journal(self.search), yarn)
 
 
@@ -82,7 +86,7 @@ class SearchFactors(Stage):
     @property
     def found(self) -> Found:
         """The reference by which other stages name this search's factors."""
-        return Found(self.name, self.length)
+        return Found(self.name, self.length, self.config.searcher.moves_ramps(self.length))
 
     @property
     def checkpoint(self) -> str:

@@ -52,11 +52,15 @@ class Frame:
 
 
 def length_panels(grid: PerplexityGrid, window: int | None) -> list[Panel]:
-    """Returns perplexity against length, in one pass: a panel per model and attention factor."""
+    """Returns perplexity against length, in one pass: a panel per model and attention factor.
+
+    The base model that slides its own window over the text is a guest of every panel: what cutting
+    inputs to that window gives.
+    """
     curves = {
         series: [(float(length), total.perplexity) for length, total in sorted(row.items())]
         for series, row in grid.cells.items()
-        if not series.sliding
+        if not series.sliding or _is_untouched_base(series)
     }
     return _panels("length", _groups(curves), curves, window, "context length (tokens)")
 
@@ -82,7 +86,7 @@ def _groups(curves: Mapping[Series, Points]) -> dict[str, list[Series]]:
     """
     groups: dict[str, list[Series]] = {}
     for model in _lead_models(curves):
-        own = [series for series in sorted(curves, key=series_order) if series.model == model]
+        own = [s for s in sorted(curves, key=series_order) if s.model == model and not s.sliding]
         sources = [source for source in SOURCES if any(s.attention_factor == source for s in own)]
         for source in sources:
             chosen = [s for s in own if s.attention_factor == source or _has_only_one(s, own)]
@@ -96,16 +100,18 @@ def _lead_models(curves: Mapping[Series, Points]) -> list[str]:
 
     The control has none where there is an extended model, in whose panel it is a guest.
     """
-    models = list(dict.fromkeys(series.model for series in sorted(curves, key=series_order)))
+    passes = (series for series in curves if not series.sliding)
+    models = list(dict.fromkeys(series.model for series in sorted(passes, key=series_order)))
     return [m for m in models if m != "control"] if "extended" in models else models
 
 
 def _guests(model: str, curves: Mapping[Series, Points]) -> list[Series]:
-    """Returns the guests of a panel: control and unscaled base in that of the extended model."""
-    if model != "extended":
-        return []
+    """Returns the guests of a panel: the base that slides its window, and in the panel of the
+    extended model control and untouched base as well."""
     return [
-        s for s in sorted(curves, key=series_order) if s.model == "control" or _is_untouched_base(s)
+        s
+        for s in sorted(curves, key=series_order)
+        if s.sliding or (model == "extended" and (s.model == "control" or _is_untouched_base(s)))
     ]
 
 
@@ -194,7 +200,7 @@ def _is_dashed(series: Series, members: list[Series]) -> bool:
 
 def _legend(series: Series, members: list[Series]) -> LegendEntry:
     look = series_look(series)
-    guest = series.model != members[0].model
+    guest = series.model != members[0].model or bool(series.sliding)
     label = look.label
     if guest and series.model != "control":
         label = f"{model_name(series.model)}, {label.lower()}"

@@ -96,6 +96,11 @@ class HybridSearch(DescendingSearcher[HybridSettings]):
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
     @classmethod
+    def moves_ramps(cls, settings: HybridSettings) -> bool:
+        """Returns whether there are rounds of ramps."""
+        return settings.ramp.max_rounds > 0
+
+    @classmethod
     def needs_gradients(cls, settings: HybridSettings) -> bool:
         """Returns whether there are descents, which ask for evaluations with gradients."""
         return settings.cycles > 0

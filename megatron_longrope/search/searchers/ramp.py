@@ -77,6 +77,11 @@ class RampSearch(RoundSearcher[RampSearchSettings]):
         self._temperature_step = settings.temperature_step
         self._last_temperature: float | None = None
 
+    @classmethod
+    def moves_ramps(cls, settings: RampSearchSettings) -> bool:
+        """Returns whether there are rounds of ramps."""
+        return settings.max_rounds > 0
+
     @property
     def num_evaluations(self) -> int:
         """Number of evaluations from first to last; fewer where the steps get too small before."""

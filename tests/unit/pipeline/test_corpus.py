@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.corpus_config import CorpusConfig
 from data_prep.package_documents import TEST_MODULES
 from data_prep.stdlib_corpus import DEVELOPMENT_MODULES, split
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import load_corpus
-from megatron_longrope.pipeline.recipe import (
-    CorpusConfig,
-)
 from megatron_longrope.presets import model_path
 
 

@@ -22,6 +22,7 @@ from megatron_longrope.report import (
 )
 from megatron_longrope.report.aggregate import Series, best_so_far, position_curves, retrieval_grids
 from megatron_longrope.report.headline import duration
+from megatron_longrope.report.plots.curves import length_panels
 from megatron_longrope.report.plots.factors import factors_by_target, wavelengths
 from megatron_longrope.report.plots.loss import by_stage, running_mean
 from megatron_longrope.report.plots.search import baselines
@@ -114,6 +115,18 @@ def test_sliding_windows_are_not_mixed_with_scoring_from_the_first_token() -> No
     assert [name for name, _ in perplexity_table(grid).groups] == [
         "Base model",
         "Base model · window 256, stride 64",
+    ]
+
+
+def test_a_models_own_window_is_in_the_plot_of_every_model() -> None:
+    row = {"method": "none", "document": "a", "tokens": 10, "nll_sum": 40.0}
+    rows = [row | {"length": length} for length in (256, 512)]
+    rows += [each | {"model": "extended", "method": "longrope"} for each in rows]
+    rows.append(row | {"length": 512, "nll_sum": 30.0, "window": 256, "stride": 64})
+    panels = length_panels(grid_of_rows(rows), 256)
+    assert [[entry.label for entry in panel.legend] for panel in panels] == [
+        ["No change", "Base model, cut to its own window, sliding"],
+        ["LongRoPE", "Base model, no change", "Base model, cut to its own window, sliding"],
     ]
 
 
