@@ -83,7 +83,7 @@ def recipe_of(model: Path, search: dict[str, Any] | None = None) -> Recipe:
     values = {
         "name": model.name,
         "model": str(model),
-        "corpus": {"standard_library": True},
+        "corpus": {"standard_library": True, "judged_on": "development"},
         "extension": [
             {"length": TARGET, "search": search or {"num_documents": 3, "searcher": searcher}}
         ],

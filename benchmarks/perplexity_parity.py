@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     lengths = [parse_length(text) for text in options.lengths.split(",")]
     tokenizer = load_tokenizer(options.model)
-    texts = split().evaluation
+    texts = split().development
     tokens = max((tokenizer.encode_document(text.text) for text in texts), key=len)
     rows = []
     for length in lengths:

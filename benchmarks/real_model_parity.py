@@ -65,7 +65,7 @@ def _measure(source: Path, folder: Path, lengths: list[int]) -> list[dict[str, A
     assert all_equal(table), [row.name for row in table if not row.equal]
     print(f"there and back: {len(table) // 2} rows equal in every bit", flush=True)
     tokenizer = load_tokenizer(source)
-    tokens = max((tokenizer.encode_document(text.text) for text in split().evaluation), key=len)
+    tokens = max((tokenizer.encode_document(text.text) for text in split().development), key=len)
     short, long = _factors(read_description(folder / "megatron").factor_set.geometry)
     window = short.original_length
     two = FactorSet(

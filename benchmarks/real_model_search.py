@@ -73,7 +73,7 @@ def main() -> None:
         model, tokenizer = loaded.model, load_tokenizer(folder)
         parts = split()
         search, held_out = (
-            _longest(tokenizer, part, length) for part in (parts.search, parts.evaluation)
+            _longest(tokenizer, part, length) for part in (parts.search, parts.development)
         )
         problem = extension_search(config, loaded.own, length)
         objective = search_objective(model, [search], tokenizer, config, length)

@@ -282,7 +282,9 @@ def _real(runtime: Runtime, done: Any) -> PerplexityObjective:
     loaded = load_model(model_path("preset:demo"), runtime, dtype=torch.float32)
     assert loaded.tokenizer_file is not None
     corpus = load_corpus(
-        CorpusConfig(standard_library=True), load_tokenizer(loaded.tokenizer_file), _LENGTH
+        CorpusConfig(standard_library=True, judged_on="development"),
+        load_tokenizer(loaded.tokenizer_file),
+        _LENGTH,
     )
     documents = [document.prefix(_LENGTH) for document in corpus.search[:_NUM_DOCUMENTS]]
     objective = PerplexityObjective(

@@ -1,14 +1,19 @@
-"""A corpus that is on every machine: the source text and language reference of Python itself."""
+"""A corpus that is on every machine: the source text and language reference of Python itself.
+
+Recipes are compared on its development modules, so these have judged many; what is published is
+measured on documents of `data_prep.package_documents`, which have judged none.
+"""
 
 from __future__ import annotations
 
 import ast
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.documents import TextDocument
+from data_prep.shingles import DUPLICATE_SHARE, shared_windows, windows_of
 from megatron_longrope.errors import InputError
 
 SEARCH_MODULES = (
@@ -25,7 +30,7 @@ SEARCH_MODULES = (
 They are long (74 kB or more) and in every CPython from 3.10 to 3.13.
 """
 
-EVALUATION_MODULES = (
+DEVELOPMENT_MODULES = (
     "doctest.py",
     "enum.py",
     "inspect.py",
@@ -35,7 +40,7 @@ EVALUATION_MODULES = (
     "pickletools.py",
     "urllib/request.py",
 )
-"""Modules held out of training and search for evaluation, as long and as common."""
+"""Modules held out of training and search to compare recipes on, as long and as common."""
 
 _LEFT_OUT_FOLDERS = frozenset(
     (
@@ -53,11 +58,6 @@ _LEFT_OUT_FOLDERS = frozenset(
 _GENERATED = ("encodings/", "_sysconfigdata", "config-", "pydoc_data/")
 """Beginnings of paths of generated files: character tables, and settings of one build of Python."""
 
-_SHINGLE_LINES = 8
-"""Lines of a window by which near-duplicates are found (a "shingle")."""
-_DUPLICATE_SHARE = 0.02
-"""Least share of windows in common that makes a document a near-duplicate."""
-
 
 @dataclass(frozen=True)
 class CorpusSplit:
@@ -65,7 +65,7 @@ class CorpusSplit:
 
     train: list[TextDocument]
     search: list[TextDocument]
-    evaluation: list[TextDocument]
+    development: list[TextDocument]
     near_duplicates: tuple[str, ...]
     """Names of documents left out of training because they resemble a held-out one."""
 
@@ -89,29 +89,31 @@ def read_stdlib(folder: Path | None = None) -> list[TextDocument]:
 
 
 def split(folder: Path | None = None) -> CorpusSplit:
-    """Returns the corpus split into training, search and evaluation documents.
+    """Returns the corpus split into training, search and development documents.
 
     A document shares windows of eight lines with the held-out modules; where they are 2 % or more
     of its own, it is left out of training. Raises InputError where a held-out module is missing.
     """
     documents = read_stdlib(folder)
     by_name = {document.name: document for document in documents}
-    missing = [name for name in SEARCH_MODULES + EVALUATION_MODULES if name not in by_name]
+    missing = [name for name in SEARCH_MODULES + DEVELOPMENT_MODULES if name not in by_name]
     if missing:
         root = folder or stdlib_folder()
         raise InputError(
             "standard library", root, f"held-out modules are missing: {', '.join(missing)}"
         )
     search = [by_name[name] for name in SEARCH_MODULES]
-    evaluation = [by_name[name] for name in EVALUATION_MODULES]
-    held_out = {shingle for document in search + evaluation for shingle in _shingles(document.text)}
-    names = {document.name for document in search + evaluation}
+    development = [by_name[name] for name in DEVELOPMENT_MODULES]
+    held_out = {window for document in search + development for window in windows_of(document.text)}
+    names = {document.name for document in search + development}
     rest = [document for document in documents if document.name not in names]
     near = {
-        document.name for document in rest if _overlap(document.text, held_out) >= _DUPLICATE_SHARE
+        document.name
+        for document in rest
+        if shared_windows(document.text, held_out) >= DUPLICATE_SHARE
     }
     train = [document for document in rest if document.name not in near]
-    return CorpusSplit(train, search, evaluation, tuple(sorted(near)))
+    return CorpusSplit(train, search, development, tuple(sorted(near)))
 
 
 def _modules(root: Path) -> Iterator[tuple[str, str]]:
@@ -133,17 +135,3 @@ def _topics(path: Path) -> list[TextDocument]:
     ]
     topics: dict[str, str] = ast.literal_eval(values[0]) if values else {}
     return [TextDocument(f"pydoc_data/{name}", topics[name]) for name in sorted(topics)]
-
-
-def _shingles(text: str) -> Iterable[int]:
-    """Returns the hash of every window of eight lines, without indentation and blank lines."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (
-        hash(tuple(lines[i : i + _SHINGLE_LINES])) for i in range(len(lines) - _SHINGLE_LINES + 1)
-    )
-
-
-def _overlap(text: str, held_out: set[int]) -> float:
-    """Returns the share of a text's windows that are in the held-out texts too."""
-    found = [shingle in held_out for shingle in _shingles(text)]
-    return sum(found) / len(found) if found else 0.0

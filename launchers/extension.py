@@ -117,6 +117,13 @@ def _say_result(result: RunResult) -> None:
     click.echo(f"checkpoint: {result.megatron} (Megatron, with the factors for every length)")
     if result.hugging_face.exists():
         click.echo(f"Hugging Face: {result.hugging_face} (transformers loads it as it is)")
+    for text in result.left_behind:
+        click.echo(f"  left behind there: {text}")
+    if result.hugging_face_static.exists():
+        click.echo(
+            f"Hugging Face, one factor set: {result.hugging_face_static} (for engines that choose "
+            "once, such as vLLM)"
+        )
 
 
 def _number(value: float | str | None) -> str:

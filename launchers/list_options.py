@@ -1,11 +1,40 @@
-"""Options that take several values in a row, as a shell expands patterns: `--text *.py`."""
+"""Kinds of options: several values in a row (`--text *.py`), and words or a number."""
 
 from __future__ import annotations
+
+import math
 
 import click
 
 _ONE_VALUE = {"--set"}
 """Repeatable options that take exactly one value each time."""
+
+
+class NumberOr(click.ParamType):  # type: ignore[type-arg]
+    """One of some words, or a positive number."""
+
+    name = "word or number"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Returns the choices as `--help` shows them."""
+        return f"[{'|'.join(self.words)}|NUMBER]"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | float:
+        """Returns the word or the number; fails for anything else."""
+        if value in self.words:
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number > 0):
+            self.fail(f"{value!r} is none of {', '.join(self.words)}, nor a positive number")
+        return number
 
 
 class ListOptionsCommand(click.Command):

@@ -36,7 +36,7 @@ def evaluate_smollm2(directory: Path, length: int, json_path: Path | None) -> No
         loaded = load_model(_converted(directory, runtime), runtime)
         assert loaded.tokenizer_file is not None
         tokenizer = load_tokenizer(loaded.tokenizer_file)
-        texts = tokenize(split().evaluation, tokenizer)
+        texts = tokenize(split().development, tokenizer)
         longest = max(texts, key=lambda text: len(text.tokens))
         documents = [EvaluationDocument(longest.name, longest.tokens)]
         check_documents(documents, [length])

@@ -81,7 +81,11 @@ def open_bench(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Bench]
         loaded = load_model(model_path("preset:demo"), runtime, dtype=dtype)
         assert loaded.tokenizer_file is not None
         tokenizer = load_tokenizer(loaded.tokenizer_file)
-        corpus = load_corpus(CorpusConfig(standard_library=True), tokenizer, max(LENGTHS.values()))
+        corpus = load_corpus(
+            CorpusConfig(standard_library=True, judged_on="development"),
+            tokenizer,
+            max(LENGTHS.values()),
+        )
         search, held_out = corpus.search[: _NUM_SEARCH[name]], corpus.held_out[:_NUM_HELD_OUT]
         problem = first_search(SearchConfig(), loaded.model.geometry, length)
         if name == "32x":

@@ -190,6 +190,11 @@ def _shards(description: CheckpointDescription, max_bytes: int) -> list[list[str
     return shards
 
 
+def config_of_export(megatron_dir: Path, factors: FactorSet) -> dict[str, Any] | bytes:
+    """Returns the config.json of a checkpoint under `factors`, as `export_hf` writes it."""
+    return _config(read_description(megatron_dir), factors, hf_folder(megatron_dir))
+
+
 def _config(
     description: CheckpointDescription, factors: FactorSet | None, carried: Path
 ) -> dict[str, Any] | bytes:

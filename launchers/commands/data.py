@@ -30,7 +30,7 @@ def command() -> None:
 
 def _source_options(function: CallableT) -> CallableT:
     """Adds the options that say where documents come from; `_read` reads the documents."""
-    parts = click.Choice(["train", "search", "evaluation"])
+    parts = click.Choice(["train", "search", "development", "test"])
     options = (
         click.option(
             "--text",
@@ -55,7 +55,8 @@ def _source_options(function: CallableT) -> CallableT:
         click.option(
             "--stdlib",
             type=parts,
-            help="A part of the running Python's standard library, as this project divides it.",
+            help="A part of the running Python's standard library, as this project divides it; "
+            "test: modules of packages it requires, to measure what is published.",
         ),
     )
     for option in reversed(options):
@@ -218,14 +219,16 @@ def tokenizer(
 def _read(
     texts: tuple[str, ...], jsonls: tuple[str, ...], text_field: str, stdlib: str | None
 ) -> Iterator[TextDocument]:
-    from data_prep import readers, stdlib_corpus
+    from data_prep import package_documents, readers, stdlib_corpus
 
     if not (texts or jsonls or stdlib):
         raise InputError("--text", "(nothing)", "give documents with --text, --jsonl or --stdlib")
     yield from readers.read_text_files(texts)
     for path in jsonls:
         yield from readers.read_jsonl(path, text_field)
-    if stdlib is not None:
+    if stdlib == "test":
+        yield from package_documents.read_test_documents()
+    elif stdlib is not None:
         yield from getattr(stdlib_corpus.split(), stdlib)
 
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import click
 
+from launchers.list_options import NumberOr
 from launchers.options import (
     LENGTH,
     NameType,
@@ -122,10 +123,10 @@ from megatron_longrope.search.types import SpaceName
 )
 @click.option(
     "--attention-factor",
-    type=click.Choice(["searched", "fixed", "one"]),
+    type=NumberOr("searched", "fixed", "one"),
     default="searched",
     help="Attention factor t (cos and sin times t). searched: with λ, from 1 to 1.3 or more. "
-    "fixed: √(1 + ln s / ln L). one: 1.",
+    "fixed: √(1 + ln s / ln L). one: 1. NUMBER: that.",
 )
 @click.option(
     "--start-tokens",

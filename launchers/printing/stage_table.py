@@ -93,6 +93,7 @@ def _documents(corpus: Corpus) -> str:
     return (
         f"documents: {len(corpus.train)} to train on ({_tokens(train)} tokens), "
         f"{len(corpus.search)} to search on, {len(corpus.held_out)} held out"
+        + "".join(f"\nnote: {note}" for note in corpus.notes)
     )
 
 

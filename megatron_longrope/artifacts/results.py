@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from megatron_longrope.artifacts.records import FileRecord, as_record, read_record
 from megatron_longrope.artifacts.rows import (
+    EXPORTED,
     ROW_KINDS,
     PerplexityRow,
     PositionRow,
@@ -92,6 +93,19 @@ class EvaluationRows:
             [row for row in every if isinstance(row, PositionRow)],
             [row for row in every if isinstance(row, RetrievalRow)],
         )
+
+
+RowT = TypeVar("RowT", PerplexityRow, RetrievalRow)
+
+
+def of_the_product(rows: Iterable[RowT]) -> list[RowT]:
+    """Returns the rows of the exported folder; those of the extended model where there are none.
+
+    What a run is for is the folder that its users load, so checks judge that.
+    """
+    every = [row for row in rows if row.method == "longrope"]
+    exported = [row for row in every if row.model == EXPORTED]
+    return exported or [row for row in every if row.model == "extended"]
 
 
 def read_evaluations(folder: Path) -> EvaluationRows:

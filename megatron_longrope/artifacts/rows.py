@@ -18,6 +18,9 @@ UNSCALED = "none"
 AS_IT_IS = "model"
 """The method of rows under the factors that the model itself arrives with."""
 
+EXPORTED = "exported"
+"""The model of rows that transformers measured on the exported folder."""
+
 
 def is_untouched(method: str) -> bool:
     """Returns whether rows of this method measure the model as it arrived.

@@ -8,7 +8,7 @@ journals/NAME.jsonl    a line per evaluation of a search (`journal`); baselines/
 factors/NAME.json      factor sets (`factors`, `factor_file`)
 metrics.jsonl          a line per training step (`metrics`)
 evals/NAME.json        evaluation rows (`rows`, `results`)
-export/                the Hugging Face checkpoint
+export/                the Hugging Face checkpoint; export-static/: with one factor set
 report/index.html      the report; beside it convergence.png where `longrope search` ran
 result.json            what a run, or one search, found (`summaries`)
 """
@@ -48,6 +48,11 @@ class RunDirectory:
     def export(self) -> Path:
         """Path of the exported Hugging Face checkpoint, a folder."""
         return self.root / "export"
+
+    @property
+    def static_export(self) -> Path:
+        """Path of the exported Hugging Face checkpoint with one factor set, a folder."""
+        return self.root / "export-static"
 
     def stage(self, name: str) -> Path:
         """Returns the path of the marker of a stage."""

@@ -71,6 +71,21 @@ class HeldOut(FileRecord):
     documents: tuple[str, ...] = ()
 
 
+class ExportSummary(FileRecord):
+    """The exported folders of a run, and what they could not carry."""
+
+    folder: str
+    """The Hugging Face folder with two factor sets, relative to the run directory."""
+    static_folder: str | None = None
+    """The folder with one factor set, relative to the run directory."""
+    left_behind: tuple[str, ...] = ()
+    """In words, which inputs get other factors there than in the Megatron checkpoint."""
+    compared_length: Tokens | None = None
+    """Tokens over which losses of transformers and of our model were compared."""
+    largest_difference: float | None = None
+    """Largest difference between a token's loss in transformers and in our model, in nats."""
+
+
 class RunSummary(FileRecord):
     """The `result.json` of a run."""
 
@@ -82,6 +97,8 @@ class RunSummary(FileRecord):
     stages: tuple[StageRecord, ...] = ()
     checks: tuple[Check, ...] = ()
     held_out: HeldOut | None = None
+    export: ExportSummary | None = None
+    """The exported folders; None where there is no export, and in files of older versions."""
     environment: dict[str, str | int | float | None] = Field(default_factory=dict)
     summary: dict[str, float | str | None] = Field(default_factory=dict)
     """The values of the checks by their texts."""

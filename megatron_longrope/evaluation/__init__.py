@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PerplexityMeasurement as PerplexityMeasurement,
     )
     from megatron_longrope.evaluation.perplexity import measure_perplexity as measure_perplexity
+    from megatron_longrope.evaluation.perplexity import rows_of_losses as rows_of_losses
     from megatron_longrope.evaluation.perplexity import token_losses as token_losses
     from megatron_longrope.evaluation.sliding_window import SlidingWindow as SlidingWindow
     from megatron_longrope.evaluation.tasks import TASKS as TASKS
@@ -48,6 +49,7 @@ _MODULE_OF = {
     "factors_of": "objective",
     "greedy_decode": "answers",
     "measure_perplexity": "perplexity",
+    "rows_of_losses": "perplexity",
     "token_losses": "perplexity",
     "with_attention_factor": "baselines",
 }

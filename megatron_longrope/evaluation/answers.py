@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from megatron_longrope.data.passkey import PasskeyDocument
 from megatron_longrope.evaluation.documents import Tokens
+from megatron_longrope.evaluation.exported import ExportedModel
 from megatron_longrope.evaluation.spread import spread
 from megatron_longrope.evaluation.tasks.base import DEFAULT_BATCH_TOKENS
 from megatron_longrope.model import LongRopeModel, document_logits, score_documents
@@ -16,17 +17,20 @@ from megatron_longrope.rope import FactorSet
 
 
 def answers_retrieved(
-    model: LongRopeModel,
+    model: LongRopeModel | ExportedModel,
     documents: Sequence[PasskeyDocument],
     max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> NDArray[np.bool_]:
     """Returns booleans [documents]: whether the model gives each document's answer exactly.
 
-    An answer is right if each of its tokens is the arg-max (ties: lowest id) given the true tokens
-    before it: teacher forcing, one pass per document. That holds exactly when greedy decoding gives
-    the answer: up to the first wrong token both see the same prefix, and after it neither counts as
-    correct. All ranks come here together and return the same.
+    An exported folder generates its answers token by token, as transformers does it. For our own
+    model an answer is right if each of its tokens is the arg-max (ties: lowest id) given the
+    true tokens before it: teacher forcing, one pass per document. That holds exactly when greedy
+    decoding gives the answer: up to the first wrong token both see the same prefix, and after it
+    neither counts as correct. All ranks come here together and return the same.
     """
+    if isinstance(model, ExportedModel):
+        return model.answers_retrieved(documents)
     longest = max((len(document.tokens) for document in documents), default=1)
     per_unit = max(1, max_batch_tokens // longest)
     units = [documents[start : start + per_unit] for start in range(0, len(documents), per_unit)]

@@ -65,6 +65,30 @@ def measure_perplexity(
     losses = token_losses(
         model, [document.prefix(length) for document in documents], sliding, max_batch_tokens
     )
+    return rows_of_losses(
+        documents, losses, length, labels, sliding=sliding, bucket_tokens=bucket_tokens
+    )
+
+
+def rows_of_losses(
+    documents: Sequence[EvaluationDocument],
+    losses: Sequence[NDArray[np.float64]],
+    length: int,
+    labels: EvaluationLabels,
+    *,
+    sliding: SlidingWindow | None = None,
+    bucket_tokens: int | None = None,
+) -> PerplexityMeasurement:
+    """Returns the rows of losses that were measured, by whichever model.
+
+    Args:
+        documents: The documents that were read.
+        losses: Nats [length − 1] of each document's predictions.
+        length: Tokens of each document that were read.
+        labels: What the rows say of themselves: model, method, and whose attention factor.
+        sliding: The windows that were read through, if any.
+        bucket_tokens: Width of a position bucket in tokens; by default a sixteenth of `length`.
+    """
     rows = [
         _row(document, nll, length, labels, sliding)
         for document, nll in zip(documents, losses, strict=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_prep.documents import TextDocument, TokenDocument, tokenize
+from data_prep.package_documents import other_texts, read_test_documents
 from data_prep.readers import read_text_files
 from data_prep.stdlib_corpus import split as split_standard_library
 from megatron_longrope.config import format_length
@@ -23,6 +24,8 @@ class Corpus:
     search: list[EvaluationDocument]
     held_out: list[EvaluationDocument]
     """Documents that results are measured on, which neither search nor training has seen."""
+    notes: tuple[str, ...] = ()
+    """What to tell the user about the documents, a line each."""
 
     @property
     def train_sha256(self) -> str:
@@ -54,7 +57,10 @@ def load_corpus(config: CorpusConfig, tokenizer: TextTokenizer, target_length: i
         if not documents:
             raise InputError(f"corpus.{name}", "none", "at least one document is needed")
     corpus = Corpus(
-        tokenize(train, tokenizer), _whole(search, tokenizer), _whole(held_out, tokenizer)
+        tokenize(train, tokenizer),
+        _whole(search, tokenizer),
+        _whole(held_out, tokenizer),
+        _notes(config),
     )
     for part, whole in (("search", corpus.search), ("evaluation", corpus.held_out)):
         for document in whole:
@@ -76,7 +82,8 @@ def _texts(
 ) -> tuple[Texts, Texts, Texts]:
     if config.standard_library:
         split = split_standard_library()
-        return split.train, split.search, split.evaluation
+        judging = split.development if config.judged_on == "development" else read_test_documents()
+        return split.train, split.search, judging
     if config.documents:
         return _divide(list(read_text_files(config.documents)), config, tokenizer, target_length)
     return (
@@ -84,6 +91,13 @@ def _texts(
         list(read_text_files(config.search)),
         list(read_text_files(config.evaluation)),
     )
+
+
+def _notes(config: CorpusConfig) -> tuple[str, ...]:
+    others = other_texts() if config.standard_library and config.judged_on == "test" else ()
+    if not others:
+        return ()
+    return (f"published figures are of other test documents than this run's: {', '.join(others)}",)
 
 
 def _divide(

@@ -72,10 +72,10 @@ class Evaluator:
         self.model.set_factors(factors)
         measured = measure_perplexity(
             self.model,
-            self._documents(length),
+            stretches(self.documents[: self.config.num_documents], length),
             length,
             EvaluationLabels(self.name, method, attention_factor),
-            bucket_tokens=max(1, min(length // 8, self.window)),
+            bucket_tokens=bucket_tokens(length, self.window),
             max_batch_tokens=PASS_TOKENS,
         )
         self.rows.add("perplexity", [*measured.rows, *measured.positions])
@@ -135,28 +135,41 @@ class Evaluator:
         """
         for method in self.config.second_interpolations:
             factors = second_interpolation(method, tuned, length)
-            self.announce(f"perplexity {self.name} second {method} at {length}")
-            self.perplexity(f"second-{method}", factors, length)
-            other = with_attention_factor(FactorSet.single(factors), searched.attention_factor)
-            self.perplexity(f"second-{method}", other, length, "searched")
+            self.with_both_attention_factors(f"second-{method}", factors, searched)
 
-    def _documents(self, length: int) -> Sequence[EvaluationDocument]:
-        """Returns the documents to measure `length` tokens on.
+    def with_both_attention_factors(
+        self, method: str, factors: RopeFactors, searched: RopeFactors
+    ) -> None:
+        """Adds rows of factors at their target length, as they are and at the searched t."""
+        length = factors.target_length
+        self.announce(f"perplexity {self.name} {method} at {length}")
+        self.perplexity(method, factors, length)
+        other = with_attention_factor(FactorSet.single(factors), searched.attention_factor)
+        self.perplexity(method, other, length, "searched")
 
-        Long lengths take the beginning of each document, short ones consecutive stretches of its
-        first SHORT_TOKENS tokens: all lengths are then measured on much the same text, while the
-        first few hundred tokens alone are not like the rest of a document.
-        """
-        return [
-            EvaluationDocument(
-                f"{document.name}[{start}:{start + length}]",
-                document.tokens[start : start + length],
-            )
-            for document in self.documents[: self.config.num_documents]
-            for start in range(
-                0, max(length, min(SHORT_TOKENS, len(document.tokens)) // length * length), length
-            )
-        ]
+
+def stretches(documents: Sequence[EvaluationDocument], length: int) -> list[EvaluationDocument]:
+    """Returns the stretches of documents to measure `length` tokens on.
+
+    Long lengths take the beginning of each document, short ones consecutive stretches of its first
+    SHORT_TOKENS tokens: all lengths are then measured on much the same text, while the first few
+    hundred tokens alone are not like the rest of a document.
+    """
+    return [
+        EvaluationDocument(
+            f"{document.name}[{start}:{start + length}]",
+            document.tokens[start : start + length],
+        )
+        for document in documents
+        for start in range(
+            0, max(length, min(SHORT_TOKENS, len(document.tokens)) // length * length), length
+        )
+    ]
+
+
+def bucket_tokens(length: int, window: int) -> int:
+    """Returns the width in tokens of a bucket of positions, at most the model's own window."""
+    return max(1, min(length // 8, window))
 
 
 def extended_factor_set(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_longrope.artifacts.records import read_record
 from megatron_longrope.artifacts.run_directory import RunDirectory
+from megatron_longrope.artifacts.summaries import RunSummary
 from megatron_longrope.config import format_length, write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import Corpus, load_corpus
@@ -59,7 +61,9 @@ def run_recipe(recipe: Recipe, run_dir: Path, runtime: Runtime, progress: Progre
     for stage in stages:
         stage.run(run)
     factor_set = read_factors(run.directory.factors(EXTENDED))
-    return RunResult(run.directory.root, factor_set)
+    summary = read_record(run.directory.result, RunSummary)
+    left_behind = summary.export.left_behind if summary.export else ()
+    return RunResult(run.directory.root, factor_set, left_behind)
 
 
 def run_recipe_stage(
@@ -108,6 +112,8 @@ def _begin(
             f"the model arrives with {own.describe()} for {format_length(own.window)}: searches "
             "build on these factors, and tables compare with them"
         )
+    for note in checked.corpus.notes:
+        progress.stage(note)
     runner = StageRunner(directory, runtime, progress.stage)
     run = Run(recipe, directory, runtime, progress, runner, checked.source, checked.corpus)
     return run, checked.stages

@@ -41,6 +41,10 @@ class RunModels:
     """The factors of the extended model, by input length."""
     first: RopeFactors
     """The factors that the first search found on the pretrained model."""
+    first_ramp: RopeFactors | None = None
+    """YaRN with the best ramp of the first search; None where that moved no ramp."""
+    last_ramp: RopeFactors | None = None
+    """The same of the last search, on top of the fine-tuned factors."""
 
 
 def measure_run(
@@ -108,6 +112,10 @@ def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> No
     target = models.first.target_length
     lengths = [length for length in recipe.evaluation.lengths if length <= target]
     evaluator.baselines(target, sorted({*lengths, target}), models.first)
+    if models.first_ramp is not None:
+        prefix = "" if own.tuned is None else "second-"
+        name = f"{prefix}{models.first_ramp.origin.method}"
+        evaluator.with_both_attention_factors(name, models.first_ramp, models.first)
     for length in recipe.evaluation.lengths:
         if length > target:
             evaluator.perplexity(own.label, own.factor_set, length)
@@ -125,6 +133,9 @@ def _measure_extended(evaluator: Evaluator, models: RunModels, recipe: Recipe) -
     last = models.steps[-1]
     if models.tuned is not None and last is not models.tuned:
         evaluator.second_interpolations(models.tuned, last, last.target_length)
+        if models.last_ramp is not None:
+            name = f"second-{models.last_ramp.origin.method}"
+            evaluator.with_both_attention_factors(name, models.last_ramp, last)
     evaluator.tasks("longrope", models.factor_set, "searched")
 
 
@@ -140,6 +151,9 @@ def write_baselines(models: RunModels, own: OwnScaling, directory: RunDirectory)
     """
     first = models.first.target_length
     scale = first / own.geometry.original_length
+    for ramp in (models.first_ramp, models.last_ramp):
+        if ramp is not None:
+            write_factors(directory.factors(f"yarn-ramp-{ramp.target_length}"), ramp)
     for name in default_second_interpolations():
         factors = (
             METHODS[name].from_scale(scale).factors(own.geometry)

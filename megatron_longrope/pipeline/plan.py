@@ -12,6 +12,7 @@ from megatron_longrope.pipeline.run import BASE
 from megatron_longrope.pipeline.searching import search_name
 from megatron_longrope.pipeline.stages.combining import CombineFactors, RunParts
 from megatron_longrope.pipeline.stages.evaluating import MeasureModels
+from megatron_longrope.pipeline.stages.exported import MeasureExport
 from megatron_longrope.pipeline.stages.exporting import ExportModel
 from megatron_longrope.pipeline.stages.importing import ImportModel
 from megatron_longrope.pipeline.stages.packing import PackRows
@@ -43,15 +44,24 @@ def plan(recipe: Recipe, shape: ModelShape, own: OwnScaling) -> tuple[Stage, ...
     first = planner.first_searches()
     trained = list(planner.training(first))
     parts, later = planner.later_searches(first)
+    exporting = tuple(_exporting(recipe, parts, shape))
     last: list[Stage] = [
         CombineFactors("extended", parts),
         MeasureModels("evaluate", parts, recipe.evaluation, shape, own),
-        *([ExportModel("export", parts)] if recipe.export else []),
-        WriteResult("report", parts, recipe.export),
+        *exporting,
+        WriteResult("report", parts, tuple(stage.name for stage in exporting)),
     ]
     stages = [ImportModel("import", recipe.model), *first, *trained, *later, *last]
     _refuse_equal_names(stages)
     return tuple(stages)
+
+
+def _exporting(recipe: Recipe, parts: RunParts, shape: ModelShape) -> Iterator[Stage]:
+    """Yields the export, and the measurement of what was exported."""
+    if recipe.export:
+        yield ExportModel("export", parts)
+        if recipe.evaluation.exported is not None:
+            yield MeasureExport("evaluate-export", parts, recipe.evaluation, shape)
 
 
 def stages_before(stages: Sequence[Stage], stage: Stage) -> tuple[Stage, ...]:
@@ -116,6 +126,7 @@ class _Planner:
                 self.shape,
                 self.own,
                 tuned or steps[-1],
+                steps[-1],
                 step.upper,
             )
             for step in self.recipe.recovery

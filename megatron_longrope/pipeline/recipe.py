@@ -36,6 +36,7 @@ from megatron_longrope.search import EarlyStopping, SearcherChoice, SearchStage,
 from megatron_longrope.training import TrainingConfig
 
 ShortInputs = Literal["extended", "pretrained", "unscaled"]
+JudgedOn = Literal["test", "development"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -44,6 +45,10 @@ class CorpusConfig(StrictConfig):
 
     standard_library: bool = False
     """The running Python's standard library, as this project divides it."""
+    judged_on: JudgedOn = "test"
+    """What judges a run on the standard library: `test`, modules of packages this project requires,
+    for what is published, or `development`, modules of the library that recipes are compared on.
+    Nothing else is measured on test documents, so that no recipe is chosen by them."""
     documents: tuple[str, ...] = ()
     """One list of text files, divided by length: of the documents that reach the target length, the
     first `num_search` are searched on and the next `num_evaluation` are measured on, in the order
@@ -67,6 +72,8 @@ class CorpusConfig(StrictConfig):
             )
         if listed and not (self.train and self.search and self.evaluation):
             raise ValueError("train, search and evaluation are given together")
+        if self.judged_on == "development" and not self.standard_library:
+            raise ValueError("judged_on: development is for standard_library: true")
         return self
 
 
@@ -132,11 +139,13 @@ class SearchConfig(StrictConfig):
     """Number of passkey documents of the searched length whose answers count as well, after the
     needle-driven perplexity of LongRoPE2 (arXiv 2502.20082)."""
     retrieval_weight: PositiveFloat = 0.5
-    attention_factor: Literal["searched", "inherited", "fixed", "one"] = "searched"
+    attention_factor: Literal["searched", "inherited", "fixed", "one"] | PositiveFloat = "searched"
     """Which attention factors candidates may have. `searched`: from 1.0 to 1.3 or to 1.05 times
     YaRN's, whichever is more; beyond a fine-tuned length, from 1.0 to 1.4 times the fine-tuned one;
-    in both cases as far as those of the starts. `inherited`: that of the fine-tuned factors.
-    `fixed`: √(1 + ln s / ln L), in a recovery with the s of the extended length. `one`: 1."""
+    in both cases as far as those of the starts. `inherited`: that of the fine-tuned factors, in a
+    recovery that of the longest inputs. `fixed`: √(1 + ln s / ln L), in a recovery with the s of
+    the extended length. `one`: 1. A number: that, such as the one of a further target whose factors
+    the weights are to be trained for."""
     search_start_tokens: bool = False
     """Whether n̂ is searched; otherwise it is 0."""
     starts: tuple[SearchStart, ...] = Field(default_factory=default_search_starts, min_length=1)
@@ -258,6 +267,19 @@ class RecoveryStep(StrictConfig):
         return self
 
 
+class ExportedConfig(StrictConfig):
+    """What is measured of the exported folder, through transformers alone.
+
+    Every data-parallel group loads the whole model on each of its devices, so that lengths and
+    models are limited by what one device holds.
+    """
+
+    lengths: tuple[Length, ...] = ()
+    """Lengths in tokens, of those of the whole evaluation; by default all of them."""
+    tasks: bool = True
+    """Whether the tasks of the evaluation are measured as well, with generated answers."""
+
+
 class EvaluationConfig(StrictConfig):
     """What is measured at the end."""
 
@@ -265,6 +287,8 @@ class EvaluationConfig(StrictConfig):
     num_documents: PositiveInt = 3
     tasks: dict[str, SerializeAsAny[TaskSettings]] = Field(default_factory=dict)
     """Beside perplexity, by name: what is measured before and after, each with its settings."""
+    exported: ExportedConfig | None = ExportedConfig()
+    """The exported folder, read by transformers; `null`: it is not measured."""
     sliding_stride: PositiveInt | None = None
     """Of the pretrained model inside its own window, over the same documents; by default a quarter
     of the window."""
@@ -281,9 +305,24 @@ class EvaluationConfig(StrictConfig):
             raise ValueError("names of tasks, each with its settings")
         return {name: _task_settings(str(name), values) for name, values in tasks.items()}
 
+    @model_validator(mode="after")
+    def _exported_where_others_are(self) -> EvaluationConfig:
+        others = [length for length in self.exported_lengths if length not in self.lengths]
+        if others:
+            raise ValueError(
+                f"exported.lengths: {format_length(others[0])} is none of the lengths that "
+                "everything else is measured at"
+            )
+        return self
+
     def task_lengths(self, name: str) -> tuple[int, ...]:
         """Returns the lengths in tokens at which a task is measured."""
         return self.tasks[name].lengths or self.lengths
+
+    @property
+    def exported_lengths(self) -> tuple[int, ...]:
+        """The lengths in tokens at which the exported folder is measured."""
+        return (self.exported.lengths if self.exported else ()) or self.lengths
 
 
 def _task_settings(name: str, values: object) -> TaskSettings:

@@ -14,7 +14,7 @@ from megatron_longrope.artifacts.records import write_record
 from megatron_longrope.artifacts.results import read_evaluations
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.artifacts.stages import StageRecord
-from megatron_longrope.artifacts.summaries import HeldOut, ModelFacts, RunSummary
+from megatron_longrope.artifacts.summaries import ExportSummary, HeldOut, ModelFacts, RunSummary
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.corpus import Corpus
 from megatron_longrope.pipeline.measuring import RunModels
@@ -31,6 +31,8 @@ class RunResult:
     """The run directory."""
     factor_set: FactorSet
     """The factors of the extended model, by input length."""
+    left_behind: tuple[str, ...] = ()
+    """In words, which inputs get other factors in `hugging_face` than in `factor_set`."""
 
     @property
     def report(self) -> Path:
@@ -45,7 +47,12 @@ class RunResult:
     @property
     def hugging_face(self) -> Path:
         """Path of the exported Hugging Face folder, which is there if the recipe has `export`."""
-        return self.directory / "export"
+        return RunDirectory(self.directory).export
+
+    @property
+    def hugging_face_static(self) -> Path:
+        """Path of the export with one factor set, for engines that choose a set once."""
+        return RunDirectory(self.directory).static_export
 
     @property
     def megatron(self) -> Path:
@@ -60,6 +67,7 @@ def write_result(
     corpus: Corpus,
     source: Source,
     stages: list[StageRecord],
+    export: ExportSummary | None,
 ) -> None:
     """Writes result.json from the rows in evals/.
 
@@ -68,12 +76,13 @@ def write_result(
         directory: The run directory.
         models: The checkpoints and factors of the run.
         corpus: The documents of the run.
-        shape: Sizes of the model.
+        source: The model that the run started from.
         stages: What each stage took, and whether it was skipped.
+        export: The exported folders; None without an export.
     """
     rows = read_evaluations(directory.evaluations)
     shape, own = source.shape, source.own
-    checks = run_checks(rows, recipe.evaluation.tasks, models, own.window)
+    checks = run_checks(rows, recipe.evaluation.tasks, models, own.window, export)
     held_out = corpus.held_out[: recipe.evaluation.num_documents]
     summary = RunSummary(
         format=1,
@@ -96,6 +105,7 @@ def write_result(
             sha256=corpus.held_out_sha256,
             documents=tuple(document.name for document in held_out),
         ),
+        export=export,
         environment=_environment(),
         summary={check.text: check.value for check in checks},
     )

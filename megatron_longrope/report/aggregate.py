@@ -158,7 +158,7 @@ def best_so_far(values: Iterable[tuple[float, bool]]) -> list[float]:
     return curve
 
 
-_MODELS = ("base", "extended", "control")
+_MODELS = ("base", "extended", "exported", "control")
 _METHODS = ("none", "model", "pi", "ntk", "dynamic-ntk", "yarn", "llama3", "longrope")
 
 

@@ -54,7 +54,12 @@ SEARCHER_LOOKS = {
 CONTROL = Look("Control (original window)", "m-control", "#e69f00", "#f0b429", "d")
 OTHER = Look("", "m-other", "#4d4d7f", "#a5a5e0", "*")
 _SECOND = "second-"
-MODEL_NAMES = {"base": "Base model", "extended": "Extended model", "control": "Control"}
+MODEL_NAMES = {
+    "base": "Base model",
+    "extended": "Extended model",
+    "control": "Control",
+    "exported": "As exported (transformers)",
+}
 
 
 def all_looks() -> list[Look]:

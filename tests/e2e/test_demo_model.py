@@ -80,7 +80,7 @@ def test_transformers_gives_our_numbers(exported: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
-    text = split().evaluation[0].text
+    text = split().development[0].text
     tokens = load_tokenizer(DEMO).encode_document(text)[:LONG]
     with start_runtime(threads=1) as runtime:
         hf = load_model(exported, runtime, angle_precision="hf").model

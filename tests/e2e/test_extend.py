@@ -4,6 +4,7 @@ comes out."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_longrope.artifacts.results import read_evaluations
 from megatron_longrope.config import build_config, write_yaml
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.extend import check_recipe, run_recipe, run_recipe_stage
@@ -62,6 +64,9 @@ def test_every_stage_leaves_its_files(finished: tuple[Recipe, Path]) -> None:
         "factors/extended.json",
         "evals/perplexity.json",
         "evals/passkey.json",
+        "evals/exported-perplexity.json",
+        "evals/exported-passkey.json",
+        "export-static/config.json",
     ):
         assert (run / name).is_file(), name
     assert {stage["status"] for stage in _result(run)["stages"]} == {"done"}
@@ -71,7 +76,40 @@ def test_every_stage_leaves_its_files(finished: tuple[Recipe, Path]) -> None:
         "short-inputs",
         "base-passkeys-beyond",
         "passkeys",
+        "export",
     }
+
+
+def test_what_is_exported_is_measured_and_what_is_left_behind_is_said(
+    finished: tuple[Recipe, Path],
+) -> None:
+    _, run = finished
+    export = _result(run)["export"]
+    assert export["compared_length"] == TARGET and export["largest_difference"] < 1e-4
+    ours, theirs = (
+        {
+            (row.length, row.document): row
+            for row in read_evaluations(run / "evals").perplexity
+            if keep(row)
+        }
+        for keep in (
+            lambda row: (
+                (row.model, row.method, row.protocol) == ("extended", "longrope", "first-token")
+            ),
+            lambda row: row.model == "exported",
+        )
+    )
+    assert ours.keys() == theirs.keys()
+    for (length, document), row in ours.items():
+        # the format has no room for a third set: such inputs get the target's factors
+        same = length <= WINDOW or length > TUNED
+        assert same == math.isclose(
+            row.perplexity, theirs[length, document].perplexity, rel_tol=1e-6
+        )
+    (text,) = export["left_behind"]
+    assert f"inputs of {WINDOW + 1} to {TUNED} tokens" in text
+    page = (run / "report" / "index.html").read_text()
+    assert text.replace("'", "&#39;") in page and "As exported" in page
 
 
 def test_factor_sets_follow_the_length_of_the_input(finished: tuple[Recipe, Path]) -> None:
@@ -249,4 +287,7 @@ def test_one_call_from_python(finished: tuple[Recipe, Path], tmp_path: Path) -> 
         result.report.is_file()
         and result.result_file.is_file()
         and (result.hugging_face / "config.json").is_file()
+        and (result.hugging_face_static / "config.json").is_file()
     )
+    (text,) = result.left_behind
+    assert f"{WINDOW + 1} to {TUNED} tokens" in text

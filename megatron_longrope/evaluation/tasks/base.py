@@ -23,6 +23,7 @@ from megatron_longrope.registry import Registry
 if TYPE_CHECKING:  # these import torch
     from megatron_longrope.data.passkey import Encoder
     from megatron_longrope.evaluation.documents import EvaluationDocument
+    from megatron_longrope.evaluation.exported import ExportedModel
     from megatron_longrope.model import LongRopeModel
 
 DEFAULT_BATCH_TOKENS = 16384
@@ -48,8 +49,8 @@ SettingsT = TypeVar("SettingsT", bound=TaskSettings)
 class TaskInputs:
     """What tasks measure with."""
 
-    model: LongRopeModel
-    """The model, with the factors to measure in force."""
+    measured: LongRopeModel | ExportedModel
+    """What is measured: a model with the factors to measure in force, or an exported folder."""
     tokenizer: Encoder | None
     """The model's tokenizer; None where it has none."""
     documents: Sequence[EvaluationDocument] = ()
@@ -58,6 +59,18 @@ class TaskInputs:
     """Token ids that generated documents begin with, such as a BOS."""
     max_batch_tokens: int = DEFAULT_BATCH_TOKENS
     """Short documents share a forward pass up to this many tokens."""
+
+    @property
+    def model(self) -> LongRopeModel:
+        """The model, with the factors to measure in force.
+
+        Raises InputError for an exported folder, which only tasks that say so measure.
+        """
+        from megatron_longrope.model import LongRopeModel
+
+        if not isinstance(self.measured, LongRopeModel):
+            raise InputError("evaluation.exported", "export", "this task does not measure exports")
+        return self.measured
 
     @property
     def encoder(self) -> Encoder:
@@ -78,6 +91,8 @@ class Task(ABC, Generic[SettingsT]):
     """Whether the task is given documents; if not, it generates its own."""
     in_every_run: ClassVar[bool] = False
     """Whether every run measures this at all its lengths, so that recipes do not list it."""
+    measures_exports: ClassVar[bool] = False
+    """Whether `run` takes an exported folder that transformers reads, beside our own model."""
 
     @property
     @abstractmethod

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from megatron_longrope.artifacts.results import EvaluationRows
+from megatron_longrope.artifacts.results import EvaluationRows, of_the_product
 from megatron_longrope.artifacts.rows import RetrievalRow
 from megatron_longrope.artifacts.summaries import Check
 from megatron_longrope.config import format_length
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 INSIDE, BEYOND, EXTENDED = 0.95, 0.10, 0.90
 """Bounds for shares of keys found: at least INSIDE by the base model inside its window, at most
-BEYOND from twice its window on, and at least EXTENDED by the extended model at every length."""
+BEYOND from twice its window on, and at least EXTENDED by the extended model, as exported where it
+is, at every length."""
 _DEPTH_DIGITS = 6
 """Depths that are equal to so many decimal places are one depth: `trial_seed` rounds so as well."""
 
@@ -94,7 +95,8 @@ class Passkey(RetrievalTask[PasskeySettings]):
         """
         own = [row for row in rows.retrieval if row.task == self.name]
         base = _accuracies(row for row in own if row.model == "base")
-        extended = _accuracies(row for row in own if row.model == "extended")
+        product = of_the_product(own)
+        extended = _accuracies(product)
         inside = [share for length, share in base.items() if length <= window]
         beyond = [share for length, share in base.items() if length >= 2 * window]
         checks = []
@@ -110,7 +112,8 @@ class Passkey(RetrievalTask[PasskeySettings]):
             )
         if extended:
             worst = min(extended, key=lambda length: extended[length])
-            text = f"passkeys found by the extended model, worst length ({format_length(worst)})"
+            which = product[0].model
+            text = f"passkeys found by the {which} model, worst length ({format_length(worst)})"
             found = extended[worst]
             checks.append(Check.of("passkeys", text, found, EXTENDED, met=found >= EXTENDED))
         return checks

@@ -33,8 +33,11 @@ class RetrievalTask(Task[RetrievalSettingsT]):
     """A task that generates documents of any length and counts exact matches of their answers.
 
     Documents depend on seed, length, depth and trial alone: every method and model gets the same
-    ones. Whether an answer is right is seen in one pass, by teacher forcing.
+    ones. Whether an answer is right is seen in one pass, by teacher forcing; an exported folder
+    generates its answers.
     """
+
+    measures_exports = True
 
     @abstractmethod
     def document(
@@ -91,7 +94,7 @@ class RetrievalTask(Task[RetrievalSettingsT]):
             for depth in depths
             for trial in range(settings.trials)
         ]
-        correct = answers_retrieved(inputs.model, documents, inputs.max_batch_tokens)
+        correct = answers_retrieved(inputs.measured, documents, inputs.max_batch_tokens)
         by_depth = correct.reshape(len(depths), settings.trials)
         return [
             RetrievalRow(

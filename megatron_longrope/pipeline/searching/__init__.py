@@ -14,17 +14,21 @@ from megatron_longrope.pipeline.searching.problems import (
     first_search,
     longrope_attention_factor_of,
     methods_compared,
+    published_yarn,
     recovery_search,
     search_name,
     second_interpolation,
     second_search,
 )
+from megatron_longrope.pipeline.searching.ramps import SEARCHED_RAMP, best_ramp
 from megatron_longrope.pipeline.searching.running import Show, search_factors, shared_journal
 
 __all__ = [
     "PASS_TOKENS",
+    "SEARCHED_RAMP",
     "SearchProblem",
     "Show",
+    "best_ramp",
     "extension_search",
     "first_search",
     "held_out_objective",
@@ -32,6 +36,7 @@ __all__ = [
     "longrope_attention_factor_of",
     "loss_in_words",
     "methods_compared",
+    "published_yarn",
     "recovery_search",
     "search_cost",
     "search_factors",

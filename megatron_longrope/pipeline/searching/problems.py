@@ -150,6 +150,13 @@ def methods_compared(
     return methods + [method.with_searched(attention_factor) for method in methods]
 
 
+def published_yarn(own: OwnScaling, length: int) -> RopeFactors:
+    """Returns YaRN as published for an extension to `length` tokens of a model as it arrives."""
+    if own.tuned is not None:
+        return second_interpolation("yarn", own.tuned, length)
+    return Yarn(scale=length / own.geometry.original_length).factors(own.geometry)
+
+
 def second_search(
     config: SearchConfig, geometry: RopeGeometry, length: int, tuned: RopeFactors
 ) -> SearchProblem:
@@ -217,13 +224,15 @@ def recovery_search(
     length: int,
     tuned: RopeFactors,
     upper: float | None,
+    attention_factor: float | None = None,
 ) -> SearchProblem:
     """Returns the search of an extended model for short inputs, with λ from 1.0 to `upper`.
 
     It starts from the tuned factors, from those the model arrived with (mostly no scaling), and
-    from halfway between them. An attention factor that is not searched is the tuned one
-    (`inherited`), or Hugging Face's for the tuned length (`fixed`): a model has one for inputs of
-    all lengths. Raises InputError for settings that have no meaning in a recovery.
+    from halfway between them. An attention factor that is not searched is that of the longest
+    inputs (`inherited`), since Hugging Face's format has one for inputs of all lengths, or Hugging
+    Face's own for the tuned length (`fixed`). Raises InputError for settings that have no meaning
+    in a recovery.
 
     Args:
         config: The settings of the search.
@@ -231,7 +240,9 @@ def recovery_search(
         length: Tokens of the longest input that the factors serve.
         tuned: The factors that the model was fine-tuned under.
         upper: The highest λ; None: as high as in the tuned factors and in those it arrived with.
+        attention_factor: The attention factor of the longest inputs; None: that of `tuned`.
     """
+    inherited = tuned.attention_factor if attention_factor is None else attention_factor
     _refuse_mistakes(config, "recovery", length)
     geometry, before = own.geometry, own.for_length(length)
     # halfway on a log scale: √(λ_tuned · λ_before), which is √λ_tuned where there was no scaling
@@ -239,12 +250,12 @@ def recovery_search(
     halfway = tuned.model_copy(update={"rescale": tuple((a * b) ** 0.5 for a, b in pairs)})
     seeds = _candidates([tuned, halfway, before])
     from_one = _grid_from_one(max(1.0, length / geometry.original_length), geometry)
-    given = {tuned.attention_factor, before.attention_factor}
+    given = {inherited, tuned.attention_factor, before.attention_factor}
     choices = _choices(
         config,
         seeds,
         tuple(sorted({*from_one, *given})),
-        tuned.attention_factor,
+        inherited,
         longrope_attention_factor_of(tuned.scale, geometry),
     )
     every_rescale = (*tuned.rescale, *before.rescale)
@@ -255,7 +266,8 @@ def recovery_search(
         space: SearchSpace = OpenSpace.between(lower, highest, tuned.scale, **choices)
     else:
         space = SearchSpace.recovery(tuned.rescale, highest, lowest, **choices)
-    seeds = _with_temperatures(seeds, choices["attention_factors"], [tuned.attention_factor])
+    others = dict.fromkeys((tuned.attention_factor, inherited))
+    seeds = _with_temperatures(seeds, choices["attention_factors"], list(others))
     baselines = (
         ComparedMethod.fixed(own.label, own.factor_set),
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
@@ -314,11 +326,12 @@ def _choices(
         "fixed": (fixed,),
         "one": (1.0,),
     }
+    chosen = config.attention_factor
     paper = PAPER_START_TOKENS if config.search_start_tokens else ()
     # where λ = 1 for every pair, n̂ says nothing
     given = {seed.start_tokens for seed in seeds if any(value != 1.0 for value in seed.rescale)}
     return {
-        "attention_factors": temperatures[config.attention_factor],
+        "attention_factors": temperatures[chosen] if isinstance(chosen, str) else (chosen,),
         "start_tokens": tuple(sorted({*paper, *given})) or (0,),
     }
 

@@ -8,6 +8,7 @@ from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.measuring import RunModels
 from megatron_longrope.pipeline.run import BASE, Run
+from megatron_longrope.pipeline.searching import published_yarn, second_interpolation
 from megatron_longrope.pipeline.stages.searching import Found
 from megatron_longrope.pipeline.stages.stage import Stage, checkpoint_path, factors_path
 from megatron_longrope.rope import FactorSet, factors_to_json, write_factors
@@ -47,15 +48,22 @@ class RunParts:
     def models(self, run: Run) -> RunModels:
         """Returns the checkpoints and factors in the form that measuring takes."""
         steps = [found.factors(run) for found in self.steps]
+        tuned, last = steps[0] if self.tuned else None, self.steps[-1]
+        first_yarn = published_yarn(run.own, self.first.length)
+        last_ramp = None
+        if tuned is not None and last != self.tuned:
+            last_ramp = last.best_ramp(run, second_interpolation("yarn", tuned, last.length))
         # measuring tells by identity with `tuned` whether a step was searched beyond it
         return RunModels(
             BASE,
             self.weights,
             self.control,
             steps,
-            steps[0] if self.tuned else None,
+            tuned,
             self.factor_set(run),
             self.first.factors(run),
+            self.first.best_ramp(run, first_yarn),
+            last_ramp,
         )
 
 

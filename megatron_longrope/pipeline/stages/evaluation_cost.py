@@ -40,6 +40,22 @@ def cost_of_measuring(
     return Cost(tokens=count.tokens, flops=count.flops)
 
 
+def cost_of_measuring_export(config: EvaluationConfig, shape: ModelShape) -> Cost:
+    """Returns tokens and operations of measuring the exported folder, with our own model beside.
+
+    Generated answers are a few tokens more than the document that is read for each.
+    """
+    count = _Counter(config, shape)
+    for length in config.exported_lengths:
+        count.documents(length, 1)
+    count.texts(max(config.exported_lengths), 1)  # our model, to compare with
+    for name, settings in config.tasks.items() if config.exported and config.exported.tasks else ():
+        for length in config.task_lengths(name):
+            if TASKS[name].measures_exports and length in config.exported_lengths:
+                count.texts(length, TASKS[name].tokens(0, length, settings) // length)
+    return Cost(tokens=count.tokens, flops=count.flops)
+
+
 class _Counter:
     """Adds up the texts that go forward through a model."""
 

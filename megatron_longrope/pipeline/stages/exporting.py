@@ -1,22 +1,27 @@
-"""The stage that writes a Hugging Face folder, with the factors that its `longrope` can carry."""
+"""The stage that writes Hugging Face folders, with the factors that `longrope` there can carry."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from checkpoints_tools.hf.exporting import export_hf
+from checkpoints_tools.hf.static import export_static
 from megatron_longrope.config import format_length
-from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.run import Run
 from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
 from megatron_longrope.pipeline.stages.stage import PLACES, Stage, checkpoint_path
-from megatron_longrope.rope import FactorRange, FactorSet, factors_to_json
+from megatron_longrope.rope import FactorRange, FactorSet, RopeFactors, factors_to_json
 
 
 @dataclass(frozen=True)
 class ExportModel(Stage):
-    """Writes the extended model as a Hugging Face folder that transformers loads as it is."""
+    """Writes the extended model as Hugging Face folders, for engines of two kinds.
+
+    `export/` holds a set for short inputs and one for long ones, between which transformers chooses
+    by the length of the input. `export-static/` holds the long set alone, for engines that choose
+    once, and links to the same weights.
+    """
 
     kind = "export"
     parts: RunParts
@@ -24,7 +29,7 @@ class ExportModel(Stage):
     @property
     def does(self) -> str:
         """What the stage does."""
-        return "write the extended model as a Hugging Face folder"
+        return "write the extended model as a Hugging Face folder, and a static one"
 
     @property
     def checkpoint(self) -> str:
@@ -38,8 +43,8 @@ class ExportModel(Stage):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The Hugging Face folder."""
-        return (str(PLACES.export),)
+        """The Hugging Face folders."""
+        return (str(PLACES.export), str(PLACES.static_export))
 
     def fingerprint(self, run: Run) -> dict[str, object]:
         """Returns the factors and the name of the weights."""
@@ -47,50 +52,54 @@ class ExportModel(Stage):
         return {"factors": factors, "checkpoint": self.parts.weights}
 
     def work(self, run: Run) -> dict[str, object]:
-        """Exports on the main rank; returns counts, and in words which factors are left out."""
+        """Exports on the main rank; returns counts, and in words what is left behind."""
         factor_set = self.parts.factor_set(run)
-        carried, left_out = export_factor_set(factor_set, run.shape.context_length)
-        for text in left_out:
+        carried, left_behind = export_factor_set(factor_set, run.shape.context_length)
+        for text in left_behind:
             run.progress.stage(f"export: {text}")
-        return on_main(run.runtime, lambda: _export(run, carried, left_out))
+        return on_main(run.runtime, lambda: _export(run, carried, left_behind))
 
 
-def _export(run: Run, carried: FactorSet, left_out: list[str]) -> dict[str, object]:
-    extended = run.directory.checkpoint(EXTENDED)
-    conversion = export_hf(extended, run.directory.export, carried)
+def _export(run: Run, carried: FactorSet, left_behind: list[str]) -> dict[str, object]:
+    extended, export = run.directory.checkpoint(EXTENDED), run.directory.export
+    conversion = export_hf(extended, export, carried)
+    export_static(export, run.directory.static_export, extended, carried)
     counts = {"tensors": conversion.num_tensors, "bytes": conversion.num_bytes}
-    return {**counts, "left_out": left_out}
+    return {**counts, "left_behind": left_behind}
 
 
 def export_factor_set(factor_set: FactorSet, window: int) -> tuple[FactorSet, list[str]]:
-    """Returns the factors that transformers can carry, and in words those that are left out.
+    """Returns the factors that transformers can carry, and in words what is left behind.
 
     The `longrope` of transformers knows two ranges, inputs up to `window` tokens and longer ones,
-    and one attention_factor for both. So longer inputs get the factors of the longest range that
-    has the attention factor of the short ones. Raises InputError where no range has.
+    and one attention factor for both. Longer inputs get the factors of the target, always: that is
+    what the model was extended for. Short ones keep theirs where these have the same attention
+    factor, and get those of the target otherwise.
     """
-    short = factor_set.for_length(window)
-    beyond = [
-        entry.factors for entry in factor_set.ranges if entry.up_to is None or entry.up_to > window
-    ]
-    able = [factors for factors in beyond if factors.attention_factor == short.attention_factor]
-    if not able:
-        temperatures = ", ".join(f"{factors.attention_factor:g}" for factors in (short, *beyond))
-        raise InputError(
-            "export",
-            temperatures,
-            "transformers has one attention_factor for short and long inputs; search the other "
-            "sets with `attention_factor: inherited`, or set `export: false`",
-        )
-    long = able[-1]
-    left_out = [
-        f"the factors for {format_length(factors.target_length)} (temperature "
-        f"{factors.attention_factor:g}) are left out: transformers knows two sets and one "
-        f"temperature, and gets those for {format_length(long.target_length)}"
-        for factors in beyond
-        if factors is not long
-    ]
-    carried = FactorSet(
-        ranges=(FactorRange(up_to=window, factors=short), FactorRange(up_to=None, factors=long))
-    )
-    return carried, left_out
+    long, short = factor_set.ranges[-1].factors, factor_set.for_length(window)
+    if short.attention_factor != long.attention_factor:
+        short = long
+    ranges = [FactorRange(up_to=window, factors=short), FactorRange(up_to=None, factors=long)]
+    carried = FactorSet(ranges=tuple(ranges if short is not long else ranges[1:]))
+    return carried, _left_behind(factor_set, carried)
+
+
+def _left_behind(factor_set: FactorSet, carried: FactorSet) -> list[str]:
+    """Returns a text for each range of inputs that the export serves with other factors."""
+    texts, start = [], 1
+    for entry in factor_set.ranges:
+        end = entry.up_to or max(start, entry.factors.target_length)
+        instead = carried.for_length(end)
+        if instead != entry.factors:
+            texts.append(
+                f"inputs of {format_length(start)} to {format_length(end)} tokens get the factors "
+                f"for {_described(instead)} instead of those for {_described(entry.factors)}: "
+                "Hugging Face's format has two sets and one attention factor"
+            )
+        start = end + 1
+    return texts
+
+
+def _described(factors: RopeFactors) -> str:
+    length = format_length(factors.target_length)
+    return f"{length} (attention factor {factors.attention_factor:.4g})"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from megatron_longrope.artifacts.summaries import ExportSummary
 from megatron_longrope.pipeline.measuring import write_baselines
 from megatron_longrope.pipeline.result import write_result
 from megatron_longrope.pipeline.run import Run
@@ -21,8 +23,8 @@ class WriteResult(Stage):
 
     kind = "report"
     parts: RunParts
-    exported: bool
-    """Whether the run exports, so that this stage comes after the export."""
+    exporting: tuple[str, ...] = ()
+    """Names of the stages that export and that measure the export, which this one comes after."""
 
     @property
     def does(self) -> str:
@@ -32,7 +34,7 @@ class WriteResult(Stage):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The evaluation rows, and the checkpoints and factors that the result names."""
-        export = (str(PLACES.export),) if self.exported else ()
+        export = (str(PLACES.export),) if self.exporting else ()
         rows = str(PLACES.evaluations)
         return (rows, checkpoint_path(EXTENDED), *export, *self.parts.factor_paths)
 
@@ -55,12 +57,34 @@ class WriteResult(Stage):
 
     def work(self, run: Run) -> dict[str, object]:
         """Writes the files on the main rank."""
-        models = self.parts.models(run)
+        models, export = self.parts.models(run), self._export(run)
         if run.runtime.is_main:
             write_baselines(models, run.own, run.directory)
             write_result(
-                run.recipe, run.directory, models, run.corpus, run.source, run.runner.records
+                run.recipe,
+                run.directory,
+                models,
+                run.corpus,
+                run.source,
+                run.runner.records,
+                export,
             )
             write_report(run.directory.root)
         run.runtime.barrier()
         return {}
+
+    def _export(self, run: Run) -> ExportSummary | None:
+        """Returns what the stages that export have left; None without an export."""
+        if not self.exporting:
+            return None
+        found = dict[str, Any](
+            item for name in self.exporting for item in run.runner.result(name).items()
+        )
+        static = run.directory.static_export
+        return ExportSummary(
+            folder=str(PLACES.export),
+            static_folder=str(PLACES.static_export) if static.is_dir() else None,
+            left_behind=tuple(found.get("left_behind", ())),
+            compared_length=found.get("compared_length"),
+            largest_difference=found.get("largest_difference"),
+        )

@@ -13,6 +13,7 @@ from megatron_longrope.pipeline.recipe import SearchConfig
 from megatron_longrope.pipeline.run import Run, angle_inputs, backend_inputs, geometry_of
 from megatron_longrope.pipeline.searching import (
     SearchProblem,
+    best_ramp,
     extension_search,
     loss_in_words,
     recovery_search,
@@ -44,6 +45,10 @@ class Found:
     def factors(self, run: Run) -> RopeFactors:
         """Returns the factors; raises InputError unless the stage is complete."""
         return run.found(self.search, self.length)
+
+    def best_ramp(self, run: Run, yarn: RopeFactors) -> RopeFactors | None:
+        """Returns `yarn` with the best ramp this search scored; None if it moved no ramp."""
+        return best_ramp(run.directory.journal(self.search), yarn)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class SearchFactors(Stage):
         recipe = run.recipe
         return {
             "search": self.config.model_dump(mode="json"),
-            "space": self._problem_of(run).space.to_json(),
+            "space": self.problem_in(run).space.to_json(),
             "length": self.length,
             "documents": documents_sha256(run.corpus.search[: self.config.num_documents]),
             "checkpoint": self.weights,
@@ -119,7 +124,7 @@ class SearchFactors(Stage):
     def work(self, run: Run) -> dict[str, object]:
         """Searches to the end; returns the factors, their cost and their perplexity or score."""
         documents = run.corpus.search[: self.config.num_documents]
-        problem = self._problem_of(run)
+        problem = self.problem_in(run)
         model = run.load(self.weights)
         objective = search_objective(model, documents, run.tokenizer, self.config, self.length)
         factors, outcome = search_factors(
@@ -142,7 +147,8 @@ class SearchFactors(Stage):
             **loss,
         }
 
-    def _problem_of(self, run: Run) -> SearchProblem:
+    def problem_in(self, run: Run) -> SearchProblem:
+        """Returns the search on the factors that earlier stages of the run have found."""
         tuned = self.builds_on.factors(run) if self.builds_on else None
         return self.problem(tuned)
 
@@ -192,6 +198,9 @@ class RecoverySearch(SearchFactors):
     """The search of the extended model for short inputs, with smaller λ allowed."""
 
     tuned: Found
+    """The factors of the extended model that the space reaches up to."""
+    last: Found
+    """The factors of the longest inputs, whose attention factor the short ones inherit."""
     upper: float | None
 
     @property
@@ -210,3 +219,19 @@ class RecoverySearch(SearchFactors):
         """Returns the search between the factors the model arrived with and the extended ones."""
         assert tuned is not None
         return recovery_search(self.config, self.own, self.length, tuned, self.upper)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The checkpoint, the factors the search builds on, and those of the longest inputs."""
+        return tuple(dict.fromkeys((*super().inputs, factors_path(self.last.search))))
+
+    def problem_in(self, run: Run) -> SearchProblem:
+        """Returns the search, which inherits the attention factor of the longest inputs."""
+        return recovery_search(
+            self.config,
+            self.own,
+            self.length,
+            self.tuned.factors(run),
+            self.upper,
+            self.last.factors(run).attention_factor,
+        )

@@ -38,7 +38,7 @@ def test_what_is_found_is_below_all_it_is_compared_with(
     texts = split()
     search, held_out = (
         [EvaluationDocument(text.name, tokenizer.encode_document(text.text)) for text in part[:2]]
-        for part in (texts.search, texts.evaluation)
+        for part in (texts.search, texts.development)
     )
     config = SearchConfig.model_validate(
         {

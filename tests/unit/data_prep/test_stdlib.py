@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.stdlib_corpus import (
-    EVALUATION_MODULES,
+    DEVELOPMENT_MODULES,
     SEARCH_MODULES,
     CorpusSplit,
     read_stdlib,
@@ -25,7 +25,7 @@ def corpus() -> CorpusSplit:
 
 def test_held_out_modules_are_the_files_themselves_and_long(corpus: CorpusSplit) -> None:
     root = Path(sysconfig.get_path("stdlib"))
-    for names, part in ((SEARCH_MODULES, corpus.search), (EVALUATION_MODULES, corpus.evaluation)):
+    for names, part in ((SEARCH_MODULES, corpus.search), (DEVELOPMENT_MODULES, corpus.development)):
         assert [document.name for document in part] == list(names)
         assert all(
             document.text == (root / document.name).read_text(encoding="utf-8") for document in part
@@ -45,7 +45,7 @@ def test_the_parts_share_hardly_a_function(corpus: CorpusSplit) -> None:
 
     held_out = {
         function
-        for document in corpus.search + corpus.evaluation
+        for document in corpus.search + corpus.development
         for function in functions(document.text)
     }
     shared = sum(len(functions(document.text) & held_out) for document in corpus.train)
@@ -76,7 +76,7 @@ def _library(folder: Path, extra: dict[str, str]) -> Path:
         for name in SEARCH_MODULES
     }
     held_out |= {
-        name: "".join(f"{name} line {i}\n" for i in range(200)) for name in EVALUATION_MODULES
+        name: "".join(f"{name} line {i}\n" for i in range(200)) for name in DEVELOPMENT_MODULES
     }
     for name, text in {**held_out, **extra}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def test_a_model_is_extended_by_the_recipe_fitted_to_it(tiny: Path, tmp_path: Pa
     stages = {stage["name"]: stage for stage in json.loads(out.read_text())["stages"]}
     assert list(stages) == [
         *("import", "search-256", "data-fine-tune-256", "fine-tune-256", "search-512"),
-        *("recover-128", "extended", "evaluate", "export", "report"),
+        *("recover-128", "extended", "evaluate", "export", "evaluate-export", "report"),
     ]
     # what a person with a laptop had better see, and set lower, before the work begins
     assert "400 steps of 32 × 256" in stages["fine-tune-256"]["does"]

@@ -80,6 +80,7 @@ def test_rows_are_of_the_model_as_it_arrives(finished: tuple[Recipe, Path]) -> N
     assert methods == {
         *(("base", name) for name in ("model", "second-pi", "second-ntk", "second-yarn")),
         *(("base", "longrope"), ("extended", "longrope"), ("control", "model")),
+        ("exported", "longrope"),
     }
     corpus = check_recipe(recipe, run, 1).corpus
     for length in (WINDOW, ARRIVES, TARGET):  # the short set, and the long one
@@ -94,6 +95,7 @@ def test_rows_are_of_the_model_as_it_arrives(finished: tuple[Recipe, Path]) -> N
     assert {(row.model, row.method) for row in rows.retrieval} == {
         ("base", "model"),
         ("extended", "longrope"),
+        ("exported", "longrope"),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_longrope.artifacts.results import EvaluationRows
 from megatron_longrope.artifacts.rows import AttentionFactorSource, PerplexityRow, RetrievalRow
+from megatron_longrope.artifacts.summaries import ExportSummary
 from megatron_longrope.pipeline.checks import run_checks
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.measuring import RunModels
@@ -58,10 +59,11 @@ def test_checks_are_the_ratios_they_name() -> None:
         _row("base", "longrope", 2048, 20.0, "searched"),
         _row("base", "yarn", 2048, 21.0),
         _row("base", "yarn", 2048, 20.5, "searched"),
+        _row("base", "yarn,searched ramp", 2048, 19.5),
         _row("base", "none", 256, 10.0),
         _row("control", "none", 256, 9.0),
         _row("extended", "longrope", 256, 9.1, "searched"),
-        _row("extended", "longrope", 8192, 11.2, "searched"),
+        _row("extended", "longrope", 8192, 10.1, "searched"),
         _row("base", "none", 8192, 10.0, window=256, stride=64),
         _row("base", "none", 8192, 99.0),
     ]
@@ -75,12 +77,35 @@ def test_checks_are_the_ratios_they_name() -> None:
     }
     assert checks == {
         ("search-beats-baselines", 20.0, 20.5): True,
-        ("last-quarter", 11.2, 11.0): False,
+        ("last-quarter", 10.1, 10.0): False,
         ("short-inputs", 9.1, 10.2): True,
         ("short-inputs", 9.1, 9.18): True,
         ("base-passkeys-inside", 1.0, 0.95): True,
         ("base-passkeys-beyond", 0.125, 0.1): False,
     }
+
+
+def test_the_exported_folder_is_judged_where_it_was_measured() -> None:
+    rows = [
+        _row("base", "none", 256, 10.0),
+        _row("extended", "longrope", 256, 9.1, "searched"),
+        _row("exported", "longrope", 256, 11.0, "searched"),
+        _row("extended", "longrope", 8192, 9.0, "searched"),
+        _row("base", "none", 8192, 10.0, window=256, stride=64),
+    ]
+    keys = [
+        RetrievalRow(model=model, method="longrope", length=256, trials=4, correct=correct)
+        for model, correct in (("extended", 4), ("exported", 2))
+    ]
+    export = ExportSummary(folder="export", compared_length=8192, largest_difference=3.21e-3)
+    checks = {
+        check.name: check
+        for check in run_checks(EvaluationRows.of([*rows, *keys]), ["passkey"], MODELS, 256, export)
+    }
+    assert checks["short-inputs"].value == 11.0 and not checks["short-inputs"].met
+    assert checks["last-quarter"].value == 9.0  # nothing as exported at that length
+    assert checks["passkeys"].value == 0.5 and "exported model" in checks["passkeys"].text
+    assert checks["export"].value == 0.0032 and not checks["export"].met
 
 
 def test_a_loss_that_was_not_finite_meets_nothing_and_beats_nothing() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_longrope.data import TextTokenizer
+from data_prep.package_documents import TEST_MODULES
+from data_prep.stdlib_corpus import DEVELOPMENT_MODULES, split
+from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
 from megatron_longrope.pipeline.corpus import load_corpus
 from megatron_longrope.pipeline.recipe import (
     CorpusConfig,
 )
+from megatron_longrope.presets import model_path
 
 
 def test_one_list_of_documents_is_divided_without_overlap(
@@ -30,3 +34,29 @@ def test_one_list_of_documents_is_divided_without_overlap(
     assert names == [["1", "3"], ["5"], ["0", "2", "4", "6"]]
     with pytest.raises(InputError, match=r"3 of 7.*4 are needed"):
         load_corpus(CorpusConfig(documents=paths, num_search=3, num_evaluation=1), tokenizer, 400)
+
+
+def test_a_recipe_says_which_documents_judge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = split()
+    few = replace(parts, train=parts.train[:2])  # the rest would be tokenized for nothing
+    monkeypatch.setattr("megatron_longrope.pipeline.corpus.split_standard_library", lambda: few)
+    tokenizer = load_tokenizer(model_path("preset:demo"))
+    tested = load_corpus(CorpusConfig(standard_library=True), tokenizer, 8193)
+    developed = load_corpus(
+        CorpusConfig(standard_library=True, judged_on="development"), tokenizer, 8193
+    )
+    assert [document.name for document in tested.held_out] == [each.path for each in TEST_MODULES]
+    assert [document.name for document in developed.held_out] == list(DEVELOPMENT_MODULES)
+    same, other = ({**corpus.identity(), "held_out": ""} for corpus in (tested, developed))
+    assert same == other
+    assert not developed.notes
+    monkeypatch.setattr("megatron_longrope.pipeline.corpus.other_texts", lambda: ("a.py of a 2",))
+    noted = load_corpus(CorpusConfig(standard_library=True), tokenizer, 8193)
+    assert len(noted.notes) == 1 and noted.notes[0].endswith(": a.py of a 2")
+
+
+def test_documents_of_ones_own_are_not_development_documents() -> None:
+    with pytest.raises(ValueError, match=r"judged_on: development is for standard_library"):
+        CorpusConfig(documents=("a.txt",), judged_on="development")

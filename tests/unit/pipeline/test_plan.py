@@ -45,7 +45,7 @@ def _plan(values: dict[str, Any]) -> tuple[Stage, ...]:
 
 def test_stages_come_in_the_order_they_are_done() -> None:
     names = [stage.name for stage in _plan(_values())]
-    assert names == [*TRAINED, *CONTROL, *LATER, "export", "report"]
+    assert names == [*TRAINED, *CONTROL, *LATER, "export", "evaluate-export", "report"]
     values = _values() | {"export": False}
     values["extension"][0]["fine_tune"]["control"] = False
     assert [stage.name for stage in _plan(values)] == [*TRAINED, *LATER, "report"]

@@ -143,6 +143,27 @@ def test_fixed_means_the_tuned_length_in_a_recovery() -> None:
     assert space.attention_factors == (longrope_attention_factor(8.0, 256),)
 
 
+def test_a_recovery_inherits_the_temperature_of_the_longest_inputs() -> None:
+    """Hugging Face's format has one for short and long inputs."""
+    inherited, tuned = SearchConfig(attention_factor="inherited"), made_factors(2048)
+    problem = recovery_search(inherited, UNSCALED, 256, tuned, None, 1.45)
+    assert problem.space.attention_factors == (1.45,)
+    assert {problem.space.project(seed).attention_factor for seed in problem.seeds} == {1.45}
+    searched = recovery_search(SearchConfig(), UNSCALED, 256, tuned, None, 1.45)
+    assert {1.0, 1.1, 1.45} <= set(searched.space.attention_factors)
+    assert 1.45 in {seed.attention_factor for seed in searched.seeds}
+
+
+def test_a_temperature_may_be_given() -> None:
+    given = SearchConfig(attention_factor=1.35)
+    for problem in (
+        first_search(given, GEOMETRY, 2048),
+        second_search(given, GEOMETRY, 8192, made_factors(2048)),
+        recovery_search(given, UNSCALED, 256, made_factors(2048), None, 1.45),
+    ):
+        assert problem.space.attention_factors == (1.35,)
+
+
 @pytest.mark.parametrize("searched", [False, True])
 def test_tuned_start_tokens_stay(searched: bool) -> None:
     tuned = made_factors(2048).model_copy(update={"start_tokens": 10})
