@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.load_any import LoadedModel, load_model
-from data_prep.stdlib_corpus import EVALUATION_MODULES, SEARCH_MODULES, stdlib_folder
+from data_prep.stdlib_corpus import DEVELOPMENT_MODULES, SEARCH_MODULES, stdlib_folder
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.config import parse_length
 from megatron_longrope.data import TextTokenizer, load_tokenizer
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("what", choices=["fixed", "search"])
     parser.add_argument("--model", type=Path, default=DEMO, help="Hugging Face folder")
     parser.add_argument("--length", default="2k")
-    parser.add_argument("--documents", type=int, default=len(EVALUATION_MODULES), metavar="N")
+    parser.add_argument("--documents", type=int, default=len(DEVELOPMENT_MODULES), metavar="N")
     parser.add_argument("--out", type=Path, help="run directories of searches")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--searcher", default="hybrid", help="of its default size, but for hybrid")
@@ -68,7 +68,7 @@ def main() -> None:
     length = parse_length(options.length)
     with start_runtime(timeout_seconds=24 * 3600) as runtime:
         loaded, tokenizer = load_model(options.model, runtime), load_tokenizer(options.model)
-        judged = _documents(tokenizer, EVALUATION_MODULES, length)
+        judged = _documents(tokenizer, DEVELOPMENT_MODULES, length)
         judged = sorted(judged, key=lambda document: -len(document.tokens))[: options.documents]
         judge = PerplexityObjective(
             loaded.model,

@@ -17,6 +17,9 @@ _ROUNDED = 0.0051
 _OF_RAMPS = frozenset(("ramp", "temperature"))
 """Origins of candidates that are ramps of YaRN's form, moved in place or in attention factor."""
 
+_ABOVE_YARN = 1.01
+"""The last λ of a ramp over YaRN's at most: the grid moves it by half a step."""
+
 
 def best_ramp(journal: Path, yarn: RopeFactors) -> RopeFactors | None:
     """Returns the best factors of YaRN's form that a search has scored; None if it moved none.
@@ -42,9 +45,12 @@ def best_ramp(journal: Path, yarn: RopeFactors) -> RopeFactors | None:
 
 
 def _is_ramp(entry: JournalEntry, yarn: RopeFactors) -> bool:
-    """Says whether an entry is a ramp that was moved, or YaRN's own among the starts."""
+    """Says whether an entry is a ramp that was moved, or YaRN's own among the starts.
+
+    A ramp from a start such as CoPE, whose last λ is far above YaRN's, is not of YaRN's form.
+    """
     if entry.provenance.origin in _OF_RAMPS:
-        return True
+        return entry.candidate.rescale[-1] <= _ABOVE_YARN * yarn.rescale[-1]
     return entry.provenance.origin == "seed" and np.allclose(
         entry.candidate.rescale, yarn.rescale, rtol=1e-6, atol=_ROUNDED
     )
