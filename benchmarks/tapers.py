@@ -145,12 +145,11 @@ def _search(
     factors, outcome = search_factors(
         problem, objective, config, RunDirectory(place), sha256, _mute
     )
-    cost = search_cost(outcome.entries, loaded.model.shape, length)
+    cost = search_cost(outcome.entries, objective.cost)
     scale = length / loaded.own.geometry.original_length
-    one = loaded.model.shape.forward_flops(length) * len(documents)
     return outcome.best, {
         "evaluations": cost.evaluations,
-        "forward_equivalents": round(cost.flops / one, 1),
+        "forward_equivalents": round(cost.flops / objective.cost.whole_flops, 1),
         "searched": outcome.evaluation.perplexity,
         "attention_factor": round(factors.attention_factor, 4),
         "above": sum(value > 1.25 * scale for value in factors.rescale),

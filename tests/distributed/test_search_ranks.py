@@ -3,19 +3,14 @@ layout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from megatron_longrope.errors import InputError
-from megatron_longrope.evaluation import PerplexityObjective, Tokens
-from megatron_longrope.evaluation import objective as objective_module
-from megatron_longrope.model import LongRopeModel
+from megatron_longrope.evaluation import PerplexityObjective
 from megatron_longrope.model.fingerprint import model_identity
 from megatron_longrope.pipeline.searching import shared_journal
 from megatron_longrope.rope import AnglePrecision
@@ -23,14 +18,12 @@ from megatron_longrope.runtime import ParallelLayout, start_runtime
 from megatron_longrope.search import (
     Candidate,
     EarlyStopping,
-    Evaluation,
     Journal,
     MemoryJournal,
     Searcher,
     SearcherChoice,
     SearchSpace,
     SearchTask,
-    Terms,
     read_journal,
     run_search,
 )
@@ -144,53 +137,6 @@ def test_groups_of_two_context_ranks_score_as_one_process(tmp_path: Path) -> Non
             assert b.loss == pytest.approx(a.loss, rel=1e-6, nan_ok=True), (
                 "not a number where the ladder was the end"
             )
-
-
-def tokens_scored(
-    layout: ParallelLayout, weights: HfWeights
-) -> list[tuple[int, dict[str, object]]]:
-    """Runs on every rank. Returns, for one candidate that is stopped after document 1, 2, …, or
-    never, the tokens that went through this rank's model, and the evaluation."""
-    seen = []
-    with start_runtime(layout, threads=1) as runtime:
-        model = our_model(weights, runtime, angle_precision="float64", scaled=False)
-        documents = random_documents(200, 70, 130, 90, 110, seed=4)
-        objective = PerplexityObjective(model, documents, target_length=256, max_batch_tokens=1)
-        for last in range(1, 6):
-
-            def judge(partial: Evaluation, last: int = last) -> bool:
-                return len(partial.nll_sums) == last
-
-            scored: list[int] = []
-            with recorded(scored):
-                (evaluation,) = objective([Candidate((2.0,) * 8)], Terms(judge=judge))
-            runtime.barrier()
-            seen.append((sum(scored), evaluation.to_json()))
-    return seen
-
-
-@contextmanager
-def recorded(lengths: list[int]) -> Iterator[None]:
-    """Adds to `lengths` the tokens of every document that an objective has scored meanwhile."""
-    score = objective_module.score_documents
-
-    def recording(model: LongRopeModel, documents: Sequence[Tokens], **options: Any) -> Any:
-        lengths.extend(map(len, documents))
-        return score(model, documents, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective_module, "score_documents", recording)
-        yield
-
-
-def test_stopping_one_candidate_saves_on_four_groups_what_it_saves_on_one() -> None:
-    weights = HfWeights.of(tiny_hf_model())
-    alone = tokens_scored(ParallelLayout(), weights)
-    groups = run_distributed(4, tokens_scored, ParallelLayout(), weights)
-    assert [tokens for tokens, _ in alone] == [200, 270, 400, 490, 600]
-    for number, (tokens, evaluation) in enumerate(alone):
-        assert sum(group[number][0] for group in groups) == tokens == evaluation["cost_tokens"]
-        assert all(group[number][1] == evaluation for group in groups)
 
 
 def identities(
