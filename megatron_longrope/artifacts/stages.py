@@ -14,7 +14,7 @@ class StageMarker(FileRecord):
     inputs: dict[str, Any]
     """JSON values of everything that the stage's result depends on."""
     seconds: Seconds
-    """Wall time of the stage's work."""
+    """Wall time of the stage's work, over all attempts."""
     result: Any = None
     """JSON value that later stages read, in a form of the stage's own."""
 
@@ -29,6 +29,6 @@ class StageRecord(FileRecord):
 
     name: str
     seconds: Seconds
-    """Wall time of the stage's work."""
+    """Wall time of the stage's work, over all attempts."""
     status: str
     """Whether this run did the stage ("done") or an earlier one ("skipped")."""
