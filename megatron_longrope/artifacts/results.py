@@ -99,13 +99,15 @@ RowT = TypeVar("RowT", PerplexityRow, RetrievalRow)
 
 
 def of_the_product(rows: Iterable[RowT]) -> list[RowT]:
-    """Returns the rows of the exported folder; those of the extended model where there are none.
+    """Returns the rows of the exported folder; of the extended model at lengths without such rows.
 
     What a run is for is the folder that its users load, so checks judge that.
     """
     every = [row for row in rows if row.method == "longrope"]
-    exported = [row for row in every if row.model == EXPORTED]
-    return exported or [row for row in every if row.model == "extended"]
+    exported = {row.length for row in every if row.model == EXPORTED}
+    return [
+        row for row in every if row.model == (EXPORTED if row.length in exported else "extended")
+    ]
 
 
 def read_evaluations(folder: Path) -> EvaluationRows:

@@ -81,9 +81,11 @@ class ExportSummary(FileRecord):
     left_behind: tuple[str, ...] = ()
     """In words, which inputs get other factors there than in the Megatron checkpoint."""
     compared_length: Tokens | None = None
-    """Tokens over which losses of transformers and of our model were compared."""
+    """Tokens up to which losses of transformers and of our model were compared; None: they were
+    not."""
     largest_difference: float | None = None
-    """Largest difference between a token's loss in transformers and in our model, in nats."""
+    """Largest difference between a token's loss in transformers and in our model, in nats; None
+    where it was not finite, or nothing was compared."""
 
 
 class RunSummary(FileRecord):

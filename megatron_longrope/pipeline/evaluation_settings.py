@@ -66,6 +66,13 @@ class EvaluationConfig(StrictConfig):
         """Returns the lengths in tokens at which a task is measured."""
         return self.tasks[name].lengths or self.lengths
 
+    def exported_task_lengths(self, name: str) -> tuple[int, ...]:
+        """Returns the lengths in tokens at which a task is measured on the exported folder."""
+        if self.exported is None or not self.exported.tasks:
+            return ()
+        only = self.exported.lengths
+        return tuple(n for n in self.task_lengths(name) if not only or n in only)
+
     @property
     def exported_lengths(self) -> tuple[int, ...]:
         """The lengths in tokens at which the exported folder is measured."""

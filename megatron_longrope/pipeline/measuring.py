@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from megatron_longrope.artifacts.results import write_rows
+from megatron_longrope.artifacts.rows import EXPORTED
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.data import TextTokenizer
 from megatron_longrope.evaluation import TASKS, EvaluationDocument
@@ -99,6 +100,13 @@ def _remove_others(directory: RunDirectory, measured: Collection[str]) -> None:
     """
     for name in TASKS.keys() - set(measured):
         directory.evaluation(name).unlink(missing_ok=True)
+    remove_exported_rows(directory)
+
+
+def remove_exported_rows(directory: RunDirectory) -> None:
+    """Removes the rows of an export measured before, which may be of other weights."""
+    for path in directory.evaluations.glob(f"{EXPORTED}-*.json"):
+        path.unlink()
 
 
 def _measure_base(evaluator: Evaluator, models: RunModels, recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ The classes here are the schema of a recipe's YAML file: their fields are its ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import (
@@ -13,6 +13,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -219,7 +220,16 @@ class RecoveryStep(StrictConfig):
 
     length: Length
     search: SearchConfig
+    """As of an extension; `attention_factor` is `inherited` where it is not given."""
     upper: PositiveFloat | None = None
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _inherits_unless_said(cls, search: object) -> object:
+        """Fills in the attention factor of the longest inputs, which an export shares."""
+        if isinstance(search, Mapping):
+            return {"attention_factor": "inherited", **search}
+        return search
 
     @model_validator(mode="after")
     def _starts_are_of_extensions(self) -> RecoveryStep:

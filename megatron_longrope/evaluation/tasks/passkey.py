@@ -112,7 +112,7 @@ class Passkey(RetrievalTask[PasskeySettings]):
             )
         if extended:
             worst = min(extended, key=lambda length: extended[length])
-            which = product[0].model
+            which = next(row.model for row in product if row.length == worst)
             text = f"passkeys found by the {which} model, worst length ({format_length(worst)})"
             found = extended[worst]
             checks.append(Check.of("passkeys", text, found, EXTENDED, met=found >= EXTENDED))

@@ -25,7 +25,10 @@ def check_export(recipe: Recipe, own: OwnScaling) -> None:
         raise InputError("evaluation.exported", "true", rule)
     recovered = max((step.length for step in recipe.recovery), default=0)
     keeps_short = any((entry.up_to or 0) > recovered for entry in own.short_ranges)
-    inherits = any(step.search.attention_factor == "inherited" for step in recipe.extension)
+    own_temperature = own.factor_set.ranges[0].factors.attention_factor
+    inherits = all(
+        step.search.attention_factor in ("inherited", own_temperature) for step in recipe.extension
+    )
     if recipe.export and keeps_short and not inherits:
         raise InputError(
             "export",

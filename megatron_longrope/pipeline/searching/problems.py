@@ -224,14 +224,14 @@ def recovery_search(
     length: int,
     tuned: RopeFactors,
     upper: float | None,
-    attention_factor: float | None = None,
+    last: RopeFactors | None = None,
 ) -> SearchProblem:
     """Returns the search of an extended model for short inputs, with λ from 1.0 to `upper`.
 
     It starts from the tuned factors, from those the model arrived with (mostly no scaling), and
     from halfway between them. An attention factor that is not searched is that of the longest
     inputs (`inherited`), since Hugging Face's format has one for inputs of all lengths, or Hugging
-    Face's own for the tuned length (`fixed`). Raises InputError for settings that have no meaning
+    Face's own for the longest length (`fixed`). Raises InputError for settings that have no meaning
     in a recovery.
 
     Args:
@@ -240,9 +240,10 @@ def recovery_search(
         length: Tokens of the longest input that the factors serve.
         tuned: The factors that the model was fine-tuned under.
         upper: The highest λ; None: as high as in the tuned factors and in those it arrived with.
-        attention_factor: The attention factor of the longest inputs; None: that of `tuned`.
+        last: The factors of the longest inputs; None: `tuned`.
     """
-    inherited = tuned.attention_factor if attention_factor is None else attention_factor
+    longest = last or tuned
+    inherited = longest.attention_factor
     _refuse_mistakes(config, "recovery", length)
     geometry, before = own.geometry, own.for_length(length)
     # halfway on a log scale: √(λ_tuned · λ_before), which is √λ_tuned where there was no scaling
@@ -256,7 +257,7 @@ def recovery_search(
         seeds,
         tuple(sorted({*from_one, *given})),
         inherited,
-        longrope_attention_factor_of(tuned.scale, geometry),
+        longrope_attention_factor_of(longest.scale, geometry),
     )
     every_rescale = (*tuned.rescale, *before.rescale)
     highest = max(every_rescale) if upper is None else upper

@@ -69,7 +69,8 @@ class MeasureModels(Stage):
         control = (self.parts.control,) if self.parts.control else ()
         backend = run.recipe.backend.for_scoring()
         return {
-            "evaluation": self.config.model_dump(mode="json"),
+            # `exported` is another stage's: to limit or leave out that one is no other input here
+            "evaluation": self.config.model_dump(mode="json", exclude={"exported"}),
             "factors": factors_to_json(self.parts.factor_set(run)),
             "checkpoint": self.parts.weights,
             **run.trained_from(self.parts.weights, *control),

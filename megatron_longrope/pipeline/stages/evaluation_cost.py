@@ -51,9 +51,9 @@ def cost_of_measuring_export(config: EvaluationConfig, shape: ModelShape) -> Cos
     for length in config.exported_lengths:
         count.documents(length, 1)
     count.texts(max(config.exported_lengths), 1)  # our model, to compare with
-    for name, settings in config.tasks.items() if config.exported and config.exported.tasks else ():
-        for length in config.task_lengths(name):
-            if TASKS[name].measures_exports and length in config.exported_lengths:
+    for name, settings in config.tasks.items():
+        for length in config.exported_task_lengths(name):
+            if TASKS[name].measures_exports:
                 count.texts(length, TASKS[name].tokens(0, length, settings) // length)
     return Cost(tokens=count.tokens, flops=count.flops)
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from megatron_longrope.artifacts.results import write_rows
 from megatron_longrope.artifacts.rows import EXPORTED, EvaluationLabels
 from megatron_longrope.config import format_length
-from megatron_longrope.evaluation import EvaluationDocument, Tokens, rows_of_losses, token_losses
+from megatron_longrope.evaluation import EvaluationDocument, rows_of_losses, token_losses
 from megatron_longrope.evaluation.exported import ExportedModel, load_exported
 from megatron_longrope.evaluation.tasks import TASKS, TaskInputs
 from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.evaluating import Measurements, bucket_tokens, stretches
 from megatron_longrope.pipeline.evaluation_settings import EvaluationConfig
+from megatron_longrope.pipeline.measuring import remove_exported_rows
 from megatron_longrope.pipeline.run import TORCH_DTYPES, Run, RunInputs
 from megatron_longrope.pipeline.searching import PASS_TOKENS
 from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
@@ -91,15 +92,11 @@ class MeasureExport(Stage):
             losses[length] = self._perplexity(run, exported, documents, length, rows)
         self._tasks(run, exported, documents, rows)
         if run.runtime.is_main:
+            remove_exported_rows(run.directory)
             for name, measured in rows.files.items():
                 write_rows(run.directory.evaluation(f"{EXPORTED}-{name}"), measured)
-        longest = max(losses)
-        difference = self._difference(run, documents[0].prefix(longest), losses[longest])
-        return {
-            "rows": {name: len(measured) for name, measured in rows.files.items()},
-            "compared_length": longest,
-            "largest_difference": difference,
-        }
+        counts = {name: len(measured) for name, measured in rows.files.items()}
+        return {"rows": counts, **self._compared(run, documents[0], losses)}
 
     def _perplexity(
         self,
@@ -139,22 +136,32 @@ class MeasureExport(Stage):
                 PASS_TOKENS,
             )
             for length in self.config.task_lengths(name):
-                if length in self.config.exported_lengths:
+                if length in self.config.exported_task_lengths(name):
                     run.progress.stage(f"{name} as exported at {length}")
                     rows.add(name, task.run(inputs, length, settings, _LABELS))
 
-    def _difference(self, run: Run, tokens: Tokens, theirs: NDArray[np.float64]) -> float | None:
+    def _compared(
+        self, run: Run, document: EvaluationDocument, theirs: Mapping[int, NDArray[np.float64]]
+    ) -> dict[str, object]:
         """Returns the largest difference in nats between a token's loss there and in our model.
 
-        Ours computes angles as transformers does, in float32. None in other dtypes than float32,
-        where rounding is larger than any mistake.
+        It is over the shortest and the longest length, which have factor sets of their own. Ours
+        computes angles as transformers does, in float32. Nothing is compared in other dtypes, where
+        rounding is larger than any mistake.
         """
         if run.recipe.dtype != "float32":
-            return None
+            return {"compared_length": None, "largest_difference": None}
         model = replace(run.load(EXTENDED), angle_precision="hf")
         model.set_factors(self._carried(run))
-        (ours,) = token_losses(model, [tokens], max_batch_tokens=PASS_TOKENS)
-        return float(np.abs(ours - theirs).max())
+        lengths = sorted({min(theirs), max(theirs)})
+        prefixes = [document.prefix(length) for length in lengths]
+        ours = token_losses(model, prefixes, max_batch_tokens=PASS_TOKENS)
+        largest = [
+            float(np.abs(losses - theirs[length]).max())
+            for length, losses in zip(lengths, ours, strict=True)
+        ]
+        # not Python's max, which may pass over a NaN
+        return {"compared_length": lengths[-1], "largest_difference": float(np.max(largest))}
 
     def _carried(self, run: RunInputs) -> FactorSet:
         carried, _ = export_factor_set(self.parts.factor_set(run), run.shape.context_length)

@@ -49,9 +49,15 @@ class ExportModel(Stage):
 
     def fingerprint(self, run: RunInputs) -> dict[str, object]:
         """Returns the factors and the name of the weights."""
-        factors = factors_to_json(self.parts.factor_set(run))
-        weights = self.parts.weights
-        return {"factors": factors, "checkpoint": weights, **run.trained_from(weights)}
+        factor_set, weights = self.parts.factor_set(run), self.parts.weights
+        carried, _ = export_factor_set(factor_set, run.shape.context_length)
+        return {
+            "factors": factors_to_json(factor_set),
+            "carried": factors_to_json(carried),
+            "folders": [*self.outputs],
+            "checkpoint": weights,
+            **run.trained_from(weights),
+        }
 
     def work(self, run: Run) -> dict[str, object]:
         """Exports on the main rank; returns counts, and in words what is left behind."""
@@ -88,16 +94,19 @@ def export_factor_set(factor_set: FactorSet, window: int) -> tuple[FactorSet, li
 
 def _left_behind(factor_set: FactorSet, carried: FactorSet) -> list[str]:
     """Returns a text for each range of inputs that the export serves with other factors."""
-    texts, start = [], 1
+    window, texts, start = factor_set.geometry.original_length, [], 1
     for entry in factor_set.ranges:
         end = entry.up_to or max(start, entry.factors.target_length)
-        instead = carried.for_length(end)
-        if instead != entry.factors:
-            texts.append(
-                f"inputs of {format_length(start)} to {format_length(end)} tokens get the factors "
-                f"for {_described(instead)} instead of those for {_described(entry.factors)}: "
-                "Hugging Face's format has two sets and one attention factor"
-            )
+        inside = start <= window < end
+        for first, last in ((start, window), (window + 1, end)) if inside else ((start, end),):
+            instead = carried.for_length(last)
+            if instead != entry.factors:
+                texts.append(
+                    f"inputs of {format_length(first)} to {format_length(last)} tokens get the "
+                    f"factors for {_described(instead)} instead of those for "
+                    f"{_described(entry.factors)}: Hugging Face's format has two sets, which it "
+                    "changes at the pretrained window, and one attention factor"
+                )
         start = end + 1
     return texts
 

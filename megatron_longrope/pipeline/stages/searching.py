@@ -251,5 +251,5 @@ class RecoverySearch(SearchFactors):
             self.length,
             self.tuned.factors(run),
             self.upper,
-            self.last.factors(run).attention_factor,
+            self.last.factors(run),
         )

@@ -108,6 +108,27 @@ def test_the_exported_folder_is_judged_where_it_was_measured() -> None:
     assert checks["export"].value == 0.0032 and not checks["export"].met
 
 
+def test_a_length_that_was_not_measured_as_exported_is_judged_too() -> None:
+    keys = [
+        RetrievalRow(model=model, method="longrope", length=length, trials=10, correct=correct)
+        for model, length, correct in (
+            ("extended", 128, 9),
+            ("exported", 128, 10),
+            ("extended", 3072, 0),
+        )
+    ]
+    (check,) = run_checks(EvaluationRows.of(keys), ["passkey"], MODELS, 256)
+    assert check.value == 0.0 and "extended model, worst length (3k)" in check.text
+
+
+def test_an_export_whose_losses_are_not_finite_is_missed() -> None:
+    export = ExportSummary(folder="export", compared_length=8192, largest_difference=None)
+    (check,) = run_checks(EvaluationRows.of([]), [], MODELS, 256, export)
+    assert check.value is None and not check.met
+    not_compared = ExportSummary(folder="export")
+    assert run_checks(EvaluationRows.of([]), [], MODELS, 256, not_compared) == []
+
+
 def test_a_loss_that_was_not_finite_meets_nothing_and_beats_nothing() -> None:
     rows = [
         _row("base", "longrope", 2048, 20.0, "searched"),

@@ -50,6 +50,15 @@ def test_a_short_set_of_another_attention_factor_is_left_behind() -> None:
     assert text.startswith("inputs of 1 to 256 tokens get the factors for 8k")
 
 
+def test_sets_change_at_the_pretrained_window() -> None:
+    """A model that arrives scaled recovers lengths beyond the window that its λ count from."""
+    recovered = made_factors(1024, growth=0.5)
+    whole = extended_factor_set([made_factors(8192)], [(1024, recovered)])
+    carried, (text,) = export_factor_set(whole, 256)
+    assert carried.for_length(256) == recovered and carried.for_length(1024) != recovered
+    assert text.startswith("inputs of 257 to 1k tokens get the factors for 8k")
+
+
 def test_each_recovered_length_but_the_windows_own_is_left_behind() -> None:
     whole = extended_factor_set(
         [made_factors(8192)],
@@ -131,5 +140,12 @@ def test_the_export_is_measured_where_all_else_is() -> None:
     assert config.exported_lengths == (256, 8192)
     some = build_config(EvaluationConfig, {"lengths": [256, 8192], "exported": {"lengths": [256]}})
     assert some.exported_lengths == (256,)
+    tasks = {"lengths": [256], "tasks": {"passkey": {"lengths": [256, 3072]}}}
+    config = build_config(EvaluationConfig, tasks)
+    assert config.exported_task_lengths("passkey") == (256, 3072)
+    config = build_config(EvaluationConfig, {**tasks, "exported": {"lengths": [256]}})
+    assert config.exported_task_lengths("passkey") == (256,)
+    config = build_config(EvaluationConfig, {**tasks, "exported": {"tasks": False}})
+    assert config.exported_task_lengths("passkey") == ()
     with pytest.raises(InputError, match=r"512 is none of the lengths"):
         build_config(EvaluationConfig, {"lengths": [256], "exported": {"lengths": [512]}})

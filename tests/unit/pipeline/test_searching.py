@@ -141,15 +141,19 @@ def test_fixed_means_the_tuned_length_in_a_recovery() -> None:
     fixed = SearchConfig(attention_factor="fixed")
     space = recovery_search(fixed, UNSCALED, 256, made_factors(2048), None).space
     assert space.attention_factors == (longrope_attention_factor(8.0, 256),)
+    last = made_factors(8192)  # a second search at `fixed` has that of its own length
+    space = recovery_search(fixed, UNSCALED, 256, made_factors(2048), None, last).space
+    assert space.attention_factors == (longrope_attention_factor(32.0, 256),)
 
 
 def test_a_recovery_inherits_the_temperature_of_the_longest_inputs() -> None:
     """Hugging Face's format has one for short and long inputs."""
     inherited, tuned = SearchConfig(attention_factor="inherited"), made_factors(2048)
-    problem = recovery_search(inherited, UNSCALED, 256, tuned, None, 1.45)
+    last = made_factors(8192, temperature=1.45)
+    problem = recovery_search(inherited, UNSCALED, 256, tuned, None, last)
     assert problem.space.attention_factors == (1.45,)
     assert {problem.space.project(seed).attention_factor for seed in problem.seeds} == {1.45}
-    searched = recovery_search(SearchConfig(), UNSCALED, 256, tuned, None, 1.45)
+    searched = recovery_search(SearchConfig(), UNSCALED, 256, tuned, None, last)
     assert {1.0, 1.1, 1.45} <= set(searched.space.attention_factors)
     assert 1.45 in {seed.attention_factor for seed in searched.seeds}
 
@@ -159,7 +163,7 @@ def test_a_temperature_may_be_given() -> None:
     for problem in (
         first_search(given, GEOMETRY, 2048),
         second_search(given, GEOMETRY, 8192, made_factors(2048)),
-        recovery_search(given, UNSCALED, 256, made_factors(2048), None, 1.45),
+        recovery_search(given, UNSCALED, 256, made_factors(2048), None, made_factors(8192)),
     ):
         assert problem.space.attention_factors == (1.35,)
 
