@@ -10,7 +10,8 @@ default searcher's ramp and, with `--passes`, its descent, on one long file of t
 Then the best factors found and YaRN's are scored on another file. With `--arrives-with-yarn FACTOR`
 the model's config says YaRN first, as that of a model which arrives scaled: the search goes beyond
 those factors, which are scored as well, as they are and with YaRN on top. After an interruption the
-same command goes on. A forward pass over 16k tokens takes two to four minutes on a CPU core.
+same command goes on, or with `--judge` judges the best so far. A forward pass over 16k tokens takes
+two to four minutes on a CPU core.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from checkpoints_tools.load_any import load_model
 from data_prep.documents import TextDocument
 from data_prep.stdlib_corpus import split
+from megatron_longrope.artifacts.journal import read_journal
 from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.config import parse_length
 from megatron_longrope.data import TextTokenizer, load_tokenizer
@@ -54,6 +56,9 @@ def main() -> None:
     parser.add_argument("--ramp-rounds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=0)
     parser.add_argument("--arrives-with-yarn", type=float, metavar="FACTOR")
+    parser.add_argument(
+        "--judge", action="store_true", help="search no further; judge the best of the journal"
+    )
     options = parser.parse_args()
     folder = options.model
     if options.arrives_with_yarn is not None:
@@ -78,20 +83,22 @@ def main() -> None:
         problem = extension_search(config, loaded.own, length)
         objective = search_objective(model, [search], tokenizer, config, length)
         directory = RunDirectory(options.out)
-        factors, outcome = search_factors(
-            problem, objective, config, directory, documents_sha256([search]), _say
-        )
+        if not options.judge:
+            search_factors(problem, objective, config, directory, documents_sha256([search]), _say)
+        _, entries = read_journal(directory.journal(problem.name))
+        scored = [entry for entry in entries if entry.evaluation.usable]
+        best = min(scored, key=lambda entry: entry.evaluation.loss)
         judge = PerplexityObjective(
             model, [held_out.prefix(length)], target_length=length, max_batch_tokens=length
         )
         others = {method.name: method for method in methods_compared(loaded.own, length)}
-        names = {"longrope": outcome.best} | {
+        names = {"longrope": best.candidate} | {
             name: candidate_of(others[name].factors_at(length).for_length(length))
             for name in ("model", "second-yarn", "yarn")
             if name in others
         }
         found = {name: judge([candidate])[0].perplexity for name, candidate in names.items()}
-        cost = search_cost(outcome.entries, objective.cost)
+        cost = search_cost(entries, objective.cost)
         forward_equivalents = cost.flops / objective.cost.whole_flops
     row = {
         "length": length,
@@ -99,9 +106,9 @@ def main() -> None:
         "held_out": held_out.name,
         "evaluations": cost.evaluations,
         "forward_equivalents": forward_equivalents,
-        "search_perplexity": outcome.evaluation.perplexity,
+        "search_perplexity": best.evaluation.perplexity,
         "held_out_perplexity": found,
-        "attention_factor": factors.attention_factor,
+        "attention_factor": best.candidate.attention_factor,
     }
     print(json.dumps(row, indent=1))
 

@@ -143,7 +143,7 @@ def test_a_dry_run_refuses_what_the_run_would(
         (("demo", "--target", "4k"), "goes with --model"),
         (("demo", "--text", "a.txt"), "goes with --model"),
         (("demo", "--dry-run", "--stage", "import"), "--stage"),
-        (("demo", "--stage", "nonsense"), "one of import, search-2048"),
+        (("demo", "--stage", "nonsense"), "one of import, search-4096"),
         (("demo", "--dry-run", "--json", "gone/x.json"), "its folder does not exist"),
         (("--model", "x", "--target", "4k", "--text", "gone/*.txt"), "x"),
     ],

@@ -1,4 +1,4 @@
-"""The demonstration's searches go on from older journals: the headers are as they were."""
+"""Searches go on from older journals of the demonstration: the headers are as they were."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ HEADERS: dict[str, Any] = json.loads(
 
 @pytest.mark.parametrize("name", ["search-2048", "search-8192", "recover-256"])
 def test_headers_are_to_the_letter_what_they_were(name: str) -> None:
-    recipe = build_config(Recipe, read_yaml(recipe_path("demo")), "demo")
+    values = read_yaml(recipe_path("demo"))
+    # the recipe that these journals were of: it searched the attention factor, from 2k on
+    values["extension"][0]["search"]["attention_factor"] = "searched"
+    values["extension"][1]["search"] |= {"attention_factor": "searched", "sharper_starts": [1.26]}
+    recipe = build_config(Recipe, values, "demo")
     tuned = factors_from_json(HEADERS["tuned"], "demo").for_length(2048)
     first, second, recovery = *recipe.extension, recipe.recovery[0]
     problems: dict[str, SearchProblem] = {
