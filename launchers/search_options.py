@@ -13,6 +13,7 @@ import click
 from launchers.list_options import ListOptionsCommand
 from megatron_longrope.config import build_config
 from megatron_longrope.errors import InputError
+from megatron_longrope.rope.methods.uses import stops_pairs
 from megatron_longrope.search import (
     DEFAULT_SEARCHER,
     SEARCHERS,
@@ -82,6 +83,10 @@ def check_search_request(out: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(
             "--critical-pair", settings["critical_pair"], "belongs to --space longrope2"
         )
+    standing = [name for name in settings["starts"] if stops_pairs(name)]
+    if standing and settings["space"] != "open":
+        rule = "slows pairs to a standstill, which belongs to --space open"
+        raise InputError("--starts-from", standing[0], rule)
     if settings["offload"] and settings["recompute"] != "full":
         raise InputError("--offload", settings["recompute"], "belongs to --recompute full")
     choice = build_config(SearcherChoice, searcher_section(settings), "longrope search")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -22,6 +22,7 @@ from megatron_longrope.artifacts.cost import SearchCost
 from megatron_longrope.artifacts.summaries import BaselineMargin, HeldOutMargins, SearchSummary
 from megatron_longrope.config import format_length
 from megatron_longrope.rope.methods.uses import default_search_starts, search_starts
+from megatron_longrope.search.types import SpaceName
 
 
 @click.command(cls=SearchCommand)
@@ -82,10 +83,11 @@ from megatron_longrope.rope.methods.uses import default_search_starts, search_st
 )
 @click.option(
     "--space",
-    type=click.Choice(["longrope", "longrope2"]),
+    type=click.Choice(get_args(SpaceName)),
     default="longrope",
     help="Bounds of λ, with s = target / window. longrope: from 1 to 1.25·s. longrope2: from s "
-    "to 2s from the critical pair on, a closed form below it.",
+    "to 2s from the critical pair on, a closed form below it. open: from 1 to where pairs stand "
+    "still, as --starts-from cope needs it.",
 )
 @click.option(
     "--critical-pair",

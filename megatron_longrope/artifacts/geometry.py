@@ -6,6 +6,10 @@ from pydantic import Field
 
 from megatron_longrope.config import Length, StrictConfig
 
+STANDSTILL = 1e6
+"""The λ that stands for infinity: a pair whose period is the window turns by less than 0.001 rad
+over 159 windows."""
+
 
 class RopeGeometry(StrictConfig):
     """Rotary base, head_dim and pretrained window of a model."""

@@ -43,6 +43,9 @@ def load_exported(folder: Path, runtime: Runtime, dtype: torch.dtype) -> Exporte
     except (ValueError, KeyError, OSError) as error:
         rule = f"transformers {transformers.__version__} does not load it: {_first_line(error)}"
         raise InputError("export", folder, rule) from error
+    # The folder's own generation settings, such as penalties, would measure something else; passing
+    # others to `generate` is not enough, as it fills in from these.
+    model.generation_config = transformers.GenerationConfig()
     return ExportedModel(model.to(runtime.device).eval(), runtime)
 
 
@@ -105,7 +108,6 @@ class ExportedModel:
             attention_mask=torch.ones_like(prompt[None]),
             max_new_tokens=len(answer),
             do_sample=False,
-            num_beams=1,
             pad_token_id=0,  # never used: there is one prompt, and it is not padded
         )
         return bool(torch.equal(generated[0, len(prompt) :], answer))

@@ -25,6 +25,7 @@ from megatron_longrope.rope.methods.uses import (
     SearchStart,
     default_search_starts,
     second_interpolations,
+    stops_pairs,
 )
 from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.search import EarlyStopping, SearcherChoice, SearchStage, SpaceName
@@ -154,8 +155,9 @@ class SearchConfig(StrictConfig):
     sharper_starts: tuple[PositiveFloat, ...] = (1.2,)
     """Beyond a fine-tuned length, those second attention factors over the fine-tuned one."""
     space: SpaceName = "longrope"
-    """`longrope2` (arXiv 2502.20082): λ from s to 2s from the critical pair on, a closed form below
-    it; for a first extension."""
+    """`longrope`: λ up to 1.25·s. `longrope2` (arXiv 2502.20082): λ from s to 2s from the critical
+    pair on, a closed form below it; for a first extension. `open`: λ up to where a pair stands
+    still, as a start such as `cope` needs it; for extensions."""
     critical_pair: PositiveInt | None = None
     """For `longrope2`: the number of the critical pair; by default what theory says."""
     early_stopping: EarlyStopping | None = EarlyStopping()
@@ -188,8 +190,14 @@ class SearchConfig(StrictConfig):
         if ladder and ladder[-1] >= length:
             rule = f"rungs are shorter than the {format_length(length)} searched"
             return "search.early_stopping.ladder", format_length(ladder[-1]), rule
-        if stage != "first" and self.space != "longrope":
+        if stage != "first" and self.space == "longrope2":
             return "search.space", self.space, "is for the first extension of a pretrained model"
+        if stage == "recovery" and self.space == "open":
+            return "search.space", self.space, "is for extensions: a recovery has its own `upper`"
+        standing = [name for name in self.starts if stops_pairs(name)]
+        if standing and self.space != "open":
+            rule = "slows pairs to a standstill, which is in search.space=open alone"
+            return "search.starts", standing[0], rule
         if stage == "first" and self.attention_factor == "inherited":
             return (
                 "search.attention_factor",

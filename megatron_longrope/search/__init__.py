@@ -35,6 +35,7 @@ from megatron_longrope.search.loop import (
     run_search,
 )
 from megatron_longrope.search.margin import Margin, paired_margin
+from megatron_longrope.search.open_space import OpenSpace
 from megatron_longrope.search.options import SettingOption, merge_settings
 from megatron_longrope.search.ramp import RampSettings
 from megatron_longrope.search.rounds import Proposal, RoundSearcher
@@ -84,6 +85,7 @@ __all__ = [
     "Margin",
     "MemoryJournal",
     "Objective",
+    "OpenSpace",
     "PiecewiseSearch",
     "Proposal",
     "Provenance",

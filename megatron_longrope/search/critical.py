@@ -86,12 +86,15 @@ class CriticalSpace(SearchSpace):
         """Returns `rescale` [num_pairs] with the closed form below the critical pair."""
         return self._complete(rescale[self.critical_pair :])
 
-    def pull_back(self, by_log: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns ∂loss/∂log λ [num_pairs] by the free pairs, from that by all pairs.
+    def pull_back(
+        self, by_rescale: NDArray[np.float64], rescale: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Returns ∂loss/∂log λ [num_pairs] by the free pairs, from ∂loss/∂λ by all pairs.
 
         The result is zero for the dependent pairs, and the critical pair has their share as well.
         """
         cd = self.critical_pair
+        by_log = super().pull_back(by_rescale, rescale)
         free = by_log.copy()
         # log λ_i = (i/cd)·log λ_cd for i < cd, so by the chain rule
         # ∂/∂log λ_cd = (∂/∂log λ_cd alone) + Σ_{i<cd} (i/cd)·∂/∂log λ_i

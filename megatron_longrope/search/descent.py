@@ -119,8 +119,8 @@ class Descent:
             num_steps,
         )
         self._lower, self._upper = space.bounds
-        self._floor = math.log(self._lower[0])
-        logs = np.maximum.accumulate(np.log(np.array(start.rescale)))
+        self._floor = space.coordinate_range[0]
+        logs = np.maximum.accumulate(space.coordinates(np.array(start.rescale)))
         # r_i = √(log λ_i − log λ_{i−1}), with log λ_{−1} = log λ_min
         roots = np.sqrt(np.maximum(np.diff(logs, prepend=self._floor), _SMALLEST_ROOT**2))
         self._point = np.append(roots, math.log(start.attention_factor))  # r, then log t
@@ -132,7 +132,7 @@ class Descent:
     @property
     def candidate(self) -> Candidate:
         """The present point as a candidate, clipped to the bounds of the space."""
-        rescale = self.space.shape(np.clip(np.exp(self._logs()), self._lower, self._upper))
+        rescale = self.space.shape(np.clip(self._unclipped(), self._lower, self._upper))
         return Candidate(tuple(rescale), self.start_tokens, self._attention_factor())
 
     def advance(self, evaluation: Evaluation) -> bool:
@@ -179,9 +179,12 @@ class Descent:
         rates[-1] = left * self.settings.temperature_rate
         return rates
 
-    def _logs(self) -> Vector:
-        """Returns log λ_i = log λ_min + Σ_{k≤i} r_k², [num_pairs]."""
-        return self._floor + np.cumsum(self._point[:-1] ** 2)
+    def _unclipped(self) -> Vector:
+        """Returns λ_i with log λ_i = log λ_min + Σ_{k≤i} r_k², [num_pairs].
+
+        An open space has coordinates of its own in the place of log λ.
+        """
+        return self.space.rescale_at(self._floor + np.cumsum(self._point[:-1] ** 2))
 
     def _attention_factor(self) -> float:
         return min(max(math.exp(self._point[-1]), self._coolest), self._sharpest)
@@ -192,10 +195,10 @@ class Descent:
         Where a λ is clipped to a bound, a derivative that would move it further out counts as 0.
         """
         assert evaluation.gradient is not None
-        rescale = np.exp(self._logs())
+        rescale = self._unclipped()
         shaped = self.space.shape(np.clip(rescale, self._lower, self._upper))
-        # ∂loss/∂log λ_i = λ_i · ∂loss/∂λ_i; pull_back adds the share of pairs that follow another
-        by_log = self.space.pull_back(evaluation.gradient.rescale * shaped)
+        # pull_back adds the share of pairs that follow another
+        by_log = self.space.pull_back(evaluation.gradient.rescale, shaped)
         above, below = rescale > self._upper, rescale < self._lower
         outward = (above & (by_log < 0)) | (below & (by_log > 0))  # a descent step goes against it
         by_log = np.where(outward, 0.0, by_log)

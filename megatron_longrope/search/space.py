@@ -100,7 +100,7 @@ class SearchSpace:
             raise InputError("step", self.step, "must be finite and above 0")
         lower, upper = self._effective_bounds()
         # np.unique sorts; lower[0] and upper[-1] are the smallest and the largest bound
-        values = np.unique(np.array([*grid(lower[0], upper[-1], self.step), *lower, *upper]))
+        values = np.unique(np.array([*self._grid(lower[0], upper[-1]), *lower, *upper]))
         choices = (len(self.start_tokens) - 1, len(self.attention_factors) - 1)
         object.__setattr__(self, "values", values)
         object.__setattr__(
@@ -186,9 +186,29 @@ class SearchSpace:
         """Returns `rescale` [num_pairs] in the form of this space; here every form is allowed."""
         return rescale
 
-    def pull_back(self, by_log: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns ∂loss/∂log λ [num_pairs] by the free pairs from that by all pairs."""
-        return by_log
+    @property
+    def coordinate_range(self) -> tuple[float, float]:
+        """The coordinates of the smallest and of the largest λ of any pair."""
+        lower, upper = self.bounds
+        return math.log(lower[0]), math.log(upper[-1])
+
+    def coordinates(self, rescale: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the numbers that searchers step evenly in, in the shape of λ; here log λ."""
+        return np.log(rescale)
+
+    def rescale_at(self, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns λ at coordinates; it may lie outside the bounds."""
+        return np.exp(coordinates)
+
+    def moved(self, rescale: float, by: float) -> float:
+        """Returns the λ whose coordinate is that of `rescale` plus `by`."""
+        return float(rescale * np.exp(by))
+
+    def pull_back(
+        self, by_rescale: NDArray[np.float64], rescale: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Returns ∂loss/∂coordinate [num_pairs] by the free pairs from ∂loss/∂λ by all pairs."""
+        return by_rescale * rescale  # ∂loss/∂log λ = λ · ∂loss/∂λ
 
     def project(self, candidate: Candidate) -> Candidate:
         """Returns a nearby candidate of the space: λ made non-decreasing, rounded, then clipped."""
@@ -237,6 +257,10 @@ class SearchSpace:
             "start_tokens": list(self.start_tokens),
             "attention_factors": list(self.attention_factors),
         }
+
+    def _grid(self, lower: float, upper: float) -> Sequence[float]:
+        """Returns the grid points in [lower, upper] that candidates may have."""
+        return grid(lower, upper, self.step)
 
     def _effective_bounds(self) -> tuple[list[float], list[float]]:
         """Returns the bounds that a non-decreasing λ can reach, and checks those given.

@@ -30,8 +30,9 @@ class Terms:
     """Numbers of the documents to score on; None for all documents, from the first on."""
 
 
-SpaceName = Literal["longrope", "longrope2"]
-"""The kind of space: λ of every pair free, or a closed form below the critical pair (LongRoPE2)."""
+SpaceName = Literal["longrope", "longrope2", "open"]
+"""The kind of space: λ of every pair up to 1.25·s, LongRoPE2's, with a closed form below the
+critical pair, or λ of every pair up to where it stands still."""
 SearchStage = Literal["first", "second", "recovery"]
 """The stage of a search.
 

@@ -67,8 +67,11 @@ def draw_genome(space: SearchSpace, rng: np.random.Generator) -> Genome:
 
 
 def _near(space: SearchSpace, index: int, sigma: float, rng: np.random.Generator) -> int:
-    """Returns an index whose λ is log-normal around that of `index`, at least one step away."""
-    wanted = space.values[index] * np.exp(sigma * rng.standard_normal())
+    """Returns an index whose λ is log-normal around that of `index`, at least one step away.
+
+    In a space with other coordinates than log λ these are normal.
+    """
+    wanted = space.moved(float(space.values[index]), sigma * float(rng.standard_normal()))
     moved = int(nearest(space.values, np.array(wanted)))
     if moved == index:
         moved += 1 if wanted > space.values[index] else -1

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron_longrope.artifacts.geometry import STANDSTILL
 from megatron_longrope.errors import InputError
 from megatron_longrope.evaluation import ComparedMethod, baseline_methods
 from megatron_longrope.pipeline.recipe import SearchConfig
@@ -29,6 +30,7 @@ from megatron_longrope.search import (
     SEARCHED_ATTENTION_FACTORS,
     Candidate,
     CriticalSpace,
+    OpenSpace,
     SearchSpace,
     SearchStage,
     grid,
@@ -43,6 +45,14 @@ _ABOVE_YARN = 1.05
 
 From 13 times the window on, YaRN's own 0.1·ln s + 1 is close to 1.3 or above it (arXiv 2309.00071),
 and the best candidates would all lie on the bound."""
+
+_STANDING = 100.0
+"""The λ over the scale from which a fine-tuned pair stands still: its space is an open one.
+
+Even steps from 1 to a λ of 10⁶ would be 10⁸ grid points."""
+
+_ROUNDING = 1e-9
+"""Relative excess of a λ that counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,9 @@ def search_name(
 def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> SearchProblem:
     """Returns the search of a pretrained model for `length` tokens, with λ from 1 to 1.25·s.
 
-    It starts from the scaling methods in `starts`. Raises InputError for settings that have no
-    meaning in a first search.
+    In an open space λ goes on to where pairs stand still. The search starts from the scaling
+    methods in `starts`. Raises InputError for settings that have no meaning in a first search, and
+    for a start with λ above the space.
     """
     _refuse_mistakes(config, "first", length)
     scale = length / geometry.original_length
@@ -90,8 +101,11 @@ def first_search(config: SearchConfig, geometry: RopeGeometry, length: int) -> S
             geometry.head_dim, geometry.base, geometry.original_length
         )
         space: SearchSpace = CriticalSpace.extension(num_pairs, scale, critical_pair, **choices)
+    elif config.space == "open":
+        space = OpenSpace.extension(num_pairs, scale, **choices)
     else:
         space = SearchSpace.first_stage(num_pairs, scale, **choices)
+    _refuse_starts_above(space, config.starts, starts)
     seeds = _with_temperatures(seeds, choices["attention_factors"], [fixed])
     return SearchProblem(
         search_name(length, config), length, space, seeds, tuple(baseline_methods(geometry, length))
@@ -186,7 +200,11 @@ def _search_beyond(
         longrope_attention_factor_of(scale, geometry),
     )
     reach = max(value for seed in seeds for value in seed.rescale)
-    space = SearchSpace.second_stage(tuned.rescale, scale, reach, **choices)
+    if config.space == "open" or reach > _STANDING * scale:
+        upper = max(STANDSTILL, reach)
+        space: SearchSpace = OpenSpace.between(tuned.rescale, upper, scale, **choices)
+    else:
+        space = SearchSpace.second_stage(tuned.rescale, scale, reach, **choices)
     seeds = (*as_it_is, *_with_temperatures(seeds, choices["attention_factors"], sharper))
     baselines = [
         ComparedMethod.fixed("fine-tuned", FactorSet.single(tuned)),
@@ -242,7 +260,12 @@ def recovery_search(
     )
     every_rescale = (*tuned.rescale, *before.rescale)
     highest = max(every_rescale) if upper is None else upper
-    space = SearchSpace.recovery(tuned.rescale, highest, min(1.0, *every_rescale), **choices)
+    lowest = min(1.0, *every_rescale)
+    if highest > _STANDING * tuned.scale:
+        lower = (lowest,) * len(tuned.rescale)
+        space: SearchSpace = OpenSpace.between(lower, highest, tuned.scale, **choices)
+    else:
+        space = SearchSpace.recovery(tuned.rescale, highest, lowest, **choices)
     others = dict.fromkeys((tuned.attention_factor, inherited))
     seeds = _with_temperatures(seeds, choices["attention_factors"], list(others))
     baselines = (
@@ -328,6 +351,17 @@ def _refuse_mistakes(config: SearchConfig, stage: SearchStage, length: int) -> N
     mistake = config.mistake(stage, length)
     if mistake is not None:
         raise InputError(*mistake)
+
+
+def _refuse_starts_above(
+    space: SearchSpace, names: Sequence[str], starts: Sequence[RopeFactors]
+) -> None:
+    """Raises InputError for a start whose largest λ is above the space's."""
+    highest = float(space.bounds[1][-1])
+    for name, factors in zip(names, starts, strict=True):
+        if max(factors.rescale) > highest * (1 + _ROUNDING):
+            rule = f"has λ up to {max(factors.rescale):g}, above the space's {highest:g}"
+            raise InputError("search.starts", name, rule)
 
 
 def _candidates(starts: Sequence[RopeFactors]) -> tuple[Candidate, ...]:

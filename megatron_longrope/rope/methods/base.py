@@ -44,6 +44,8 @@ class RopeMethod(StrictConfig, ABC):
     """Whether the method is evaluated in every comparison."""
     starts_searches: ClassVar[bool] = False
     """Whether a search may start from its factors."""
+    stops_pairs: ClassVar[bool] = False
+    """Whether some of its λ stand for infinity: such a start needs a space with an open end."""
     goes_on_tuned: ClassVar[bool] = False
     """Whether the method may be applied on top of fine-tuned factors, as λ_ft times its own λ."""
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from megatron_longrope.artifacts.factors import RopeFactors
-from megatron_longrope.artifacts.geometry import RopeGeometry
+from megatron_longrope.artifacts.geometry import STANDSTILL, RopeGeometry
 from megatron_longrope.rope.methods.base import METHODS, RopeMethod
 
 
@@ -20,15 +20,15 @@ class Cope(RopeMethod):
 
     The period 2π/θ_i of those pairs exceeds the pretrained window, so longer inputs show the model
     angles that it has never seen. The smooth taper avoids the ringing that cutting the pairs off
-    would cause. There is no scale: the factors are the same for any length. As a start of a search,
-    λ is clipped to the bounds of the search like that of every other start.
+    would cause. There is no scale: the factors are the same for any length. A search that starts
+    from them needs `space: open`. On top of fine-tuned factors the taper begins at the pair that it
+    begins at without them.
 
     Differences from the authors' published code (`modeling_cope.py`):
 
     - It clips a fixed number of pairs, the last 20 of 64 (Llama 3 8B). The default here is every
       pair whose period exceeds `onset` times the window; `num_clipped=20` is the authors' choice.
     - It gives the last pair the frequency 0. λ must be a finite number, so here it is `ceiling`.
-      At the default, a pair whose period is the window turns by 0.001 rad over 159 windows.
     - The authors train the clipped model further; `--method cope` evaluates it without training.
 
     With m = 1 nothing is clipped, as in the authors' code: the taper begins at w_0 = 1.
@@ -37,12 +37,14 @@ class Cope(RopeMethod):
     name: ClassVar[str] = "cope"
     scale_setting: ClassVar[str | None] = None
     starts_searches: ClassVar[bool] = True
+    stops_pairs: ClassVar[bool] = True
+    goes_on_tuned: ClassVar[bool] = True
 
     onset: float = Field(default=1.0, gt=0)
     """Pairs are clipped whose period exceeds this multiple of the pretrained window."""
     num_clipped: int | None = Field(default=None, ge=0)
     """Number of slowest pairs to clip instead; more than all means all."""
-    ceiling: float = Field(default=1e6, gt=1)
+    ceiling: float = Field(default=STANDSTILL, gt=1)
     """The largest λ, which stands for infinity."""
 
     def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:

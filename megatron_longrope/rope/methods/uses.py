@@ -37,6 +37,11 @@ def default_search_starts() -> tuple[str, ...]:
     return _names(lambda kind: kind.starts_searches and kind.is_baseline)
 
 
+def stops_pairs(name: str) -> bool:
+    """Returns whether a start of a search brings some pairs to a standstill."""
+    return METHODS[name].stops_pairs
+
+
 def second_interpolations() -> tuple[str, ...]:
     """Returns the names of the methods that may be applied on top of fine-tuned factors."""
     return _names(lambda kind: kind.goes_on_tuned)

@@ -95,8 +95,9 @@ class CmaSearch(RoundSearcher[CmaSettings]):
     def _begin(self, start: Candidate) -> None:
         """Places the distribution's mean on the polygon through `start`."""
         self._start_tokens = start.start_tokens
-        knots = np.interp(self._places, np.arange(self.space.num_pairs), np.log(start.rescale))
-        low, high = self._log_range
+        coordinates = self.space.coordinates(np.array(start.rescale))
+        knots = np.interp(self._places, np.arange(self.space.num_pairs), coordinates)
+        low, high = self.space.coordinate_range
         span = high - low or 1.0
         cool, sharp = self._temperatures
         temperature = (start.attention_factor - cool) / ((sharp - cool) or 1.0)
@@ -125,21 +126,18 @@ class CmaSearch(RoundSearcher[CmaSettings]):
 
     def _decode(self, point: Vector) -> Candidate:
         """Returns the candidate at a point of [0, 1]^(knots + 1)."""
-        low, high = self._log_range
+        low, high = self.space.coordinate_range
         # the running maximum makes any point a non-decreasing λ; between knots log λ is linear
         knots = np.maximum.accumulate(low + point[:-1] * (high - low))
-        logs = np.interp(np.arange(self.space.num_pairs), self._places, knots)
-        rescale = self.space.shape(np.clip(np.exp(logs), self._lower, self._upper))
+        coordinates = np.interp(np.arange(self.space.num_pairs), self._places, knots)
+        unclipped = self.space.rescale_at(coordinates)
+        rescale = self.space.shape(np.clip(unclipped, self._lower, self._upper))
         cool, sharp = self._temperatures
         return Candidate(
             tuple(rescale),
             self._start_tokens,
             float(np.clip(cool + point[-1] * (sharp - cool), cool, sharp)),
         )
-
-    @property
-    def _log_range(self) -> tuple[float, float]:
-        return math.log(self._lower[0]), math.log(self._upper[-1])
 
     @property
     def _temperatures(self) -> tuple[float, float]:

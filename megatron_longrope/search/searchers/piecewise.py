@@ -28,7 +28,8 @@ class PiecewiseSearch(EvolutionSearch):
     name = "piecewise"
     summary = "the evolution with both ends of λ frozen, as in Microsoft's code"
     unfit_spaces: ClassVar[Mapping[SpaceName, str]] = {
-        "longrope2": "ends at λ = s, which is where space longrope2 begins"
+        "longrope2": "ends at λ = s, which is where space longrope2 begins",
+        "open": "ends at λ = s, far below where space open does",
     }
     unfit_stages: ClassVar[Mapping[SearchStage, str]] = {
         "recovery": "ends at λ = s, which is 1 or less for short inputs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,9 @@ def test_losses_are_those_of_whole_logits_and_of_our_model(folder: Path, runtime
     np.testing.assert_allclose(found[1], ours[1], atol=1e-4, rtol=0)
 
 
-def test_an_answer_is_what_greedy_generation_gives(folder: Path, runtime: Runtime) -> None:
+def test_an_answer_is_what_greedy_generation_gives(
+    folder: Path, runtime: Runtime, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -63,6 +66,10 @@ def test_an_answer_is_what_greedy_generation_gives(folder: Path, runtime: Runtim
         wrong = [*tokens[:-1], (tokens[-1] + 1) % 100]
         documents.append(PasskeyDocument(np.array(wrong), len(prompt), 3, ""))
     exported = load_exported(folder, runtime, torch.float32)
+    assert answers_retrieved(exported, documents).tolist() == [True, False, True, False]
+    penalized = shutil.copytree(folder, tmp_path / "penalized")
+    (penalized / "generation_config.json").write_text('{"repetition_penalty": 50.0}')
+    exported = load_exported(penalized, runtime, torch.float32)
     assert answers_retrieved(exported, documents).tolist() == [True, False, True, False]
     ours = answers_retrieved(our_model(theirs, runtime), documents)
     assert ours.tolist() == [True, False, True, False]

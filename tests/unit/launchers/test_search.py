@@ -140,6 +140,10 @@ def test_sizes_of_another_searcher_are_refused(arguments: list[str], wrong: str)
         ),
         (["--critical-pair", "3"], "--critical-pair=3: belongs to --space longrope2"),
         (
+            ["--starts-from", "yarn", "--starts-from", "cope"],
+            "--starts-from=cope: slows pairs to a standstill, which belongs to --space open",
+        ),
+        (
             ["--json", "nowhere/result.json"],
             "--json=nowhere/result.json: its folder does not exist",
         ),

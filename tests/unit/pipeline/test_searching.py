@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -19,12 +19,16 @@ from megatron_longrope.pipeline.searching import (
     second_search,
 )
 from megatron_longrope.rope import (
+    METHODS,
+    FactorSet,
     OwnScaling,
     RopeFactors,
+    RopeGeometry,
+    RopeMethod,
     Yarn,
     longrope_attention_factor,
 )
-from megatron_longrope.search import PAPER_START_TOKENS, Candidate
+from megatron_longrope.search import PAPER_START_TOKENS, Candidate, OpenSpace
 from tests.support.factor_sets import GEOMETRY, UNSCALED, made_factors
 
 
@@ -71,6 +75,10 @@ def test_searches_start_where_the_method_says() -> None:
         ("first", {"sharper_starts": [1.3]}, "search.sharper_starts"),
         ("second", {"space": "longrope2", "critical_pair": 5}, "search.space"),
         ("recovery", {"space": "longrope2"}, "search.space"),
+        ("recovery", {"space": "open"}, "search.space"),
+        ("first", {"starts": ["yarn", "cope"]}, "search.starts"),
+        ("first", {"starts": ["cope"], "space": "longrope2"}, "search.starts"),
+        ("second", {"starts": ["cope"]}, "search.starts"),
         ("recovery", {"sharper_starts": [1.3]}, "search.sharper_starts"),
         ("recovery", {"searcher": "piecewise"}, "search.searcher"),
         ("first", {"early_stopping": {"ladder": [512, 2048]}}, "search.early_stopping.ladder"),
@@ -222,3 +230,55 @@ def test_compared_methods_come_again_under_the_searched_temperature() -> None:
     assert [method.attention_factor for method in methods] == ["own"] * 4 + ["searched"] * 4
     again = methods[4].factors_at(2048).for_length(2048)
     assert again.rescale == OWN.for_length(2048).rescale and again.attention_factor == 1.3
+
+
+def test_an_open_space_ends_where_pairs_stand_still() -> None:
+    opened = SearchConfig(space="open", starts=("yarn", "cope"))
+    closed = first_search(SearchConfig(starts=("yarn",)), GEOMETRY, 2048)
+    first = first_search(opened, GEOMETRY, 2048)
+    assert set(first.space.lower) == {1.0} and set(first.space.upper) == {1e6}
+    assert first.space.to_json()["knee"] == closed.space.upper[0] == 10.0
+    assert all(seed in first.seeds for seed in closed.seeds)
+    tuned = made_factors(2048)
+    second = second_search(opened, GEOMETRY, 8192, tuned)
+    assert second.space.lower == tuned.rescale
+    assert set(second.space.upper) == {2e6}  # λ_ft = 2 of the last pair, times the taper's
+    arrived = extension_search(opened, OwnScaling(FactorSet.single(tuned)), 8192)
+    assert arrived.space == second.space and arrived.seeds[0].rescale == tuned.rescale
+
+
+def test_searches_go_on_from_factors_with_pairs_at_a_standstill() -> None:
+    """Their spaces need no 10⁸ grid points, and hold the factors exactly."""
+    tuned = made_factors(2048)
+    tapered = tuned.model_copy(update={"rescale": (*tuned.rescale[:-2], 5000.25, 1e6)})
+    recovery = recovery_search(SearchConfig(), UNSCALED, 256, tapered, None)
+    second = second_search(SearchConfig(starts=("yarn",)), GEOMETRY, 8192, tapered)
+    for problem in (recovery, second):
+        assert isinstance(problem.space, OpenSpace) and len(problem.space.values) < 10_000
+    assert recovery.space.project(recovery.seeds[0]).rescale[-1] == 1e6
+    assert second.space.lower == tapered.rescale
+    # YaRN on top: both pairs four times as slow
+    assert set(second.space.upper) == {4e6}
+
+
+def test_a_start_above_the_space_is_refused_and_not_clipped() -> None:
+    class Steep(RopeMethod):
+        """λ = 2s for every pair."""
+
+        name: ClassVar[str] = "steep"
+        starts_searches: ClassVar[bool] = True
+        scale: float
+
+        def factors(self, geometry: RopeGeometry, length: int | None = None) -> RopeFactors:
+            target = round(self.scale * geometry.original_length)
+            return self.make_factors(geometry, (2 * self.scale,) * geometry.num_pairs, target)
+
+    METHODS.register("steep", Steep)
+    try:
+        config = SearchConfig(starts=("yarn", "steep"))
+        with pytest.raises(InputError, match=r"search\.starts=steep: has λ up to 16, above .* 10$"):
+            first_search(config, GEOMETRY, 2048)
+        opened = first_search(config.model_copy(update={"space": "open"}), GEOMETRY, 2048)
+        assert opened.space.project(opened.seeds[1]).rescale[0] == pytest.approx(16, abs=0.03)
+    finally:
+        METHODS.remove("steep")

@@ -19,6 +19,7 @@ from megatron_longrope.rope import (
     published_factors,
     rotary_angles,
 )
+from megatron_longrope.rope.methods.cope import Cope
 
 LAST_POSITION = 2_097_151
 
@@ -51,6 +52,7 @@ FACTORS = [
     NoScaling().factors(RopeGeometry(base=1e4, head_dim=64, original_length=512)),
     NoScaling().factors(RopeGeometry(base=1e6, head_dim=128, original_length=32768)),
     Yarn(scale=64).factors(RopeGeometry(base=5e5, head_dim=128, original_length=8192)),
+    Cope().factors(RopeGeometry(base=1e4, head_dim=64, original_length=256)),
 ]
 
 

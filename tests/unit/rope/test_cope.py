@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,17 +76,35 @@ def test_the_command_line_takes_its_settings_and_no_scale() -> None:
         method_from_text("cope:8", LLAMA3, 65536)
 
 
-def test_a_first_search_starts_from_it_and_a_second_says_why_not() -> None:
-    config = SearchConfig(starts=("cope",))
-    problem = first_search(config, LLAMA3, 65536)
-    assert problem.seeds[0].rescale == Cope().factors(LLAMA3).rescale
+def test_a_first_search_starts_from_it_where_the_space_is_open() -> None:
+    problem = first_search(SearchConfig(starts=("cope",), space="open"), LLAMA3, 65536)
+    taper = Cope().factors(LLAMA3).rescale
+    assert problem.seeds[0].rescale == taper
     start = problem.space.project(problem.seeds[0])  # as every searcher does
-    assert (start.rescale[34], start.rescale[-1]) == (1.0, 1.25 * 8)
+    assert start.rescale[34:36] == (1.0, 1.0) and start.rescale[-1] == taper[-1] == 1e6
+    left = 1 / np.array(start.rescale) - 1 / np.array(taper)
+    assert np.max(np.abs(left)) < 0.005  # half a step of 0.01 at λ = 1, less beyond
+
+
+def test_a_second_search_starts_from_it_on_top_of_fine_tuned_factors() -> None:
     tuned = Yarn(scale=4).factors(LLAMA3)
-    with pytest.raises(InputError, match=r"search\.starts=cope: does not go on top"):
-        second_search(config, LLAMA3, 131072, tuned)
-    with pytest.raises(InputError, match=r"second_interpolations\.0=cope: one of pi, ntk, yarn"):
-        build_config(EvaluationConfig, {"lengths": [64], "second_interpolations": ["cope"]})
+    problem = second_search(SearchConfig(starts=("cope",), space="open"), LLAMA3, 131072, tuned)
+    product = [a * b for a, b in zip(tuned.rescale, Cope().factors(LLAMA3).rescale, strict=True)]
+    assert problem.seeds[0].rescale == pytest.approx(product)
+    assert problem.seeds[0].attention_factor == tuned.attention_factor
+    assert problem.space.project(problem.seeds[0]).rescale[-1] == max(product)
+    found = build_config(EvaluationConfig, {"lengths": [64], "second_interpolations": ["cope"]})
+    assert found.second_interpolations == ("cope",)
+
+
+@pytest.mark.parametrize("space", ["longrope", "longrope2"])
+def test_a_space_with_an_upper_end_refuses_it(space: Literal["longrope", "longrope2"]) -> None:
+    config = SearchConfig(starts=("yarn", "cope"), space=space)
+    with pytest.raises(InputError, match=r"search\.starts=cope: .*space=open"):
+        first_search(config, LLAMA3, 65536)
+    if space == "longrope":
+        with pytest.raises(InputError, match=r"search\.starts=cope: .*space=open"):
+            second_search(config, LLAMA3, 131072, Yarn(scale=4).factors(LLAMA3))
 
 
 def test_nothing_else_changes_with_it() -> None:

@@ -251,7 +251,13 @@ BOTH = pair_of(make(SHORT, WINDOW, attention_factor=1.15), make(LONG, attention_
 
 
 @pytest.mark.parametrize(
-    "factors", [BOTH, make(LONG, attention_factor=1.07), make([1.0] * 8, WINDOW)]
+    "factors",
+    [
+        BOTH,
+        make(LONG, attention_factor=1.07),
+        make([1.0] * 8, WINDOW),
+        make([*LONG[:6], 1234.5, 1e6]),  # a pair at a standstill
+    ],
 )
 @pytest.mark.parametrize(
     "dropped", [(), ("rope_scaling",), ("rope_parameters",)], ids=["both", "5", "4"]

@@ -19,6 +19,7 @@ from megatron_longrope.search import (
     CriticalSpace,
     Evaluation,
     MemoryJournal,
+    OpenSpace,
     Searcher,
     SearcherChoice,
     SearchSpace,
@@ -54,6 +55,8 @@ SPACES = {
     "second stage": SearchSpace.second_stage(FINE_TUNED, 4 * SCALE),
     "recovery": SearchSpace.recovery(FINE_TUNED, attention_factors=(1.1,)),
     "longrope2": CriticalSpace.extension(NUM_PAIRS, SCALE, 3),
+    "open": OpenSpace.extension(NUM_PAIRS, SCALE),
+    "open second stage": OpenSpace.between((*FINE_TUNED[:-1], 1e6), 1e6, 4 * SCALE),
 }
 searchers = pytest.mark.parametrize("name", list(SEARCHERS))
 spaces = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())

@@ -86,6 +86,11 @@ def ranges(*entries: tuple[int | None, RopeFactors]) -> FactorSet:
 
 SHORT, LONG = factors(0.07, WINDOW), factors(1.37, 4 * WINDOW)
 TWO = ranges((WINDOW, SHORT), (None, LONG))
+STANDING = ranges(
+    (WINDOW, SHORT),
+    (None, LONG.model_copy(update={"rescale": (*LONG.rescale[:-2], 4321.09, 1e6)})),
+)
+"""Factors of a search in an open space: the last pair stands still."""
 THREE = ranges((WINDOW, SHORT), (2 * WINDOW, factors(0.5, 2 * WINDOW)), (None, LONG))
 
 
@@ -132,17 +137,23 @@ def test_it_comes_back_bit_for_bit(tmp_path: Path, checkpoint: Path, runtime: Ru
     assert read_description(tmp_path / "again").dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("length", [WINDOW - 3, WINDOW, WINDOW + 1, 3 * WINDOW])
+@pytest.mark.parametrize(
+    ("length", "given"),
+    [
+        *((length, TWO) for length in (WINDOW - 3, WINDOW, WINDOW + 1, 3 * WINDOW)),
+        (3 * WINDOW, STANDING),
+    ],
+)
 def test_llama_cpp_and_transformers_compute_the_same(
-    tmp_path: Path, runtime: Runtime, length: int
+    tmp_path: Path, runtime: Runtime, length: int, given: FactorSet
 ) -> None:
     """Where the context allocated is the prompt's length, both choose the same set; and the set
     matters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import_hf(random_hf_folder(tmp_path / "hf", seed=3), tmp_path / "megatron", runtime)
-    export_hf(tmp_path / "megatron", tmp_path / "extended", TWO)
-    export_gguf(tmp_path / "megatron", tmp_path / "m.gguf", TWO, tokenizer=False)
+    export_hf(tmp_path / "megatron", tmp_path / "extended", given)
+    export_gguf(tmp_path / "megatron", tmp_path / "m.gguf", given, tokenizer=False)
     theirs = LlamaForCausalLM(LlamaConfig.from_pretrained(tmp_path / "extended")).float().eval()
     theirs.load_state_dict(load_file(tmp_path / "extended" / "model.safetensors"))
     (document,) = random_documents(length, vocabulary=SHAPE.vocab_size)
