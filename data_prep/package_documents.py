@@ -91,22 +91,53 @@ TEST_MODULES = (
 """What the rule chose, in its order."""
 
 
-def read_test_documents(modules: Sequence[PackageModule] = TEST_MODULES) -> list[TextDocument]:
-    """Returns the text of modules, found without importing their packages.
+def read_test_documents(
+    modules: Sequence[PackageModule] = TEST_MODULES, at_least: int | None = None
+) -> list[TextDocument]:
+    """Returns the text of modules in order, found without importing their packages.
 
-    Raises InputError where a package or its module is missing.
+    Modules that the installed packages do not have, as other versions may not, are left out as long
+    as `at_least` remain; by default all are needed. Raises InputError where fewer are there.
     """
-    return [TextDocument(module.path, _read(module)) for module in modules]
+    documents, missing = _found(modules)
+    needed = len(modules) if at_least is None else at_least
+    if missing and len(documents) < needed:
+        raise missing[0]
+    return list(documents.values())
+
+
+def missing_texts(modules: Sequence[PackageModule] = TEST_MODULES) -> tuple[str, ...]:
+    """Returns a few words on each module that is not on this machine."""
+    documents, _ = _found(modules)
+    return tuple(
+        f"{module.path} of {module.package} {module.version}"
+        for module in modules
+        if module not in documents
+    )
 
 
 def other_texts(modules: Sequence[PackageModule] = TEST_MODULES) -> tuple[str, ...]:
     """Returns a few words on each module that is not the recorded text, e.g. of another version."""
+    documents, _ = _found(modules)
     return tuple(
         f"{module.path} of {module.package} {metadata.version(module.package)} "
         f"(recorded: {module.version})"
-        for module, document in zip(modules, read_test_documents(modules), strict=True)
+        for module, document in documents.items()
         if document.sha256 != module.sha256
     )
+
+
+def _found(
+    modules: Sequence[PackageModule],
+) -> tuple[dict[PackageModule, TextDocument], list[InputError]]:
+    """Returns the documents of the modules that are there, and why the others are not."""
+    documents, missing = {}, []
+    for module in modules:
+        try:
+            documents[module] = TextDocument(module.path, _read(module))
+        except InputError as error:
+            missing.append(error)
+    return documents, missing
 
 
 def _read(module: PackageModule) -> str:

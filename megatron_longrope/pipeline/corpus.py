@@ -8,7 +8,7 @@ from functools import cached_property
 
 from data_prep.corpus_config import CorpusConfig
 from data_prep.documents import TextDocument, TokenDocument, tokenize
-from data_prep.package_documents import other_texts, read_test_documents
+from data_prep.package_documents import missing_texts, other_texts, read_test_documents
 from data_prep.readers import read_text_files
 from data_prep.stdlib_corpus import split as split_standard_library
 from megatron_longrope.config import format_length
@@ -47,13 +47,26 @@ class Corpus:
         }
 
 
-def load_corpus(config: CorpusConfig, tokenizer: TextTokenizer, target_length: int) -> Corpus:
+def load_corpus(
+    config: CorpusConfig,
+    tokenizer: TextTokenizer,
+    target_length: int,
+    num_measured: int | None = None,
+) -> Corpus:
     """Returns the documents of `config`, tokenized.
 
-    Raises InputError where a part has no documents, and where a document to search on or to measure
-    on has fewer than `target_length` tokens.
+    Raises InputError where a part has no documents, where fewer test documents are on this machine
+    than are needed, and where a document to search on or to measure on has fewer than
+    `target_length` tokens.
+
+    Args:
+        config: Which documents there are.
+        tokenizer: What encodes them.
+        target_length: Tokens that documents to search on and to measure on have at least.
+        num_measured: Number of documents that are measured on; other test documents may be missing.
+            None: none may.
     """
-    train, search, held_out = _texts(config, tokenizer, target_length)
+    train, search, held_out = _texts(config, tokenizer, target_length, num_measured)
     for name, documents in (("train", train), ("search", search), ("evaluation", held_out)):
         if not documents:
             raise InputError(f"corpus.{name}", "none", "at least one document is needed")
@@ -79,12 +92,13 @@ Texts = Sequence[TextDocument]
 
 
 def _texts(
-    config: CorpusConfig, tokenizer: TextTokenizer, target_length: int
+    config: CorpusConfig, tokenizer: TextTokenizer, target_length: int, num_measured: int | None
 ) -> tuple[Texts, Texts, Texts]:
     if config.standard_library:
         split = split_standard_library()
-        judging = split.development if config.judged_on == "development" else read_test_documents()
-        return split.train, split.search, judging
+        if config.judged_on == "development":
+            return split.train, split.search, split.development
+        return split.train, split.search, read_test_documents(at_least=num_measured)
     if config.documents:
         return _divide(
             list(read_text_files(config.documents, "corpus.documents")),
@@ -100,10 +114,17 @@ def _texts(
 
 
 def _notes(config: CorpusConfig) -> tuple[str, ...]:
-    others = other_texts() if config.standard_library and config.judged_on == "test" else ()
-    if not others:
+    if not config.standard_library or config.judged_on == "development":
         return ()
-    return (f"published figures are of other test documents than this run's: {', '.join(others)}",)
+    others, missing = other_texts(), missing_texts()
+    notes = []
+    if others:
+        listed = ", ".join(others)
+        notes.append(f"published figures are of other test documents than this run's: {listed}")
+    if missing:
+        listed = ", ".join(missing)
+        notes.append(f"test documents that this machine lacks are left out: {listed}")
+    return tuple(notes)
 
 
 def _divide(

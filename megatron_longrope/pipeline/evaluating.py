@@ -23,7 +23,7 @@ from megatron_longrope.pipeline.searching import (
     methods_compared,
     second_interpolation,
 )
-from megatron_longrope.rope import FactorSet, OwnScaling, RopeFactors
+from megatron_longrope.rope import FactorRange, FactorSet, OwnScaling, RopeFactors
 
 Announce = Callable[[str], None]
 SHORT_TOKENS = 4096
@@ -175,14 +175,14 @@ def bucket_tokens(length: int, window: int) -> int:
 def extended_factor_set(
     steps: Sequence[RopeFactors],
     recovered: Sequence[tuple[int, RopeFactors]],
-    own: OwnScaling | None = None,
+    short: Sequence[FactorRange] = (),
 ) -> FactorSet:
     """Returns the factor set of the extended model, which serves every input length.
 
     `recovered` holds (length, factors) for short inputs up to that length. `steps` are the last
     fine-tuned factors and those searched beyond them, ascending in length: each serves inputs up to
-    its own length, and the last one everything longer as well. A short set that the model arrived
-    with, in `own`, goes on serving the lengths that were not recovered.
+    its own length, and the last one everything longer as well. The `short` ranges, which short rows
+    were trained under or the model arrived with, serve the lengths that were not recovered.
     """
     ranges: list[dict[str, Any]] = [
         {"up_to": length, "factors": factors} for length, factors in recovered
@@ -190,7 +190,7 @@ def extended_factor_set(
     served = max((length for length, _ in recovered), default=0)
     ranges += [
         {"up_to": entry.up_to, "factors": entry.factors}
-        for entry in (own.short_ranges if own else ())
+        for entry in short
         if entry.up_to is not None and entry.up_to > served
     ]
     ranges += [{"up_to": factors.target_length, "factors": factors} for factors in steps[:-1]]

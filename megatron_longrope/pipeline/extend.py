@@ -60,7 +60,9 @@ def check_recipe(recipe: Recipe, run_dir: Path, world_size: int) -> CheckedRun:
     check_searches(recipe, stages)
     tokenizer = source.tokenizer
     check_generated(recipe, tokenizer, source.own.window)
-    corpus = load_corpus(recipe.corpus, tokenizer, recipe.target_length)
+    corpus = load_corpus(
+        recipe.corpus, tokenizer, recipe.target_length, recipe.evaluation.num_documents
+    )
     check_run_documents(recipe, corpus, source.shape.vocab_size)
     inputs = RunInputs(recipe, directory, source, corpus)
     check_markers(inputs, stages)

@@ -141,6 +141,7 @@ class _Planner:
             steps,
             tuple(search.found for search in recoveries),
             _CONTROL if has_control else None,
+            self._trained[-1][1].short_inputs if self._trained else "extended",
         )
         return parts, [*beyond, *recoveries]
 

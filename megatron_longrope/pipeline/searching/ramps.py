@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,34 +10,40 @@ import numpy as np
 from megatron_longrope.artifacts.journal import JournalEntry, read_journal
 from megatron_longrope.evaluation import factors_of
 from megatron_longrope.rope import FactorOrigin, RopeFactors
+from megatron_longrope.search import Candidate
+from megatron_longrope.search.spaces import space_from_json
 
 SEARCHED_RAMP = "searched ramp"
 """What rows of a method say after its name where its ramp was searched, as in `yarn,NAME`."""
-_ROUNDED = 0.0051
-"""A search keeps λ in steps of 0.01, so that YaRN's own λ are off by half of that at most."""
-_OF_RAMPS = frozenset(("ramp", "temperature"))
-"""Origins of candidates that are ramps of YaRN's form, moved in place or in attention factor."""
-
-_ABOVE_YARN = 1.01
-"""The last λ of a ramp over YaRN's at most: the grid moves it by half a step."""
 
 
 def best_ramp(journal: Path, yarn: RopeFactors) -> RopeFactors | None:
     """Returns the best factors of YaRN's form that a search has scored; None if it moved none.
 
-    These are the candidates of its rounds of ramps, 1/λ linear between two places, and YaRN's own,
-    each at an attention factor that the search tried it with: the same documents and budget as the
-    search's up to that phase. What a descent made of them is not among these. Raises InputError
-    where the journal is missing or damaged.
+    These are YaRN as published, among the starts, and the ramps that the search moved, 1/λ linear
+    between two places, as far as they rise as high as YaRN does; each at any attention factor that
+    it was scored at, with the same documents and budget as the search's up to that phase. Never
+    worse on these documents than YaRN as published. None too where YaRN was no start, and where
+    ramps of another rise were moved. What a descent made of ramps is not among these. Raises
+    InputError where the journal is missing or damaged.
 
     Args:
         journal: The journal of a finished search.
         yarn: YaRN as published for the same model and length.
     """
-    _, entries = read_journal(journal)
-    if not any(entry.provenance.origin in _OF_RAMPS for entry in entries):
+    header, entries = read_journal(journal)
+    space = space_from_json(header["space"])
+    published = space.project(Candidate(yarn.rescale, yarn.start_tokens, yarn.attention_factor))
+    if not np.allclose(published.rescale, yarn.rescale, rtol=0.0, atol=space.step):
+        return None  # a space that gives λ a form of its own, or has no room for YaRN
+    ours = [entry for entry in entries if entry.candidate.start_tokens == published.start_tokens]
+    if not any(_is_start(entry) and _has_rescale(entry, published) for entry in ours):
         return None
-    scored = [entry for entry in entries if entry.evaluation.usable and _is_ramp(entry, yarn)]
+    moved = list(_moved_ramps(entries, published, space.step))
+    if not moved:
+        return None
+    of_yarn = {published.rescale, *(entry.candidate.rescale for entry in moved)}
+    scored = [e for e in ours if e.evaluation.usable and e.candidate.rescale in of_yarn]
     if not scored:
         return None
     best = min(scored, key=lambda entry: entry.evaluation.loss)
@@ -44,13 +51,26 @@ def best_ramp(journal: Path, yarn: RopeFactors) -> RopeFactors | None:
     return factors_of(best.candidate, yarn.geometry, yarn.target_length, origin)
 
 
-def _is_ramp(entry: JournalEntry, yarn: RopeFactors) -> bool:
-    """Says whether an entry is a ramp that was moved, or YaRN's own among the starts.
+def _moved_ramps(
+    entries: Sequence[JournalEntry], published: Candidate, step: float
+) -> Iterator[JournalEntry]:
+    """Yields the ramps that a search moved, if they rise as high as YaRN's.
 
-    A ramp from a start such as CoPE, whose last λ is far above YaRN's, is not of YaRN's form.
+    `search.ramp` takes the rise from the best start. PI's λ is level and has no ramp; CoPE's last
+    λ is near 10⁶; NTK's is s, so that the ramps made of it are YaRN's with other β.
     """
-    if entry.provenance.origin in _OF_RAMPS:
-        return entry.candidate.rescale[-1] <= _ABOVE_YARN * yarn.rescale[-1]
-    return entry.provenance.origin == "seed" and np.allclose(
-        entry.candidate.rescale, yarn.rescale, rtol=1e-6, atol=_ROUNDED
-    )
+    starts = [entry for entry in entries if _is_start(entry) and entry.evaluation.usable]
+    if not starts:
+        return
+    start = min(starts, key=lambda entry: entry.evaluation.loss).candidate
+    # both are on the grid, where rounding may part equal λ by one step
+    if abs(start.rescale[-1] - published.rescale[-1]) < 1.5 * step:
+        yield from (entry for entry in entries if entry.provenance.origin == "ramp")
+
+
+def _is_start(entry: JournalEntry) -> bool:
+    return entry.provenance.origin == "seed"
+
+
+def _has_rescale(entry: JournalEntry, candidate: Candidate) -> bool:
+    return entry.candidate.rescale == candidate.rescale

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from megatron_longrope.model.checkpoints.checkpoint import save_checkpoint
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.measuring import RunModels
+from megatron_longrope.pipeline.recipe import ShortInputs
 from megatron_longrope.pipeline.run import BASE, Run, RunInputs
 from megatron_longrope.pipeline.searching import published_yarn, second_interpolation
 from megatron_longrope.pipeline.stages.searching import Found
 from megatron_longrope.pipeline.stages.stage import Stage, checkpoint_path, factors_path
+from megatron_longrope.pipeline.stages.training import short_ranges
 from megatron_longrope.rope import FactorSet, factors_to_json, write_factors
 
 EXTENDED = "extended"
@@ -33,6 +35,8 @@ class RunParts:
     """The factors for short inputs, each for inputs up to its length."""
     control: str | None = None
     """Name of the checkpoint that was trained as long without new factors."""
+    short_inputs: ShortInputs = "extended"
+    """Which factors the short rows of the last training had, where there was one."""
 
     @property
     def factor_paths(self) -> tuple[str, ...]:
@@ -43,7 +47,9 @@ class RunParts:
         """Returns the factors that serve each input length."""
         steps = [found.factors(run) for found in self.steps]
         recovered = [(found.length, found.factors(run)) for found in self.recovered]
-        return extended_factor_set(steps, recovered, run.own)
+        # short inputs are served as they were trained: `tuned`, where there is one, comes first
+        short = short_ranges(steps[0], self.short_inputs, run.own)
+        return extended_factor_set(steps, recovered, short)
 
     def models(self, run: Run) -> RunModels:
         """Returns the checkpoints and factors in the form that measuring takes."""

@@ -28,6 +28,7 @@ from megatron_longrope.pipeline.stages.stage import (
     factors_path,
 )
 from megatron_longrope.rope import (
+    FactorRange,
     FactorSet,
     OwnScaling,
     RopeFactors,
@@ -161,17 +162,25 @@ class TrainWeights(Stage):
 def training_factors(factors: RopeFactors, short_inputs: ShortInputs, own: OwnScaling) -> FactorSet:
     """Returns the factors by input length that rows are trained under.
 
-    The longest piece of a row decides, just as the length of an input decides later. For pieces
-    within the window that the model arrived with, `short_inputs` says which factors they have: it
-    may leave them under the model's `own`.
+    The longest piece of a row decides, just as the length of an input decides later.
+    """
+    return extended_factor_set([factors], [], short_ranges(factors, short_inputs, own))
+
+
+def short_ranges(
+    factors: RopeFactors, short_inputs: ShortInputs, own: OwnScaling
+) -> tuple[FactorRange, ...]:
+    """Returns the ranges of short inputs that have other factors than the trained `factors`.
+
+    For inputs within the window that the model arrived with, `short_inputs` says which factors they
+    have: it may leave them under the model's `own`.
     """
     if short_inputs == "extended":
-        return extended_factor_set([factors], [], own)
-    *short, beyond = own.up_to_window(factors).ranges
+        return own.short_ranges
+    short = own.up_to_window(factors).ranges[:-1]
     if short_inputs == "unscaled":
-        sharper = with_attention_factor(FactorSet(ranges=tuple(short)), factors.attention_factor)
-        short = list(sharper.ranges)
-    return FactorSet(ranges=(*short, beyond))
+        return with_attention_factor(FactorSet(ranges=short), factors.attention_factor).ranges
+    return short
 
 
 def train_model(

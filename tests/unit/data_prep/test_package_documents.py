@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.choose_documents import choose
-from data_prep.package_documents import TEST_MODULES, other_texts, read_test_documents
+from data_prep.package_documents import (
+    TEST_MODULES,
+    missing_texts,
+    other_texts,
+    read_test_documents,
+)
 from data_prep.stdlib_corpus import split
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
@@ -73,6 +78,24 @@ def test_another_version_is_named_not_refused() -> None:
     assert other_texts((first, *TEST_MODULES[1:]))[0] == (
         f"{first.path} of {first.package} {installed} (recorded: 1.0)"
     )
+
+
+def test_missing_modules_are_left_out_while_enough_remain() -> None:
+    """As with packaging up to 25, which has no ranges.py, or numpy 1.26."""
+    there = read_test_documents()
+    modules = list(TEST_MODULES)
+    modules[1] = replace(modules[1], package="no-such-package")
+    modules[4] = replace(modules[4], path="packaging/gone.py", version="25.0")
+    left = read_test_documents(modules, at_least=6)
+    assert left == [*there[:1], *there[2:4], *there[5:]]
+    assert missing_texts(modules) == (
+        f"{modules[1].path} of no-such-package {modules[1].version}",
+        "packaging/gone.py of packaging 25.0",
+    )
+    assert not missing_texts()
+    assert not [text for text in other_texts(modules) if "gone" in text]
+    with pytest.raises(InputError, match=r"no-such-package is not installed"):
+        read_test_documents(modules, at_least=7)
 
 
 def test_what_is_missing_is_named() -> None:

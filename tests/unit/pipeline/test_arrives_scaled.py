@@ -107,8 +107,10 @@ def test_factors_build_on_its_own(finished: tuple[Recipe, Path]) -> None:
         a >= b for a, b in zip(searched.rescale, ROPE["longrope"]["long_factor"], strict=True)
     )
     extended = read_factors(run / "factors" / "extended.json")
-    assert [entry.up_to for entry in extended.ranges] == [WINDOW, None]  # recovered, searched
     trained = model_factors(run / "checkpoints" / f"fine-tune-{TARGET}")
+    # recovered, its own long set as rows up to its window were trained, searched
+    assert [entry.up_to for entry in extended.ranges] == [WINDOW, ARRIVES, None]
+    assert extended.for_length(ARRIVES) == trained.for_length(ARRIVES)
     assert trained == own.up_to_window(searched)  # rows within its window stay under its own
     assert model_factors(run / "checkpoints" / "control") == own.factor_set
 

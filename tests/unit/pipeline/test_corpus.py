@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from data_prep.corpus_config import CorpusConfig
-from data_prep.package_documents import TEST_MODULES
+from data_prep.package_documents import (
+    TEST_MODULES,
+    missing_texts,
+    other_texts,
+    read_test_documents,
+)
 from data_prep.stdlib_corpus import DEVELOPMENT_MODULES, split
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
@@ -53,6 +59,32 @@ def test_a_recipe_says_which_documents_judge(
     monkeypatch.setattr("megatron_longrope.pipeline.corpus.other_texts", lambda: ("a.py of a 2",))
     noted = load_corpus(CorpusConfig(standard_library=True), tokenizer, 8193)
     assert len(noted.notes) == 1 and noted.notes[0].endswith(": a.py of a 2")
+
+
+def test_test_documents_that_a_machine_lacks_are_left_out_with_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = split()
+    few = replace(parts, train=parts.train[:2], search=parts.search[:1])
+    monkeypatch.setattr("megatron_longrope.pipeline.corpus.split_standard_library", lambda: few)
+    gone = replace(TEST_MODULES[4], path="packaging/gone.py", version="25.0")
+    first = replace(TEST_MODULES[0], version="1.0", sha256="0" * 64)
+    modules = (first, *TEST_MODULES[1:4], gone)
+    for name in (read_test_documents, missing_texts, other_texts):
+        monkeypatch.setattr(
+            f"megatron_longrope.pipeline.corpus.{name.__name__}", partial(name, modules)
+        )
+    config, tokenizer = (
+        CorpusConfig(standard_library=True),
+        load_tokenizer(model_path("preset:demo")),
+    )
+    corpus = load_corpus(config, tokenizer, 8193, 4)
+    assert [each.name for each in corpus.held_out] == [each.path for each in modules[:4]]
+    others, lacking = corpus.notes
+    assert "recorded: 1.0" in others and "gone.py" not in others
+    assert lacking.endswith("are left out: packaging/gone.py of packaging 25.0")
+    with pytest.raises(InputError, match=r"gone\.py.*has no such module"):
+        load_corpus(config, tokenizer, 8193, 5)
 
 
 def test_documents_of_ones_own_are_not_development_documents() -> None:
