@@ -88,7 +88,7 @@ class Evaluator:
         self.model.set_factors(self.own.factor_set)
         sliding = SlidingWindow(self.window, self.config.sliding_stride or self.window // 4)
         labels = EvaluationLabels(self.name, self.own.label)
-        documents = self.documents[: self.config.num_documents]
+        documents = stretches(self.documents[: self.config.num_documents], length)
         measured = measure_perplexity(
             self.model, documents, length, labels, sliding=sliding, max_batch_tokens=PASS_TOKENS
         )

@@ -9,9 +9,9 @@ import numpy as np
 
 from megatron_longrope.artifacts.journal import JournalEntry, read_journal
 from megatron_longrope.evaluation import factors_of
+from megatron_longrope.pipeline.searching.stored_spaces import space_from_json
 from megatron_longrope.rope import FactorOrigin, RopeFactors
 from megatron_longrope.search import Candidate
-from megatron_longrope.search.spaces import space_from_json
 
 SEARCHED_RAMP = "searched ramp"
 """What rows of a method say after its name where its ramp was searched, as in `yarn,NAME`."""

@@ -106,12 +106,13 @@ def _lead_models(curves: Mapping[Series, Points]) -> list[str]:
 
 
 def _guests(model: str, curves: Mapping[Series, Points]) -> list[Series]:
-    """Returns the guests of a panel: the base that slides its window, and in the panel of the
-    extended model control and untouched base as well."""
+    """Returns the guests of a panel: the base that slides its window, and in the panels of the
+    extended model, ours and as exported, control and untouched base as well."""
+    is_extended = model in ("extended", "exported")
     return [
         s
         for s in sorted(curves, key=series_order)
-        if s.sliding or (model == "extended" and (s.model == "control" or _is_untouched_base(s)))
+        if s.sliding or (is_extended and (s.model == "control" or _is_untouched_base(s)))
     ]
 
 

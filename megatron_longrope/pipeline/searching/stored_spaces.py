@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from megatron_longrope.search.critical import CriticalSpace
-from megatron_longrope.search.open_space import OpenSpace
-from megatron_longrope.search.space import SearchSpace
+from megatron_longrope.search import CriticalSpace, OpenSpace, SearchSpace
 
 _KINDS: tuple[type[SearchSpace], ...] = (SearchSpace, OpenSpace, CriticalSpace)
 
