@@ -90,6 +90,8 @@ def measure_run(
         for name, measured in rows.files.items():
             write_rows(directory.evaluation(name), measured)
         _remove_others(directory, rows.files.keys())
+        if not (recipe.export and recipe.evaluation.exported):  # else their own stage keeps them
+            remove_exported_rows(directory)
     return {name: len(measured) for name, measured in rows.files.items()}
 
 
@@ -100,7 +102,6 @@ def _remove_others(directory: RunDirectory, measured: Collection[str]) -> None:
     """
     for name in TASKS.keys() - set(measured):
         directory.evaluation(name).unlink(missing_ok=True)
-    remove_exported_rows(directory)
 
 
 def remove_exported_rows(directory: RunDirectory) -> None:

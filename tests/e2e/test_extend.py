@@ -183,14 +183,24 @@ def test_rows_of_tasks_no_longer_measured_go(finished: tuple[Recipe, Path], tmp_
     recipe, run = finished
     copied = tmp_path / "run"
     shutil.copytree(run, copied)
-    (copied / "stages" / "evaluate.json").unlink()
     (copied / "evals" / "mine.json").write_text('{"rows": []}')
     values = recipe.model_dump(mode="json")
     values["evaluation"]["tasks"] = {}
+    for stage in ("evaluate", "evaluate-export"):
+        (copied / "stages" / f"{stage}.json").unlink()
     _run(build_config(Recipe, values), copied)
-    left = {path.name for path in (copied / "evals").iterdir()}
-    assert left == {"perplexity.json", "positions.json", "mine.json"}
+    ours = {"perplexity.json", "positions.json"}
+    exported = {f"exported-{name}" for name in ours}
+    assert {path.name for path in (copied / "evals").iterdir()} == {*ours, *exported, "mine.json"}
     assert "passkeys" not in (copied / "result.json").read_text()
+    # whoever cannot measure the export leaves it out, and all else stays as it is
+    values["evaluation"]["exported"] = None
+    _run(build_config(Recipe, values), copied)
+    assert "evaluate-export" not in {stage["name"] for stage in _result(copied)["stages"]}
+    assert {stage["status"] for stage in _result(copied)["stages"]} == {"skipped"}
+    (copied / "stages" / "evaluate.json").unlink()
+    _run(build_config(Recipe, values), copied)
+    assert {path.name for path in (copied / "evals").iterdir()} == {*ours, "mine.json"}
 
 
 def test_killed_anywhere_it_ends_with_the_same_bits(
