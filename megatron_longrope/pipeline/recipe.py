@@ -196,7 +196,7 @@ class FineTuneConfig(StrictConfig):
     searched ones, as all (LongRoPE). In rows of their own (LongRoPE2's mixed windows, arXiv
     2502.20082): `pretrained`, those the model arrived with, mostly none at all; `unscaled`, the
     same λ, mostly 1, with the searched temperature, which Hugging Face's format can carry beside
-    the long set."""
+    the long set if later steps inherit it."""
     merge: float = Field(default=1.0, gt=0, le=1)
     """Of the way from the weights before to the trained ones. Below 1 short inputs lose less
     (WiSE-FT, arXiv 2109.01903); what it costs the long context, if anything, `longrope eval` tells.
