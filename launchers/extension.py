@@ -131,7 +131,7 @@ def _say_result(result: RunResult) -> None:
     for check in read_record(result.result_file, RunSummary).checks:
         mark = "met   " if check.met else "MISSED"
         value, bound = _number(check.value), _number(check.bound)
-        click.echo(f"{mark} {value} (bound {bound})  {check.text}")
+        click.echo(f"{mark} {check.name}: {value} (bound {bound})  {check.text}")
     click.echo(f"report: {result.report} (open it in a browser)")
     click.echo(f"result: {result.result_file} (the checks above, as JSON)")
     click.echo(f"checkpoint: {result.megatron} (Megatron, with the factors for every length)")

@@ -180,7 +180,7 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
     summary, plot = found
     length = format_length(settings["target"])
     loss = loss_words(summary.perplexity, summary.score, summary.parts)
-    click.echo(f"best {loss} at {length} tokens")
+    click.echo(f"best {loss} at {length} tokens; other methods, and by how much they exceed it:")
     for row in summary.baselines:
         click.echo(_margin_line(row))
     if summary.held_out is not None:
@@ -188,6 +188,8 @@ def command(out: Path, json_path: Path | None, **settings: Any) -> None:
     click.echo(_cost_line(summary))
     if summary.baselines_cost is not None:
         click.echo(_baselines_cost_line(summary.baselines_cost))
+    if summary.held_out is not None:
+        click.echo(_baselines_cost_line(summary.held_out.cost, "held-out documents"))
     click.echo(f"factors: {summary.factors}")
     click.echo(f"plot: {plot}")
     if json_path is not None:
@@ -213,7 +215,6 @@ def _say_held_out(held_out: HeldOutMargins) -> None:
     click.echo(f"held out ({names}): perplexity {perplexity}")
     for row in held_out.baselines:
         click.echo(_margin_line(row))
-    click.echo(_baselines_cost_line(held_out.cost, "held-out documents"))
 
 
 def _baselines_cost_line(cost: SearchCost, what: str = "baselines") -> str:

@@ -60,6 +60,7 @@ def require_transformers() -> Any:
         )
         raise InputError("evaluation.exported", "given", rule) from error
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
