@@ -24,9 +24,9 @@ def find_text_files(paths: Iterable[str | Path], field: str = "--text") -> list[
     """Returns the files that `paths` name: files, folders with all below them, patterns such as
     `books/*.txt`.
 
-    Hidden files and folders are left out of a folder. Each file is there once, in the order given,
-    within a folder or pattern by name. Raises InputError, which names `field`, for a path that
-    names no file.
+    Hidden files and folders are left out of a folder, and empty files of folders and patterns. Each
+    file is there once, in the order given, within a folder or pattern by name. Raises InputError,
+    which names `field`, for a path that names no file.
     """
     found: dict[str, None] = {}
     for path in paths:
@@ -60,12 +60,13 @@ def _files_of(path: Path) -> list[Path]:
         return sorted(
             file
             for file in below
-            if not any(part.startswith(".") for part in file.relative_to(path).parts)
+            if file.stat().st_size
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )
     if path.is_file():
         return [path]
     matches = (Path(match) for match in glob.glob(str(path), recursive=True))
-    return sorted(match for match in matches if match.is_file())
+    return sorted(match for match in matches if match.is_file() and match.stat().st_size)
 
 
 def _document(line: bytes, place: str, text_field: str, name_field: str) -> TextDocument:

@@ -38,7 +38,6 @@ from megatron_longrope.pipeline.searching import (
     search_objective,
     second_search,
 )
-from megatron_longrope.report import write_convergence_plot
 from megatron_longrope.rope import RopeFactors, resolve_factors, write_factors
 from megatron_longrope.runtime import start_runtime
 
@@ -118,6 +117,8 @@ def run_factor_search(out: Path, **settings: Any) -> tuple[SearchSummary, Path] 
             held_out=held_out,
         )
         write_record(directory.result, summary)
+        from megatron_longrope.report import write_convergence_plot  # brings matplotlib
+
         return summary, write_convergence_plot(out)
 
 

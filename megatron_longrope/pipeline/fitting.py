@@ -63,6 +63,10 @@ def recipe_for(
     return build_config(Recipe, apply_settings(values, settings), str(path))
 
 
+_ROUND = 128
+"""A length that is chosen here is a multiple of this, so that every layout can divide it."""
+
+
 def _with_target(values: Mapping[str, Any], target: int) -> dict[str, Any]:
     """Returns the values of a recipe whose last step reaches `target` tokens, measured there."""
     changed = copy.deepcopy(dict(values))
@@ -71,8 +75,11 @@ def _with_target(values: Mapping[str, Any], target: int) -> dict[str, Any]:
     if last.get("fine_tune"):
         last["fine_tune"]["data"]["sequence_length"] = target
     measured = changed["evaluation"]
-    lengths = {parse_length(length) for length in measured["lengths"]}
-    measured["lengths"] = sorted({*(length for length in lengths if length < target), target})
+    # tasks with lengths of their own, and an export measured at some, go to the target too
+    limited = (*measured.get("tasks", {}).values(), measured.get("exported") or {})
+    for part in (measured, *(part for part in limited if part.get("lengths"))):
+        lengths = {parse_length(length) for length in part["lengths"]}
+        part["lengths"] = sorted({*(length for length in lengths if length < target), target})
     return changed
 
 
@@ -88,12 +95,17 @@ def fit_to_window(values: Mapping[str, Any], window: int, target: int) -> dict[s
         rule = f"must exceed the {format_length(window)} tokens that the model arrives with"
         raise InputError("target_length", format_length(target), rule)
     fitted = copy.deepcopy(dict(values))
-    tuned = min(target, max(2 * window, target // 4))
+    quarter = target // 4 // _ROUND * _ROUND
+    tuned = min(target, max(2 * window, quarter))
     first, second = fitted["extension"]
     first["length"] = first["fine_tune"]["data"]["sequence_length"] = tuned
     second["length"] = target
     fitted["extension"] = [first, second] if tuned < target else [first]
-    fitted["recovery"][0]["length"] = window
+    recovery = fitted["recovery"][0]
+    recovery["length"] = window
+    # documents are sure to reach the target, not to hold several windows
+    windows = recovery["search"].get("windows_per_document", 1)
+    recovery["search"]["windows_per_document"] = max(1, min(windows, target // window))
     lengths = sorted({window, tuned, target})
     fitted["evaluation"]["lengths"] = lengths
     return fitted

@@ -11,7 +11,6 @@ from megatron_longrope.pipeline.result import write_result
 from megatron_longrope.pipeline.run import Run, RunInputs
 from megatron_longrope.pipeline.stages.combining import EXTENDED, RunParts
 from megatron_longrope.pipeline.stages.stage import PLACES, Stage, checkpoint_path
-from megatron_longrope.report import write_report
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,10 @@ class WriteResult(Stage):
 
     def work(self, run: Run) -> dict[str, object]:
         """Writes the files on the main rank."""
+        from megatron_longrope.report import (
+            write_report,  # brings matplotlib: seconds at each start
+        )
+
         models, export = self.parts.models(run), self._export(run)
         if run.runtime.is_main:
             write_baselines(models, run.own, run.directory)

@@ -19,6 +19,7 @@ from megatron_longrope.model.flops import PassFlops
 from megatron_longrope.pipeline.evaluating import extended_factor_set
 from megatron_longrope.pipeline.recipe import FineTuneConfig, ShortInputs
 from megatron_longrope.pipeline.run import Run, RunInputs, angle_inputs, backend_inputs
+from megatron_longrope.pipeline.stages.markers import json_sha256
 from megatron_longrope.pipeline.stages.searching import Found
 from megatron_longrope.pipeline.stages.stage import (
     PLACES,
@@ -71,7 +72,7 @@ class TrainWeights(Stage):
     """Trains a checkpoint on the rows of one dataset, all or some of its weights."""
 
     kind = "train"
-    added_inputs = ("trained_from",)
+    added_inputs = ("trained_from", "packed_from")
     config: FineTuneConfig
     start: str
     """Name of the checkpoint that training starts from."""
@@ -133,6 +134,8 @@ class TrainWeights(Stage):
             "start": self.start,
             **run.trained_from(self.start),
             "data": run.marker(self.pieces).result,
+            # counts alone are the same for other rows of as many tokens
+            "packed_from": json_sha256(run.marker(self.pieces).inputs),
             "dtype": recipe.dtype,
             "factors": factors_to_json(self._factors(run)),
             "merge": self.config.merge,

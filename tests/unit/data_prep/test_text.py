@@ -177,6 +177,9 @@ def test_files_folders_and_patterns_name_each_file_once(tmp_path: Path) -> None:
     assert found("*.txt") == ["a.txt", "b.txt"]
     assert found("**/*.md") == ["deep/c.md"]
     assert found("b.txt", ".") == ["b.txt", "a.txt", "deep/c.md"]
+    (tmp_path / "__init__.txt").touch()  # nobody asked for this one by name
+    assert found("*.txt") == ["a.txt", "b.txt"] and "__init__.txt" not in found(".")
+    assert found("__init__.txt") == ["__init__.txt"]
     (tmp_path / "empty").mkdir()
     for path in ("gone.txt", "*.pdf", "empty"):
         with pytest.raises(InputError, match="--text"):

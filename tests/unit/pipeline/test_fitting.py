@@ -21,6 +21,7 @@ from megatron_longrope.presets import recipe_path
         (8192, 32768, [16384, 32768]),
         (2048, 4096, [4096]),
         (2048, 3072, [3072]),
+        (2048, 100016, [24960, 100016]),
     ],
 )
 def test_lengths_follow_window_and_target(window: int, target: int, lengths: list[int]) -> None:
@@ -30,6 +31,8 @@ def test_lengths_follow_window_and_target(window: int, target: int, lengths: lis
     tuned = recipe.extension[0].fine_tune
     assert tuned is not None and tuned.data.sequence_length == lengths[0]
     assert [step.length for step in recipe.recovery] == [window]
+    # documents are sure to reach the target, and no more
+    assert recipe.recovery[0].search.windows_per_document * window <= target
     assert recipe.evaluation.lengths == tuple(sorted({window, *lengths}))
     assert values == read_yaml(recipe_path(PROGRESSIVE))  # what came in is as it was
 
@@ -56,6 +59,10 @@ def test_of_another_recipe_the_last_step_gets_the_target(tmp_path: Path) -> None
     (tmp_path / "a.txt").write_text("text")
     recipe = recipe_for("some/model", [tmp_path / "a.txt"], 131072, recipe="smollm2-64k")
     assert [step.length for step in recipe.extension] == [32768, 131072]
+    assert recipe.evaluation.task_lengths("passkey") == (2048, 8192, 32768, 65536, 131072)
+    shorter = recipe_for("some/model", [tmp_path / "a.txt"], 49152, recipe="smollm2-64k")
+    assert shorter.evaluation.task_lengths("passkey") == (2048, 8192, 32768, 49152)
+    assert shorter.evaluation.lengths[-1] == 49152
 
 
 @pytest.mark.parametrize(
