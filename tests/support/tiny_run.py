@@ -13,6 +13,16 @@ from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.recipe import Recipe
 
 WINDOW, TUNED, TARGET = 128, 256, 512
+SHAPE = ModelShape(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=96,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=320,
+    context_length=WINDOW,
+)
 _WORDS = (
     *("def", "return", "self", "import", "class", "value", "index", "for", "in", "range", "length"),
     *("token", "window", "factor", "search", "if", "else", "not"),
@@ -39,17 +49,7 @@ def make_model(folder: Path, texts: list[Path]) -> Path:
         "sky is blue.\n" * 9
     )
     train_bpe([keys, *(path.read_text(encoding="utf-8") for path in texts)], 320, tokenizer)
-    shape = ModelShape(
-        num_layers=2,
-        hidden_size=64,
-        ffn_hidden_size=96,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        vocab_size=320,
-        context_length=WINDOW,
-    )
-    initialize_model(shape, "normal", 1, folder, tokenizer)
+    initialize_model(SHAPE, "normal", 1, folder, tokenizer)
     return folder
 
 

@@ -14,22 +14,13 @@ import pytest
 from torch.distributed import HashStore
 
 from megatron_longrope.evaluation import PerplexityObjective, dispatch, objective
-from megatron_longrope.model import ModelShape
 from megatron_longrope.pipeline.run import geometry_of
 from megatron_longrope.search import Candidate, Evaluation, Terms
 from megatron_longrope.search.types import Judge
+from tests.support import tiny_run
 
 LENGTHS = (200, 70, 130, 90, 110)
-SHAPE = ModelShape(
-    num_layers=2,
-    hidden_size=64,
-    ffn_hidden_size=96,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=320,
-    context_length=64,
-)
+SHAPE = tiny_run.SHAPE.model_copy(update={"context_length": 64})
 
 
 class CallsByThread(threading.local):

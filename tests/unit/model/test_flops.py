@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.counted_flops import flop_counter
-from megatron_longrope.model import ModelShape, score_documents, score_with_gradient
+from megatron_longrope.model import score_documents, score_with_gradient
 from megatron_longrope.model.architectures import ARCHITECTURES
 from megatron_longrope.model.engine.settings import Recompute
 from megatron_longrope.model.flops import PassFlops, mean_reach
@@ -17,6 +17,7 @@ from megatron_longrope.runtime import Runtime
 from megatron_longrope.training.config import Trainable
 from tests.distributed.test_layout_matrix import documents, train_step
 from tests.support.tiny_models import our_model, random_documents, single_runtime, tiny_hf_model
+from tests.support.tiny_run import SHAPE
 
 runtime = pytest.fixture(single_runtime, scope="module")
 LENGTHS = (700, 40, 130)
@@ -77,17 +78,7 @@ def test_training_is_booked_as_counted(
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_matrices_of_every_family_are_those_of_its_weight_table(name: str) -> None:
-    shape = ModelShape(
-        num_layers=3,
-        hidden_size=64,
-        ffn_hidden_size=96,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        vocab_size=320,
-        context_length=128,
-        architecture=name,
-    )
+    shape = SHAPE.model_copy(update={"num_layers": 3, "architecture": name})
     matrices = sum(
         (shape.num_layers if rule.is_per_layer else 1) * math.prod(sizes)
         for rule in shape.family.rules(tied=False)
@@ -101,16 +92,7 @@ def test_the_matrices_of_every_family_are_those_of_its_weight_table(name: str) -
 
 
 def test_layers_before_the_first_rotation_have_no_backward_pass() -> None:
-    shape = ModelShape(
-        num_layers=4,
-        hidden_size=64,
-        ffn_hidden_size=96,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        vocab_size=320,
-        context_length=128,
-    )
+    shape = SHAPE.model_copy(update={"num_layers": 4})
     late = shape.model_copy(update={"rope_free_layers": (0, 1)})
     flops, (layer, *_) = PassFlops(shape, 100), PassFlops(shape, 100).layers
     backward = layer.qkv + layer.projection + layer.mlp + 2.5 * layer.attention

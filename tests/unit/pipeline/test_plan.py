@@ -10,7 +10,6 @@ import pytest
 
 from megatron_longrope.config import build_config, read_yaml
 from megatron_longrope.errors import InputError
-from megatron_longrope.model import ModelShape
 from megatron_longrope.model.flops import PassFlops
 from megatron_longrope.pipeline.plan import plan, stages_before
 from megatron_longrope.pipeline.recipe import Recipe
@@ -18,18 +17,8 @@ from megatron_longrope.pipeline.run import geometry_of
 from megatron_longrope.pipeline.stages.stage import Stage
 from megatron_longrope.presets import recipe_names, recipe_path
 from megatron_longrope.rope import NoScaling, OwnScaling
-from tests.support.tiny_run import TUNED, WINDOW, recipe_values
+from tests.support.tiny_run import SHAPE, TUNED, recipe_values
 
-SHAPE = ModelShape(
-    num_layers=2,
-    hidden_size=64,
-    ffn_hidden_size=96,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=320,
-    context_length=WINDOW,
-)
 OWN = OwnScaling(NoScaling().factor_set(geometry_of(SHAPE)))
 TRAINED = ["import", "search-256-evolution", "data-fine-tune-256", "fine-tune-256"]
 CONTROL = ["data-control", "control"]
