@@ -30,6 +30,21 @@ from megatron_longrope.runtime import ParallelLayout, Runtime
 from megatron_longrope.runtime.te_environment import switches_kept
 
 
+def check_shape(layout: ParallelLayout, shape: ModelShape) -> None:
+    """Raises InputError for a model that the layout cannot cut."""
+    layout.check_model(
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        ffn_hidden_size=shape.ffn_hidden_size,
+    )
+    if layout.context_parallel > 1 and shape.attention_windows:
+        rule = (
+            "sliding windows are not cut by context parallelism: import with --sliding-window off"
+        )
+        raise InputError("context_parallel", layout.context_parallel, rule)
+
+
 def build_model(
     shape: ModelShape,
     runtime: Runtime,
@@ -67,17 +82,7 @@ def build_model(
             f"moves the inputs of recomputed layers: recompute=full, not {recompute}",
         )
     layout = runtime.layout
-    layout.check_model(
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        ffn_hidden_size=shape.ffn_hidden_size,
-    )
-    if layout.context_parallel > 1 and shape.attention_windows:
-        rule = (
-            "sliding windows are not cut by context parallelism: import with --sliding-window off"
-        )
-        raise InputError("context_parallel", layout.context_parallel, rule)
+    check_shape(layout, shape)
     resolved = resolve_backend(
         backend or BackendSettings(),
         shape,

@@ -19,12 +19,11 @@ from megatron_longrope.artifacts.run_directory import RunDirectory
 from megatron_longrope.config import StrictConfig, write_yaml
 from megatron_longrope.data import TextTokenizer, load_tokenizer
 from megatron_longrope.errors import InputError
-from megatron_longrope.model import ModelShape
+from megatron_longrope.model import ModelShape, check_shape
 from megatron_longrope.pipeline.main_rank import on_main
 from megatron_longrope.pipeline.preflight.documents import check_enough
 from megatron_longrope.pipeline.preflight.folder import check_writable
 from megatron_longrope.pipeline.preflight.generated import check_mixed_in
-from megatron_longrope.pipeline.preflight.machine import check_shape
 from megatron_longrope.pipeline.preflight.place import at
 from megatron_longrope.pipeline.preflight.training import check_rows
 from megatron_longrope.pipeline.recipe import DtypeName, TrainingDataConfig

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from megatron_longrope.config import format_length
 from megatron_longrope.errors import InputError
-from megatron_longrope.model import ModelShape
+from megatron_longrope.model import ModelShape, check_shape
 from megatron_longrope.model.engine.choice import resolve_backend
 from megatron_longrope.model.engine.settings import BackendSettings, Purpose
 from megatron_longrope.pipeline.preflight.place import at
 from megatron_longrope.pipeline.recipe import FineTuneConfig, Recipe
 from megatron_longrope.pipeline.run import TORCH_DTYPES
-from megatron_longrope.runtime import ParallelLayout
 from megatron_longrope.runtime.gpu_stack import GpuStack
 
 
@@ -28,19 +27,6 @@ def check_layout(recipe: Recipe, shape: ModelShape, world_size: int) -> None:
                 layout.check_batch(
                     training.global_batch_size, training.micro_batch_size, data_parallel
                 )
-
-
-def check_shape(layout: ParallelLayout, shape: ModelShape) -> None:
-    """Raises InputError for a model that the layout cannot cut."""
-    layout.check_model(
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        ffn_hidden_size=shape.ffn_hidden_size,
-    )
-    if layout.context_parallel > 1 and shape.attention_windows:
-        rule = "the model has sliding windows, which context parallelism does not cut"
-        raise InputError("parallel.context_parallel", layout.context_parallel, rule)
 
 
 def check_engine(recipe: Recipe, shape: ModelShape, stack: GpuStack | None = None) -> None:
